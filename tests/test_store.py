@@ -1,0 +1,233 @@
+"What a notebook cannot show well about the feature store: kills, several processes, damage."
+import multiprocessing, os, random, signal, time
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from frozen_nb.activations import FeatureStore
+from frozen_nb.frozen import BadInput
+
+torch.set_num_threads(1)
+fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None
+forks = pytest.mark.skipif(fork is None, reason='needs fork')
+key, items = {'encoder': 'linear'}, [f'item {i}' for i in range(320)]
+inputs = torch.randn(320, 48, generator=torch.Generator().manual_seed(0))
+weight = torch.randn(48, 5, 7, generator=torch.Generator().manual_seed(1))
+
+
+class Compute:
+    def __init__(self, pause=0): self.pause, self.asked = pause, []
+    def __call__(self, todo):
+        self.asked += todo
+        time.sleep(self.pause)
+        return torch.einsum('bi,ijk->bjk', inputs[todo], weight)
+
+
+def fill(folder, compute=None, **more):
+    compute = compute or Compute()
+    return FeatureStore(folder).features(key, items, compute, **dict(shard_size=16, progress=False) | more), compute
+
+
+def shards(folder): return sorted(folder.rglob('*.safetensors'))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory): return fill(tmp_path_factory.mktemp('whole'))[0][:]
+
+
+@forks
+@pytest.mark.parametrize('seed', [0, 1])
+def test_killed_at_random_moments(tmp_path, whole, seed):
+    clock = random.Random(seed)
+    for more in (1, 4, 3, 5):
+        child, before = fork.Process(target=fill, args=(tmp_path, Compute(.01))), len(shards(tmp_path))
+        child.start()
+        while len(shards(tmp_path)) < before + more: time.sleep(.001)
+        time.sleep(clock.uniform(0, .012))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    done = len(shards(tmp_path))
+    feats, compute = fill(tmp_path)
+    assert 0 < done < 20 and len(compute.asked) == len(items) - 16 * done
+    assert torch.equal(feats[:], whole)
+
+
+@forks
+def test_killed_while_writing(tmp_path, whole):
+    def die(fd): os.kill(os.getpid(), signal.SIGKILL)
+    feats, _ = fill(tmp_path, progress=False, shard_size=320)
+    folder = shards(tmp_path)[0].parent
+    shards(tmp_path)[0].unlink()
+    with patch('os.fsync', die):
+        child = fork.Process(target=fill, args=(tmp_path,))
+        child.start()
+        child.join()
+    left = list(folder.glob('*.part'))
+    assert child.exitcode == -signal.SIGKILL and len(left) == 1 and not shards(tmp_path)
+    assert torch.equal(fill(tmp_path)[0][:], whole)
+    assert left[0].exists()                                      # it may belong to a live process
+    os.utime(left[0], (time.time() - 4000,) * 2)
+    fill(tmp_path)
+    assert not left[0].exists()
+
+
+def _fill_and_count(folder, count):
+    compute = Compute(.01)
+    fill(folder, compute)
+    count.value = len(compute.asked)
+
+
+@forks
+def test_two_processes_share_the_work(tmp_path, whole):
+    counts = [fork.Value('i', 0) for _ in range(2)]
+    children = [fork.Process(target=_fill_and_count, args=(tmp_path, count)) for count in counts]
+    for child in children: child.start()
+    for child in children: child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    computed = [count.value for count in counts]
+    assert min(computed) > 0 and len(items) <= sum(computed) < 1.5 * len(items), computed
+    feats, compute = fill(tmp_path)
+    assert compute.asked == [] and torch.equal(feats[:], whole) and not list(tmp_path.rglob('*.part'))
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('where', ['data', 'items', 'header length', 'checksum'])
+def test_a_flipped_byte_costs_one_shard(tmp_path, whole, where):
+    fill(tmp_path)
+    path = shards(tmp_path)[7]
+    data = path.read_bytes()
+    flip(path, {'data': -9, 'items': data.index(b'item 1'), 'header length': 3, 'checksum': data.index(b'sha256') + 12}[where])
+    feats, compute = fill(tmp_path)
+    assert torch.equal(feats[torch.randperm(320)].sort(0).values, whole.sort(0).values) and torch.equal(feats[:], whole)
+    assert 1 <= len(compute.asked) <= 16 and not path.exists()
+
+
+def test_truncated_and_deleted_shards(tmp_path, whole):
+    feats, _ = fill(tmp_path)
+    one, two, three = shards(tmp_path)[:3]
+    one.write_bytes(one.read_bytes()[:-100])
+    two.write_bytes(b'')
+    three.unlink()
+    again, compute = fill(tmp_path)
+    assert len(compute.asked) == 48 and torch.equal(again[:], whole)
+
+
+def test_damage_after_the_index_was_read(tmp_path, whole):
+    fill(tmp_path)
+    feats, compute = fill(tmp_path)
+    flip(shards(tmp_path)[3], -1)
+    shards(tmp_path)[11].unlink()
+    other = fill(tmp_path)[0]
+    assert torch.equal(feats[:], whole) and 16 <= len(compute.asked) <= 32
+    assert torch.equal(other[:], whole)
+
+
+def test_two_views_of_one_store_survive_a_repair(tmp_path, whole):
+    fill(tmp_path)
+    store = FeatureStore(tmp_path)
+    a, b = (store.features(key, items, Compute(), shard_size=16, progress=False) for _ in range(2))
+    flip(shards(tmp_path)[0], -1)
+    assert torch.equal(a[:], whole) and torch.equal(b[:], whole)
+
+
+def test_full_disk(tmp_path, whole):
+    sync, room = os.fsync, iter([True] * 4 + [False] * 99)
+    def full(fd):
+        if not next(room): raise OSError(28, 'No space left on device')
+        sync(fd)
+    with patch('os.fsync', full), pytest.raises(BadInput, match='No space left on device'): fill(tmp_path)
+    assert len(shards(tmp_path)) == 3 and not list(tmp_path.rglob('*.part'))
+    feats, compute = fill(tmp_path)
+    assert len(compute.asked) == 320 - 48 and torch.equal(feats[:], whole)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_a_device_that_is_full(tmp_path):
+    real = open
+    with patch('builtins.open', lambda path, mode='r', *a, **k: real('/dev/full' if str(path).endswith('.part') else path, mode, *a, **k)):
+        with pytest.raises(BadInput, match='No space left on device'): fill(tmp_path)
+
+
+def test_read_only_store_that_is_complete(tmp_path, whole):
+    fill(tmp_path)
+    with patch('os.replace', side_effect=PermissionError(13, 'Permission denied')):
+        assert torch.equal(fill(tmp_path)[0][:], whole)
+
+
+@pytest.mark.parametrize('rows', [lambda todo: torch.full((len(todo), 2), float('inf')), lambda todo: torch.ones(len(todo) + 1, 2), lambda todo: [0] * len(todo)])
+def test_bad_rows_are_not_written(tmp_path, rows):
+    with pytest.raises(BadInput, match="'item [0-9]+'"): fill(tmp_path, rows)
+    assert not shards(tmp_path)
+
+
+def test_rows_of_another_shape_name_the_key(tmp_path):
+    store = FeatureStore(tmp_path)
+    store.features(key, ['a'], lambda todo: torch.ones(1, 2), progress=False)
+    with pytest.raises(BadInput, match='key'): store.features(key, ['a', 'b'], lambda todo: torch.ones(1, 3), progress=False)
+    with pytest.raises(BadInput, match='key'): store.features(key, ['a', 'b'], lambda todo: torch.ones(1, 2).half(), progress=False)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize('shape', [(), (3,), (2, 3)])
+def test_every_dtype_and_shape_comes_back(tmp_path, dtype, shape):
+    rows = torch.randint(0, 2, (5, *shape)).to(dtype)
+    feats = FeatureStore(tmp_path).features(key, list('abcde'), lambda todo: rows[todo], shard_size=2, progress=False)
+    assert feats.dtype == dtype and feats.shape == (5, *shape) and torch.equal(feats[:], rows) and torch.equal(feats[3], rows[3])
+
+
+def test_keys_and_items_are_told_apart(tmp_path):
+    store, rows = FeatureStore(tmp_path), iter(range(9))
+    value = lambda key, items: store.features(key, items, lambda todo: torch.tensor([[next(rows)] for _ in todo]), progress=False)[:].flatten().tolist()
+    assert value({'a': 1, 'b': 2}, ['x']) == value({'b': 2, 'a': 1}, ['x']) == [0]
+    assert value({'a': '1', 'b': 2}, ['x']) == [1] and value({'a': 1}, ['x', 'X', 'x ']) == [2, 3, 4]
+    assert value({'a': 1}, ['x ', 'x', 'x ']) == [4, 2, 4]
+    assert len(store.features({'a': 1}, [], None)) == 0
+    with pytest.raises(BadInput, match='strings'): value({'a': 1}, [3])
+
+
+@pytest.fixture(scope='module')
+def feats(tmp_path_factory): return fill(tmp_path_factory.mktemp('index'))[0]
+
+
+bound = st.none() | st.integers(-400, 400)
+places = st.integers(-320, 319)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.one_of(places, st.builds(slice, bound, bound, st.none() | st.integers(1, 40) | st.integers(-40, -1)), st.lists(places, max_size=70),
+                 st.lists(st.booleans(), min_size=320, max_size=320), st.lists(st.tuples(places, places), min_size=1).map(torch.tensor)))
+def test_indexing_is_numpys(feats, whole, index):
+    want = whole.numpy()[index if isinstance(index, (int, slice)) else np.asarray(index, dtype=None if len(index) else int)]
+    got = feats[index]
+    assert got.shape == want.shape and np.array_equal(got.numpy(), want)
+
+
+def test_indices_out_of_range(feats):
+    for index in (320, [0, 320], -321):
+        with pytest.raises(IndexError): feats[index]
+
+
+def test_reading_is_independent_of_the_number_of_items(tmp_path):
+    def milliseconds(n):
+        names = [str(i) for i in range(n)]
+        feats = FeatureStore(tmp_path).features({'n': n}, names, lambda todo: torch.tensor(todo).float()[:, None], shard_size=n // 100, progress=False)
+        batches = np.random.default_rng(0).integers(0, n, (60, 64))
+        feats[batches.reshape(-1)]
+        seconds = []
+        for batch in batches:
+            start = time.perf_counter()
+            rows = feats[batch]
+            seconds.append(time.perf_counter() - start)
+            assert rows[:, 0].tolist() == batch.tolist()
+        return np.median(seconds) * 1000
+    few, many = milliseconds(2_000), milliseconds(200_000)
+    assert many < 3 * few + 1

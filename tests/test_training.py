@@ -1,0 +1,206 @@
+"What the notebook of `training` cannot show: several processes, kills, and damage at every place of a checkpoint."
+import json, os, random, signal, subprocess, sys
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from torch import nn
+from torch.nn import functional as F
+
+import frozen_nb
+from frozen_nb.frozen import *
+from frozen_nb.training import *
+
+here = Path(__file__).resolve()
+root = Path(frozen_nb.__file__).parent.parent
+config = TrainConfig(20, lr=1e-2, warmup=3, weight_decay=.01)
+
+class Tagger(nn.Module):
+    "A frozen embedding, and around it everything that has a state: dropout, running statistics, a tied weight."
+    def __init__(self, dropout=.2, norm=True):
+        super().__init__()
+        with seeded(0):
+            self.embed = freeze(nn.Embedding(11, 8))
+            self.inner, self.drop = nn.Linear(8, 8), nn.Dropout(dropout)
+            self.again = nn.Linear(8, 8)
+            self.again.weight = self.inner.weight
+            self.norm = nn.BatchNorm1d(8) if norm else nn.LayerNorm(8)
+            self.out = nn.Linear(8, 11)
+    def forward(self, ids): return self.out(self.drop(self.norm(self.again(F.gelu(self.inner(self.embed(ids).mean(1)))))))
+
+def batches(step, n=10):
+    rng = torch.Generator().manual_seed(step)
+    ids = torch.randint(0, 11, (n, 5), generator=rng)
+    labels = torch.where(torch.rand(n, generator=rng) < .5*torch.linspace(0, 2, n), ids[:, 0], -100) # the second half has more labels
+    return dict(ids=ids, labels=labels, words=[str(i) for i in range(n)])
+
+def mean_loss(module, batch):
+    labels = batch['labels'].clamp(min=0)
+    logits = module(batch['ids'])
+    return F.cross_entropy(logits, labels), dict(hit=(logits.argmax(-1) == labels).float().mean())
+
+def token_loss(module, batch):
+    assert len(batch['words']) == len(batch['ids'])
+    logits = module(batch['ids'])
+    return F.cross_entropy(logits, batch['labels'], reduction='sum'), (batch['labels'] >= 0).sum(), dict(size=logits.std())
+
+def noisy_loss(module, batch): return mean_loss(module, batch)[0]*(1 + .1*random.random() + .1*np.random.rand())
+
+class Interrupted:
+    "Batches that send Ctrl-C during step `at`."
+    def __init__(self, at): self.at = at
+    def __call__(self, step):
+        if step == self.at: signal.raise_signal(signal.SIGINT)
+        return batches(step)
+
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+@pytest.fixture(scope='module')
+def whole():
+    "A run that nobody disturbed."
+    module = Tagger()
+    return module, train(module, batches, noisy_loss, config)
+
+@pytest.mark.parametrize('k', [1, 7, 19])
+def test_resume_is_exact(whole, tmp_path, k):
+    with pytest.raises(KeyboardInterrupt): train(Tagger(), Interrupted(k - 1), noisy_loss, config, folder=tmp_path)
+    module = Tagger()
+    history = train(module, batches, noisy_loss, config, folder=tmp_path)
+    assert history.resumed_at == k and history.losses == whole[1].losses and same(module, whole[0])
+
+def test_surroundings_are_left_alone(whole):
+    seed_everything(5)
+    before, handler, module = rng_state(), signal.getsignal(signal.SIGINT), Tagger()
+    train(module, batches, noisy_loss, config, frozen=[module.embed])
+    after = rng_state()
+    assert before['python'] == after['python'] and torch.equal(before['torch'], after['torch']) and torch.equal(before['numpy'][1], after['numpy'][1])
+    assert signal.getsignal(signal.SIGINT) is handler and same(module, whole[0])
+
+def killed(folder):
+    def fatal(step):
+        if step == 12: os.kill(os.getpid(), signal.SIGKILL)
+        return batches(step)
+    train(Tagger(), fatal, noisy_loss, TrainConfig(**vars(config) | dict(checkpoint_every=5)), folder=folder)
+
+def test_kill(whole, tmp_path):
+    child = subprocess.run([sys.executable, here, 'killed', tmp_path], env=os.environ | dict(PYTHONPATH=str(root)))
+    assert child.returncode == -signal.SIGKILL
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['step-00000005', 'step-00000010']
+    module = Tagger()
+    history = train(module, batches, noisy_loss, config, folder=tmp_path)
+    assert history.resumed_at == 10 and history.losses == whole[1].losses and same(module, whole[0])
+
+def test_kill_while_writing(whole, tmp_path, monkeypatch):
+    def fatal(*args): raise SystemExit
+    with pytest.raises(KeyboardInterrupt): train(Tagger(), Interrupted(5), noisy_loss, config, folder=tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr('os.replace', fatal)
+        with pytest.raises(SystemExit): train(Tagger(), batches, noisy_loss, config, folder=tmp_path)
+    assert (tmp_path/'unfinished').exists()
+    module = Tagger()
+    assert train(module, batches, noisy_loss, config, folder=tmp_path).resumed_at == 6 and same(module, whole[0])
+
+@pytest.mark.parametrize('name', ['weights.safetensors', 'state.pt', 'info.json', 'checksums.json'])
+@pytest.mark.parametrize('damage', ['cut', 'flipped', 'gone'])
+def test_damage_is_passed_over(tmp_path, name, damage):
+    for step in (1, 2): write_checkpoint(tmp_path, step, dict(w=torch.ones(3)), dict(a=torch.zeros(2)), dict(step=step))
+    file = tmp_path/'step-00000002'/name
+    data = bytearray(file.read_bytes())
+    data[len(data)//2] ^= 1
+    file.unlink() if damage == 'gone' else file.write_bytes(data if damage == 'flipped' else data[:len(data)//2])
+    with pytest.warns(UserWarning, match='damaged and passed over'): assert read_checkpoint(tmp_path)[2] == dict(step=1)
+
+def test_all_damaged_starts_again(tmp_path):
+    train(Tagger(), batches, noisy_loss, TrainConfig(2), folder=tmp_path)
+    (tmp_path/'step-00000002'/'state.pt').write_bytes(b'')
+    with pytest.warns(UserWarning): history = train(Tagger(), batches, noisy_loss, TrainConfig(2), folder=tmp_path)
+    assert history.resumed_at is None and history.steps == 2 and read_checkpoint(tmp_path) is not None
+
+def test_checkpoint_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self): return print, ('executed',)
+    write_checkpoint(tmp_path, 1, dict(w=torch.ones(1)), dict(evil=Evil()), {})
+    with pytest.raises(Exception, match='(?i)weights.only'): read_checkpoint(tmp_path)
+
+def test_checkpoint_holds_what_is_trained(tmp_path):
+    train(Tagger(), batches, noisy_loss, TrainConfig(2), folder=tmp_path)
+    tensors = read_checkpoint(tmp_path)[0]
+    assert not any('embed' in name for name in tensors) and 'again.weight' not in tensors
+    assert {'inner.weight', 'again.bias', 'norm.running_mean', 'norm.num_batches_tracked', 'out.weight'} <= set(tensors)
+
+@pytest.mark.parametrize('change', [dict(lr=2e-2), dict(steps=30), dict(seed=1), dict(schedule='linear'), dict(precision='bf16'), dict(betas=(.9, .99))])
+def test_another_run_is_refused(tmp_path, change):
+    train(Tagger(), batches, noisy_loss, TrainConfig(1), folder=tmp_path)
+    with pytest.raises(BadInput, match=f'{next(iter(change))}='): train(Tagger(), batches, noisy_loss, TrainConfig(**dict(steps=1) | change), folder=tmp_path)
+    assert train(Tagger(), batches, noisy_loss, TrainConfig(1, checkpoint_every=1), folder=tmp_path).resumed_at == 1
+
+@pytest.mark.parametrize('schedule', ['constant', 'constant_with_warmup', 'linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'cosine_with_min_lr', 'cosine_warmup_with_min_lr'])
+def test_every_schedule_resumes(tmp_path, schedule):
+    c = TrainConfig(6, schedule=schedule, warmup=2, min_lr=1e-5 if 'min_lr' in schedule else 0.)
+    whole, module = Tagger(), Tagger()
+    train(whole, batches, noisy_loss, c)
+    with pytest.raises(KeyboardInterrupt): train(Tagger(), Interrupted(3), noisy_loss, c, folder=tmp_path)
+    train(module, batches, noisy_loss, c, folder=tmp_path)
+    assert same(module, whole) and len(learning_rates(c)) == 6
+
+def test_moved_model_leaves_no_checkpoint(tmp_path):
+    module = Tagger()
+    def moves(m, batch):
+        m.embed.weight.data[0, 0] += (batch['ids'][0, 0] >= 0)*1e-3
+        return noisy_loss(m, batch)
+    with pytest.raises(FrozenError, match='Embedding is frozen, but 1 of its tensors changed: weight'):
+        train(module, batches, moves, TrainConfig(3, checkpoint_every=1), frozen=module.embed, folder=tmp_path)
+    assert read_checkpoint(tmp_path) is None
+
+def test_clipping_and_decay():
+    m = nn.Linear(3, 1, bias=False)
+    start = m.weight.detach().clone()
+    train(m, lambda step: torch.ones(1, 3), lambda m, x: 0*m(x).sum(), TrainConfig(1, lr=.1, schedule='constant', weight_decay=.5))
+    torch.testing.assert_close(m.weight.detach(), start*.95)
+    norms = []
+    m.weight.register_post_accumulate_grad_hook(lambda p: norms.append(p.grad.norm().item()))
+    train(m, lambda step: torch.ones(1, 3)*100, lambda m, x: m(x).sum(), TrainConfig(1))
+    assert norms[0] > 100 and abs(m.weight.grad.norm().item() - 1) < 1e-4
+
+def in_processes(folder):
+    "The runs of one process of two; the first writes what came out."
+    from accelerate import PartialState
+    plain = dict(dropout=0., norm=False)
+    out, rank = {}, int(os.environ['RANK'])
+    for name, loss in dict(mean=mean_loss, tokens=token_loss).items():
+        module = Tagger(**plain)
+        history = train(module, lambda step: batches(step, 11), loss, config, frozen=module.embed)
+        out[name] = dict(losses=history.losses, metrics=history.metrics, weights={k: v.tolist() for k, v in module.state_dict().items()})
+    whole, module = Tagger(norm=False), Tagger(norm=False)
+    out['whole'] = train(whole, batches, token_loss, config).losses
+    try: train(Tagger(norm=False), Interrupted(9) if rank == 1 else batches, token_loss, config, folder=folder/'run')
+    except KeyboardInterrupt as e: out['stopped'] = str(e)
+    history = train(module, batches, token_loss, config, folder=folder/'run')
+    state = PartialState()
+    out.update(resumed=history.losses, resumed_at=history.resumed_at, same=same(whole, module), processes=state.num_processes, backend=state.backend)
+    (folder/f'{rank}.json').write_text(json.dumps(out))
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('two')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(here), 'in_processes', str(folder)]
+    run = subprocess.run(command, env=os.environ | dict(PYTHONPATH=str(root), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''), capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [json.loads((folder/f'{rank}.json').read_text()) for rank in range(2)]
+
+@pytest.mark.parametrize('name, loss', [('mean', mean_loss), ('tokens', token_loss)])
+def test_two_processes_compute_what_one_does(two, name, loss):
+    assert two[0]['processes'] == 2 and two[0]['backend'] == 'gloo'
+    module = Tagger(dropout=0., norm=False)
+    history = train(module, lambda step: batches(step, 11), loss, config)
+    for out in two:
+        assert np.abs(np.array(out[name]['losses']) - history.losses).max() < 1e-5
+        for key, value in module.state_dict().items(): assert np.abs(np.array(out[name]['weights'][key]) - value.numpy()).max() < 1e-5, key
+    assert two[0][name] == two[1][name]
+    if name == 'mean': assert np.allclose(two[0]['mean']['metrics']['hit'], history.metrics['hit'], atol=1e-6)
+
+def test_two_processes_stop_together_and_resume(two):
+    for out in two:
+        assert out['processes'] == 2 and out['stopped'] == 'stopped after 10 of 20 steps' and out['resumed_at'] == 10
+        assert out['resumed'] == out['whole'] and out['same']
+
+if __name__ == '__main__': globals()[sys.argv[1]](Path(sys.argv[2]))
