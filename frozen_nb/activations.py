@@ -6,7 +6,7 @@
 __all__ = ['blocks', 'hidden_states', 'positions', 'AttentionRows', 'attention_rows', 'Features', 'FeatureStore', 'feature_key',
            'encode_images']
 
-# %% ../nbs/03_activations.ipynb #03ca7b14
+# %% ../nbs/03_activations.ipynb #b6db1c6d
 from .frozen import *
 
 import hashlib, json, os, random, time
@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -90,7 +91,7 @@ def positions(
     index = (~mask).long().argsort(dim=1, stable=True)[:, :n.max()]    # (B, n)
     return index.masked_fill(torch.arange(index.shape[1], device=mask.device) >= n[:, None], -1)
 
-# %% ../nbs/03_activations.ipynb #3eda3c03
+# %% ../nbs/03_activations.ipynb #c01793cb
 class _Positions:
     "A slice, a 1-D index, or a (B, n) index padded with -1, as absolute positions."
     def __init__(self, spec, name):
@@ -104,7 +105,7 @@ class _Positions:
         if spec.numel() == 0: spec = spec.long()
         if spec.ndim > 2 or spec.is_floating_point(): raise BadInput(f'{name}: give a slice, a 1-D index or a (B, n) index, not {tuple(spec.shape)} {spec.dtype}')
         if spec.ndim == 2 and (spec < -1).any(): raise BadInput(f'{name}: {int(spec.min())} in a (B, n) index; the only negative number there is -1, for padding')
-        self.spec = spec.detach().long() if spec.ndim == 2 else spec.detach().long().reshape(-1)
+        self.spec = spec.detach().cpu().long() if spec.ndim == 2 else spec.detach().cpu().long().reshape(-1)
 
     def upto(self, total, first):
         "(1 or B, n): the positions wanted in a sequence that has `total` tokens by now and had `first` after its first pass."
@@ -116,19 +117,19 @@ class _Positions:
         if (found < 0).any(): raise BadInput(f'{self.name}: position {int(self.spec.min())} is before the first of {first} tokens')
         return found[None]
 
-# %% ../nbs/03_activations.ipynb #16fc2387
+# %% ../nbs/03_activations.ipynb #2856f5a0
 class _Collector:
     def __init__(self, queries, keys, layers, to):
         self._queries, self._keys, self._layers, self._to = _Positions(queries, 'queries'), _Positions(keys, 'keys'), layers, to
         self._begin(0)
 
     def _begin(self, past):
-        if past == 0: self._first, self._total, self._parts = None, 0, {}
+        if past == 0: self._start, self._first, self._total, self._parts = 0, None, 0, {}
         self._past = past
 
     def _see(self, layer, shape, weights_of):
         (B, T, S), past = shape, self._past
-        if self._first is None: self._first = past + T
+        if self._first is None: self._start, self._first = past, past + T
         self._total = total = past + T
         queries, keys = (p.upto(total, self._first) for p in (self._queries, self._keys))
         for p, index in ((self._queries, queries), (self._keys, keys)):
@@ -143,7 +144,7 @@ class _Collector:
         weights = weights * there[:, None, None, :] * here[:, slots].to(weights.device)[:, None, :, None]
         self._parts.setdefault(layer, []).append((slots, weights if self._to is None else weights.to(self._to, torch.float32)))
 
-# %% ../nbs/03_activations.ipynb #8e5f7c4f
+# %% ../nbs/03_activations.ipynb #07f2654b
 class AttentionRows(_Collector):
     "What `attention_rows` yields. Raises `BadInput` when it is read before a forward pass, or with a position that never came."
     def _within(self, p):
@@ -161,9 +162,15 @@ class AttentionRows(_Collector):
         return out
 
     @property
-    def queries(self): return self._within(self._queries)                     # (1 or B, Q)
+    def queries(self):                                                        # (1 or B, Q)
+        index = self._within(self._queries)
+        early = index[(index >= 0) & (index < self._start)]
+        if len(early): raise BadInput(f'queries: the rows of position {int(early[0])} were gone before the block began, with {self._start} tokens in the cache; ask from {self._start} on')
+        return index
+
     @property
     def keys(self): return self._within(self._keys)                           # (1 or B, K)
+
     @property
     def rows(self):                                                           # layer -> (B, heads, Q, K)
         Q, K = self.queries.shape[1], self.keys.shape[1]
@@ -235,7 +242,7 @@ def attention_rows(
         for m in found.values(): _watched[m] = [pair for pair in _watched.get(m, ()) if pair[0] is not seen]
         if decoder.config._attn_implementation != before: decoder.set_attn_implementation(before)
 
-# %% ../nbs/03_activations.ipynb #3947ef56
+# %% ../nbs/03_activations.ipynb #37438fe3
 def _write_whole(path, data):
     part = path.with_name(f'{path.name}.{uuid4().hex}.part')
     try:
@@ -257,12 +264,16 @@ def _prepare(folder, key):
 
 def _bytes(rows): return rows.reshape(len(rows), -1).view(torch.uint8).numpy()  # (n, bytes of a row), not copied
 
-def _checksum(items, rows):
-    digest = hashlib.sha256(f'{items} {rows.dtype} {tuple(rows.shape)}'.encode())
-    digest.update(_bytes(rows))
-    return digest.hexdigest()
+def _checksums(items, rows):
+    data = hashlib.sha256(f'{rows.dtype} {tuple(rows.shape)} '.encode())
+    data.update(_bytes(rows))
+    return {'items': items, 'items_sha256': hashlib.sha256(items.encode()).hexdigest(), 'rows_sha256': data.hexdigest()}
 
-# %% ../nbs/03_activations.ipynb #de01795b
+def _items(header):
+    if hashlib.sha256(header['items'].encode()).hexdigest() != header['items_sha256']: raise ValueError('damaged header')
+    return json.loads(header['items'])
+
+# %% ../nbs/03_activations.ipynb #d7d32b80
 class _Shelf:
     "The folder of one key: its shards, and `index`: item -> shard number * 2**32 + row."
     def __init__(self, folder):
@@ -276,7 +287,7 @@ class _Shelf:
         for name in sorted(there.difference(self.names)):
             try:
                 with safe_open(self.folder/name, 'pt') as f:
-                    items = json.loads(f.metadata()['items'])
+                    items = _items(f.metadata())
                     if self.like is None: self.like = f.get_tensor('features')[:0].clone()
             except FileNotFoundError: continue
             except (SafetensorError, KeyError, TypeError, ValueError):
@@ -293,14 +304,14 @@ class _Shelf:
         self.opened.pop(n, None)
         self.index = {item: at for item, at in self.index.items() if at >> 32 != n}
 
-# %% ../nbs/03_activations.ipynb #ba01c27a
+# %% ../nbs/03_activations.ipynb #e837b826
 class _OpenShelf(_Shelf):
     def bytes(self, n):
         "The rows of shard `n`, memory-mapped; `None`, and dropped, if it is damaged or gone."
         if n not in self.opened and self.names[n] is not None:
             try:
-                with safe_open(self.folder/self.names[n], 'pt') as f: meta, rows = f.metadata(), f.get_tensor('features')
-                good = meta['sha256'] == _checksum(meta['items'], rows)
+                with safe_open(self.folder/self.names[n], 'pt') as f: header, rows = f.metadata(), f.get_tensor('features')
+                good = header == _checksums(header['items'], rows)
             except (OSError, SafetensorError, KeyError): good = False
             if good: self.opened[n] = _bytes(rows)
             else: self.drop(n)
@@ -315,8 +326,7 @@ class _OpenShelf(_Shelf):
             raise BadInput(f'the features of {items[0]!r} are {rows.dtype} {tuple(rows.shape[1:])}, the stored ones {self.like.dtype} {tuple(self.like.shape[1:])}: the key must say what differs')
         bad = (~rows.reshape(len(rows), -1).isfinite().all(1)).nonzero()
         if len(bad): raise BadInput(f'the features of {items[int(bad[0])]!r} are not finite (NaN or infinite); nothing of its shard was written')
-        names = json.dumps(items)
-        data = save({'features': rows}, {'items': names, 'sha256': _checksum(names, rows)})
+        data = save({'features': rows}, _checksums(json.dumps(items), rows))
         try: _write_whole(self.folder/f'{uuid4().hex}.safetensors', data)
         except OSError as e: raise BadInput(f'cannot write to {self.folder}: {e.strerror}; make room or choose another folder. The shards written so far are kept, and a new call goes on from there') from e
         self.refresh()
@@ -345,7 +355,7 @@ class _Filled:
                     bar.update(runs[start])
         self._at = np.fromiter((self._shelf.index[item] for item in self.items), np.int64, len(self.items))
 
-# %% ../nbs/03_activations.ipynb #6d56248b
+# %% ../nbs/03_activations.ipynb #85ce35fe
 class Features(_Filled):
     "Features of `items`, read from disk: `feats[i]` with an integer, slice, list, mask or tensor is a `torch.Tensor` on the CPU, in the dtype that was computed."
     def __len__(self): return len(self.items)
@@ -361,7 +371,7 @@ class Features(_Filled):
         while any(self._shelf.bytes(n) is None for n in np.unique(self._at[index] >> 32).tolist()): self._fill()
         at = np.asarray(self._at[index])
         shard, row = at.reshape(-1) >> 32, at.reshape(-1) & 0xffffffff
-        order, out = shard.argsort(kind='stable'), torch.empty(*at.shape, *self.shape[1:], dtype=self.dtype)
+        order, out = shard.argsort(kind='stable'), torch.empty((*at.shape, *self.shape[1:]), dtype=self.dtype)
         to = _bytes(out.view(at.size, *self.shape[1:])) if at.size else ()
         for part in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
             if len(part): to[part] = self._shelf.bytes(int(shard[part[0]]))[row[part]]
@@ -407,7 +417,7 @@ def feature_key(
     return dict(fingerprint=encoder.fingerprint, preprocessing=encoder.preprocessing, dtype=str(parameter.dtype).removeprefix('torch.'),
                 device=parameter.device.type, versions=libraries, **more)
 
-# %% ../nbs/03_activations.ipynb #b4f2af43
+# %% ../nbs/03_activations.ipynb #494f0959
 def encode_images(
     encoder,         # an encoder of the zoo
     images_fn,       # i -> PIL image of `items[i]`; called only for images that are not in the store
@@ -418,8 +428,11 @@ def encode_images(
 ) -> Features:       # (n, k, d) visual tokens
     "Visual tokens of images, encoded once. Raises `BadInput` naming the image that cannot be read."
     def image(i):
-        try: return images_fn(i).convert('RGB')
-        except (OSError, ValueError, SyntaxError) as e: raise BadInput(f'image {items[i]!r} cannot be read: {e}') from e
+        try:
+            image = images_fn(i)
+            image.load()  # PIL opens a file and reads it later; a broken one should fail here
+            return image
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise BadInput(f'image {items[i]!r} cannot be read: {e}') from e
 
     @torch.no_grad()
     def compute(todo):

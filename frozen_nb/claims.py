@@ -41,7 +41,9 @@ def by_preset(
     upto = PRESETS[:PRESETS.index(preset()) + 1]
     return next(values[name] for name in reversed(upto) if values[name] is not ...)
 
-# %% ../nbs/06_claims.ipynb #f0bc550e
+# %% ../nbs/06_claims.ipynb #c757ffc8
+def _finite(x): return isinstance(x, (int, float, np.number)) and math.isfinite(x)
+
 @dataclass(frozen=True)
 class Interval:
     "A value and the interval around it."
@@ -50,7 +52,7 @@ class Interval:
     high: float        # upper end
     level: float = .95 # share of such intervals that hold the true value
     def __post_init__(self):
-        if not (math.isfinite(self.value) and math.isfinite(self.low) and math.isfinite(self.high)): raise BadInput(f'{self!r} has an end that is no finite number')
+        if not (_finite(self.value) and _finite(self.low) and _finite(self.high)): raise BadInput(f'{self!r} has an end that is no finite number')
         if self.low > self.high: raise BadInput(f'{self!r}: its low end is above its high end')
     def __contains__(self, x): return self.low <= x <= self.high
     def __str__(self): return f'{number(self.value, self.high - self.low)} [{number(self.low, self.high - self.low)}, {number(self.high, self.high - self.low)}]'
@@ -66,7 +68,7 @@ def number(
     else: text = f'{x:.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3 if size >= .005 else 4}f}'
     return text.replace('-', '−')
 
-# %% ../nbs/06_claims.ipynb #5198808f
+# %% ../nbs/06_claims.ipynb #9bbac490
 def _samples(x, name='values'):
     "`x` as float64 `(S, N)`."
     if hasattr(x, 'detach'): x = x.detach().cpu().double()
@@ -84,6 +86,7 @@ def _differences(a, b=None):
     if a.shape[1] != b.shape[1]: raise BadInput(f'{a.shape[1]} items against {b.shape[1]}: a paired comparison needs the same items in the same order')
     return a - (b if len(b) == len(a) else b.mean(0)) # (S, N)
 
+# %% ../nbs/06_claims.ipynb #d191e1e2
 def paired_bootstrap(
     a,                        # scores `(S, N)` or `(N,)`
     b = None,                 # scores of what it is compared with, on the same items in the same order; None: 0
@@ -141,7 +144,7 @@ def verdict(
     if on == 'value': return 'holds' if v >= t else 'inconclusive' if far >= t else 'fails'
     return 'holds' if near > t and all(s > t for s in seeds) else 'fails' if far <= t else 'inconclusive'
 
-# %% ../nbs/06_claims.ipynb #065967b3
+# %% ../nbs/06_claims.ipynb #63192bfe
 KEYS = ('id', 'method', 'paper', 'statement', 'source', 'measure', 'unit', 'better', 'threshold', 'value', 'ci', 'seeds', 'per_seed', 'n',
         'verdict', 'required', 'preset', 'seconds', 'models') # and 'reason' where the verdict is 'not run'
 _END = dict(higher=' (lower end of the interval)', lower=' (upper end of the interval)')
@@ -166,11 +169,16 @@ class Claim:
         if self.on not in ('value', 'low'): raise BadInput(f"claim {self.id}: on is 'value' or 'low', not {self.on!r}")
         if isinstance(self.threshold, bool) or not _finite(self.threshold): raise BadInput(f'claim {self.id}: its threshold {self.threshold!r} is not a finite number')
 
-def _finite(x): return isinstance(x, (int, float, np.number)) and math.isfinite(x)
-
-# %% ../nbs/06_claims.ipynb #bd14afe1
+# %% ../nbs/06_claims.ipynb #cecdb322
 def _short(x): return None if x is None else float(f'{float(x):.6g}')
 
+def _record(claim, **found):
+    record = asdict(claim) | dict(value=None, ci=None, seeds=[], per_seed=[], n=None, preset=preset(), seconds=0) | found
+    record |= dict(threshold=_short(claim.threshold), required=bool(claim.required), models=dict(sorted((found.get('models') or {}).items())), seconds=round(record['seconds'], 1))
+    if claim.on == 'low': record['measure'] += _END[claim.better]
+    return {key: record[key] for key in KEYS + ('reason',) if key in record}
+
+# %% ../nbs/06_claims.ipynb #44bef909
 def measure(
     claim: Claim,                    # what is claimed
     values,                          # scores `(S, N)` or `(N,)`; an `Interval` for what is no mean over items; a number where it is exact
@@ -195,13 +203,7 @@ def measure(
     found = dict(value=_short(value), ci=ci and [_short(end) for end in ci], per_seed=per_seed)
     return _record(claim, **found, seeds=seeds, n=n, models=models, seconds=seconds, verdict=verdict(claim.better, claim.threshold, on=claim.on, **found))
 
-def _record(claim, **found):
-    record = asdict(claim) | dict(value=None, ci=None, seeds=[], per_seed=[], n=None, preset=preset(), seconds=0) | found
-    record |= dict(threshold=_short(claim.threshold), required=bool(claim.required), models=dict(sorted((found.get('models') or {}).items())), seconds=round(record['seconds'], 1))
-    if claim.on == 'low': record['measure'] += _END[claim.better]
-    return {key: record[key] for key in KEYS + ('reason',) if key in record}
-
-# %% ../nbs/06_claims.ipynb #aec5b1a7
+# %% ../nbs/06_claims.ipynb #f3d19a78
 def _is_number(x): return _finite(x) and not isinstance(x, bool)
 def _on(record): return 'low' if record['measure'].endswith(tuple(_END.values())) else 'value'
 
@@ -224,6 +226,7 @@ def _complaints(r):
     if ran != _is_number(r['value']): yield 'value is not a finite number' if ran else 'value is given although the claim was not run'
     if ran == ('reason' in r): yield 'reason is for claims that were not run' if ran else 'not run, and no reason given'
 
+# %% ../nbs/06_claims.ipynb #491bf806
 def check_record(
     record: dict,                 # as loaded from JSON
     where: str = 'this record',   # for the error message
@@ -241,7 +244,7 @@ def check_record(
     if says != r['verdict']: raise BadInput(f"{where}: its verdict is {r['verdict']!r}, its numbers say {says!r}")
     return r
 
-# %% ../nbs/06_claims.ipynb #3e4bb3c6
+# %% ../nbs/06_claims.ipynb #227add90
 def write_records(
     records: list,     # of records
     path: str | Path,  # a `.json` file
@@ -258,6 +261,7 @@ def write_records(
     os.replace(beside, path)
     return path
 
+# %% ../nbs/06_claims.ipynb #4c1912b3
 def _no_number(token): raise ValueError(f'{token} is no number in JSON')
 
 def load_records(
@@ -299,7 +303,7 @@ def merge(
         kept[r['id']] = r if was is None or rank(r) >= rank(was) else was | words
     return [kept[id] for id in sorted(kept)]
 
-# %% ../nbs/06_claims.ipynb #11840157
+# %% ../nbs/06_claims.ipynb #58f98b77
 class _Declared:
     def __init__(
         self,
@@ -309,14 +313,13 @@ class _Declared:
     ):
         if not re.fullmatch(r'[a-z0-9][\w-]*', str(method)): raise BadInput(f'method {method!r}: use lower-case letters, digits and hyphens')
         self.method, self.paper, self.models, self.claims, self._records = method, paper, models or {}, {}, {}
-        shipped = data_path('claims')/f'{method}.json'
+        shipped = data_path('claims', f'{method}.json')
         self._shipped = {r['id']: r for r in load_records(shipped)} if shipped.exists() else {}
 
     def claim(
         self,
         id: str,                # unique in the library
-        statement: str,         # what is claimed, a sentence
-        *,
+        statement: str, *,      # what is claimed, a sentence
         source: str,            # section, table or equation of the paper
         measure: str,           # what is measured, on what
         threshold: float,       # fixed before the run
@@ -327,14 +330,12 @@ class _Declared:
     ) -> Claim:
         "Declare a claim; an id can be declared once."
         if id in self.claims: raise BadInput(f'claim {id} is declared twice: its threshold stands; choose another id, or make the Ledger anew')
-        claim = Claim(id, self.method, self.paper, statement, source, measure, unit, better, threshold, required, on)
+        claim = self.claims[id] = Claim(id, self.method, self.paper, statement, source, measure, unit, better, threshold, required, on)
         _same_terms(self._shipped.get(id), _record(claim, verdict='not run'))
-        self.claims[id] = claim
         return claim
 
-# %% ../nbs/06_claims.ipynb #0f9bbf75
-class Ledger(_Declared):
-    "The claims of one chapter, and what was measured: `claim` before the run, `record` after it."
+# %% ../nbs/06_claims.ipynb #6ec36bf9
+class _Recorded(_Declared):
     def _declared(self, id):
         if id not in self.claims: raise BadInput(f"claim {id!r} was never declared in {self.method}: declare it before its run (declared: {', '.join(self.claims) or 'none'})")
         return self.claims[id]
@@ -364,7 +365,10 @@ class Ledger(_Declared):
         absent = {id: _record(claim, verdict='not run', reason=f'not part of the preset {preset()}') for id, claim in self.claims.items()}
         return sorted((absent | self._records).values(), key=lambda r: r['id'])
 
-    def table(self): # shown as a table in a notebook
+# %% ../nbs/06_claims.ipynb #1c52d89d
+class Ledger(_Recorded):
+    "The claims of one chapter, and what was measured: `claim` before the run, `record` after it, `save` at the end."
+    def table(self): # displayed as a table
         "The records as a table."
         return ClaimsTable(self.records())
 
@@ -391,7 +395,7 @@ def stale(
     changed = {r['id']: [name for name, was in r['models'].items() if fingerprints.get(name, was) != was] for r in records if r['verdict'] != 'not run'}
     return {id: names for id, names in changed.items() if names}
 
-# %% ../nbs/06_claims.ipynb #9943f901
+# %% ../nbs/06_claims.ipynb #3426e385
 def _bound(r):
     return (('> ' if r['better'] == 'higher' else '< ') if _on(r) == 'low' else ('≥ ' if r['better'] == 'higher' else '≤ ')) + f"{r['threshold']:g}"
 
@@ -415,6 +419,7 @@ def _places(r, width=150, margin=8):
     places = dict(value=at(r['value']), threshold=at(r['threshold']), ci=[at(x) for x in r['ci'] or []], seeds=[at(x) for x in r['per_seed']])
     return places | dict(claimed=[at(r['threshold']), width] if r['better'] == 'higher' else [0, at(r['threshold'])], width=width)
 
+# %% ../nbs/06_claims.ipynb #0db9eeff
 _SOURCES = {'drawing': '''{% set p = places(r) %}
 <svg class="interval" width="{{ p.width }}" height="30" viewBox="0 0 {{ p.width }} 30" role="img" aria-label="{{ found(r) }}, threshold {{ bound(r) }}">
 <rect x="{{ p.claimed[0] }}" y="3" width="{{ (p.claimed[1] - p.claimed[0]) | round(1) }}" height="24" fill="#dcebf5"/>
@@ -504,7 +509,7 @@ def versions() -> dict: # name -> version
 
 def _time(seconds): return f'{seconds:.1f} s' if seconds < 60 else f'{int(seconds // 60)} min {seconds % 60:.0f} s' if seconds < 3600 else f'{int(seconds // 3600)} h {seconds % 3600 // 60:.0f} min'
 
-# %% ../nbs/06_claims.ipynb #e5bff117
+# %% ../nbs/06_claims.ipynb #457cfe1e
 _SOURCES['page.css'] = '''
 *{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
 body{margin:0;background:#fff;color:#1b2026;font:17px/1.6 Charter,"Bitstream Charter","Sitka Text",Cambria,Georgia,serif}
@@ -522,6 +527,8 @@ code{white-space:nowrap;font:.86em ui-monospace,SFMono-Regular,Menlo,Consolas,"D
 @media (max-width:820px){main{padding:2rem 1.1rem 4rem}h1{font-size:1.8rem}h2{margin-top:2.5rem}.tally{gap:.5rem}.tally li{min-width:6.4rem;flex:1;padding:.5rem .7rem}.facts th{white-space:normal}}
 @media print{main{max-width:none;padding:0}figure,.claims tr{break-inside:avoid}nav{display:none}}
 '''
+
+# %% ../nbs/06_claims.ipynb #9d0f8e0d
 _SOURCES['page'] = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ title }}</title>
 <link rel="icon" href="data:,"><style>{{ page_css | safe }}{{ table_css | safe }}</style></head><body><main>
@@ -542,11 +549,18 @@ _SOURCES['page'] = '''<!doctype html>
 </section></main></body></html>
 '''
 
-# %% ../nbs/06_claims.ipynb #0c90155b
+# %% ../nbs/06_claims.ipynb #fb7738d1
 _RULE = ('A claim on a level (≥, ≤) holds when the value reaches the threshold, and is inconclusive when only its interval does. A claim on a difference (>, <) holds when the whole interval, and every seed by itself, lies beyond the threshold, '
          'and fails when none of the interval does. Intervals are 95 % bootstrap intervals over items, paired where two methods are compared. Thresholds were fixed before the runs. '
          'In the drawings the dashed line is the threshold, the shaded side is the claimed one, ticks are seeds.')
 
+def _facts(records, info):
+    "What a reader needs to know of the run: label -> text."
+    presets, seeds = [p for p in PRESETS if any(r['preset'] == p for r in records)], sorted({s for r in records for s in r['seeds']})
+    run = {'Preset': ', '.join(presets), 'Seeds': ', '.join(map(str, seeds)), 'Time behind the claims': _time(sum(r['seconds'] for r in records))} if records else {}
+    return run | (info or {}) | {'Versions': ', '.join(f'{k} {v}' for k, v in versions().items()), 'Machine': f'{platform.machine()}, {os.cpu_count()} CPU cores'}
+
+# %% ../nbs/06_claims.ipynb #a47e291b
 def report(
     out: str | Path,            # folder, made if it is not there
     records: list,              # of records
@@ -561,13 +575,10 @@ def report(
         methods.setdefault(r['method'], []).append(r)
         counts[r['verdict']] += 1
         for model in r['models'].items(): models[model] = models.get(model, 0) + 1
-    seeds = sorted({s for r in records for s in r['seeds']})
-    facts = {'Preset': ', '.join(p for p in PRESETS if any(r['preset'] == p for r in records)), 'Seeds': ', '.join(map(str, seeds)), 'Time behind the claims': _time(sum(r['seconds'] for r in records))} if records else {}
-    facts |= (info or {}) | {'Versions': ', '.join(f'{k} {v}' for k, v in versions().items()), 'Machine': f'{platform.machine()}, {os.cpu_count()} CPU cores'}
     broken = unmet(records)
     lead = f"{counts['holds']} of {len(records)} claims hold. " if records else 'No claims were recorded. '
     if any(r['required'] for r in records): lead += f"{len(broken)} of the required claims {'does' if len(broken) == 1 else 'do'} not." if broken else 'All required claims hold.'
-    page = _templates().get_template('page').render(title=title, lead=lead, broken=broken, tally={{'holds': 'hold', 'fails': 'fail'}.get(word, word): n for word, n in counts.items()} if records else {}, methods=methods, figures=[_figure(f) for f in figures], notebooks=list(notebooks), info=facts,
+    page = _templates().get_template('page').render(title=title, lead=lead, broken=broken, tally={{'holds': 'hold', 'fails': 'fail'}.get(word, word): n for word, n in counts.items()} if records else {}, methods=methods, figures=[_figure(f) for f in figures], notebooks=list(notebooks), info=_facts(records, info),
         models=dict(sorted(models.items())), rule=_RULE, time=_time, page_css=_SOURCES['page.css'], table_css=_SOURCES['table.css'])
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

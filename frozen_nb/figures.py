@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'HATCHES', 'MARKERS', 'DASHES', 'INK', 'FAINT', 'style', 'looks', 'greyscale', 'save_figure',
            'bars_with_intervals', 'curves', 'gallery', 'claims_figure']
 
-# %% ../nbs/07_figures.ipynb #512d247d
+# %% ../nbs/07_figures.ipynb #69352f62
 import io, os, sys, textwrap
 from pathlib import Path
 
@@ -14,12 +14,13 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from .claims import Interval, number, check_record
 from .frozen import BadInput
 
-# %% ../nbs/07_figures.ipynb #12a5eb8c
+# %% ../nbs/07_figures.ipynb #5763bcd7
 PALETTE = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#5B5B5B', '#F0E442' # Okabe and Ito 2008, with a grey for their black
 HATCHES = '', '///', '...', 'xxx', '\\\\\\', '---', '+++', 'oo'
 MARKERS = 'o', 's', '^', 'D', 'v', 'P', 'X', '*'
@@ -44,6 +45,7 @@ def style(
     if format == 'retina': formatters['image/png'].for_type(mpl.figure.Figure, _small)
     formatters['image/jpeg'].enabled = False # a PIL image would be stored twice, as JPEG and as PNG
 
+# %% ../nbs/07_figures.ipynb #3dc86c05
 def _small(fig):
     "A PNG of twice the size in 256 colours, a third of the bytes, and the size to show it at."
     buffer, small = io.BytesIO(), io.BytesIO()
@@ -52,6 +54,7 @@ def _small(fig):
     image.save(small, format='png', optimize=True)
     return small.getvalue(), dict(width=image.width // 2, height=image.height // 2)
 
+# %% ../nbs/07_figures.ipynb #f98be81d
 def looks(
     names, # of the series, in an order that stays the same over a chapter
 ) -> dict: # name -> color, hatch, marker, linestyle
@@ -86,12 +89,29 @@ def save_figure(
     os.replace(beside, path)
     return path
 
-# %% ../nbs/07_figures.ipynb #b5428b22
+# %% ../nbs/07_figures.ipynb #1aedee7f
 def _interval(x, name):
     if isinstance(x, Interval): return x
     if np.shape(x) != (3,): raise BadInput(f'{name}: {x!r} has no interval; give an Interval or (value, low, high)')
     return Interval(*map(float, x))
 
+def _head(ax, title, legend):
+    "The title, and the legend between it and the axes."
+    rows = 0
+    if legend:
+        labels = ax.get_legend_handles_labels()[1]
+        columns = max(1, min(len(labels), int(ax.figure.get_figwidth() * 12 / (6 + max(map(len, labels))))))
+        rows = -(-len(labels) // columns)
+        ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=.2, borderpad=.2, columnspacing=1.2)
+    ax.set_title(title, pad=6 + 14 * rows)
+
+def _across(ax, references):
+    "Dashed lines with their label at the right end."
+    for label, y in (references or {}).items():
+        ax.axhline(y, color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=1.5)
+        ax.annotate(label, (1, y), (4, 0), xycoords=('axes fraction', 'data'), textcoords='offset points', va='center', fontsize=8, annotation_clip=False)
+
+# %% ../nbs/07_figures.ipynb #0daddabd
 def bars_with_intervals(
     values: dict,                   # series -> Interval, or group -> series -> Interval
     ylabel: str,                    # what is measured, with its unit
@@ -125,34 +145,21 @@ def bars_with_intervals(
             ax.annotate(number(v.value, v.high - v.low), (x, v.low if down else v.high), (0, -3 if down else 3), textcoords='offset points', ha='center', va='top' if down else 'bottom', fontsize=8)
     return _dress(ax, groups, series, places, grouped, references, ylabel, title, ylim)
 
-# %% ../nbs/07_figures.ipynb #a1340080
-def _head(ax, title, legend):
-    "The title, and the legend between it and the axes."
-    rows = 0
-    if legend:
-        labels = ax.get_legend_handles_labels()[1]
-        columns = max(1, min(len(labels), int(ax.figure.get_figwidth() * 12 / (6 + max(map(len, labels))))))
-        rows = -(-len(labels) // columns)
-        ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=.2, borderpad=.2, columnspacing=1.2)
-    ax.set_title(title, pad=6 + 14 * rows)
-
+# %% ../nbs/07_figures.ipynb #b81c64a8
 def _dress(ax, groups, series, places, grouped, references, ylabel, title, ylim):
-    right = max(places.values()) + .6
-    for label, y in (references or {}).items():
-        ax.axhline(y, color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=1.5)
-        ax.annotate(label, (right, y), (4, 0), textcoords='offset points', va='center', fontsize=8, annotation_clip=False)
     middle = {g: np.mean([x for (h, _), x in places.items() if h == g]) for g in groups}
     ticks = middle if grouped else {s: places['', s] for s in series}
     ax.set_xticks(list(ticks.values()), [textwrap.fill(str(t), 22 if grouped else 13, break_long_words=False) for t in ticks])
     ax.tick_params(axis='x', length=0)
     if min(b.get_y() + min(b.get_height(), 0) for b in ax.patches) < 0: ax.axhline(0, color=INK, linewidth=.8, zorder=1)
-    ax.set(xlim=(-.7, right), ylabel=ylabel)
+    ax.set(xlim=(-.7, max(places.values()) + .6), ylabel=ylabel)
+    _across(ax, references)
     if ylim: ax.set_ylim(*ylim)
     elif ax.texts: ax.margins(y=.12)
     _head(ax, title, grouped and len(series) > 1)
     return ax
 
-# %% ../nbs/07_figures.ipynb #a1b8da7d
+# %% ../nbs/07_figures.ipynb #1b17d238
 def curves(
     x,                         # places on the x axis `(T,)`
     runs: dict,                # series -> values `(S, T)`, a row a seed, or `(T,)`
@@ -178,20 +185,17 @@ def curves(
         color, marker, linestyle = (look[name][k] for k in ('color', 'marker', 'linestyle'))
         ax.plot(x, ys.mean(0), color=color, marker=marker, linestyle=linestyle, markevery=(i * every // max(1, len(runs)), every), markeredgecolor='white', markeredgewidth=.5, markersize=5.5, label=label)
         if label == name: ax.fill_between(x, low, high, color=color, alpha=.22, linewidth=0)
-    for label, y in (references or {}).items():
-        ax.axhline(y, color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=1.5)
-        ax.annotate(label, (1, y), (4, 0), xycoords=('axes fraction', 'data'), textcoords='offset points', va='center', fontsize=8, annotation_clip=False)
+    _across(ax, references)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     _head(ax, title, len(runs) > 1 or len(ys) == 1)
     return ax
 
-# %% ../nbs/07_figures.ipynb #1fd70eb0
+# %% ../nbs/07_figures.ipynb #f6607790
 _MARKS = dict(right=dict(color='#00694c', weight='bold'), wrong=dict(color='#b03a00', weight='bold', underline=True), plain=dict(color=INK, weight='normal'))
 
-def _lines(caption, marks, width, size, renderer):
+def _lines(caption, marks, width, size):
     "Wrap a caption into lines of (word, look, place in points)."
-    points = 72 / renderer.dpi
-    extent = lambda word, look: renderer.get_text_width_height_descent(word, FontProperties(family='DejaVu Sans', size=size, weight=look['weight']), False)[0] * points
+    extent = lambda word, look: text_to_path.get_text_width_height_descent(word, FontProperties(family='DejaVu Sans', size=size, weight=look['weight']), False)[0]
     lines, x, space = [[]], 0., extent('n', _MARKS['plain']) * .62
     for piece in str(caption).split('\n'):
         for word in piece.split():
@@ -212,7 +216,15 @@ def _write(ax, lines, size, below=4):
             ax.annotate(word, (0, 0), (x, y), xycoords='axes fraction', textcoords='offset points', va='top', fontsize=size, color=look['color'], fontweight=look['weight'], annotation_clip=False)
             if look.get('underline'): ax.add_line(plt.Line2D([x / 72, (x + w) / 72], [(y - size * 1.14) / 72] * 2, color=look['color'], linewidth=1, transform=inches, clip_on=False))
 
-# %% ../nbs/07_figures.ipynb #ef4bdfea
+def _image(fig, image, left, top, width, interpolation):
+    "An image with its upper left corner there, in inches."
+    (w, h), tall = fig.get_size_inches(), width * image.shape[0] / image.shape[1]
+    ax = fig.add_axes([left / w, (top - tall) / h, width / w, tall / h])
+    ax.imshow(image, cmap='gray' if image.ndim == 2 else None, interpolation=interpolation, aspect='auto')
+    ax.set_axis_off()
+    return ax
+
+# %% ../nbs/07_figures.ipynb #52f2dfc1
 def gallery(
     images,                    # PIL images or arrays (H, W, 3) or (H, W)
     captions = None,           # a text for each, wrapped below it
@@ -230,20 +242,15 @@ def gallery(
     for name, texts in dict(captions=captions, titles=titles, marks=marks).items():
         if texts is not None and len(texts) != len(images): raise BadInput(f'{len(texts)} {name} for {len(images)} images')
     gap, columns = .16, min(columns, len(images))
-    fig = plt.figure(figsize=(columns * (width + gap), 1))
-    renderer = fig.canvas.get_renderer()
-    lines = [_lines(c or '', m or {}, width * 72, size, renderer) for c, m in zip(captions or [''] * len(images), marks or [{}] * len(images))]
+    lines = [_lines(c or '', m or {}, width * 72, size) for c, m in zip(captions or [''] * len(images), marks or [{}] * len(images))]
     above = (size * 1.6 / 72) if titles else 0
     tall = [width * image.shape[0] / image.shape[1] for image in images]
     rows = [slice(i, i + columns) for i in range(0, len(images), columns)]
     heights = [above + max(t + (len(l) * size * 1.32 + 12) / 72 for t, l in zip(tall[r], lines[r])) for r in rows]
-    fig.set_size_inches(columns * (width + gap), sum(heights))
+    fig = plt.figure(figsize=(columns * (width + gap), sum(heights)))
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
-        top = sum(heights) - sum(heights[:row]) - above
-        ax = fig.add_axes([(column * (width + gap) + gap / 2) / fig.get_figwidth(), (top - tall[i]) / fig.get_figheight(), width / fig.get_figwidth(), tall[i] / fig.get_figheight()])
-        ax.imshow(image, cmap='gray' if image.ndim == 2 else None, interpolation=interpolation, aspect='auto')
-        ax.set_axis_off()
+        ax = _image(fig, image, column * (width + gap) + gap / 2, sum(heights) - sum(heights[:row]) - above, width, interpolation)
         if titles: ax.annotate(titles[i], (0, 1), (0, 3), xycoords='axes fraction', textcoords='offset points', fontsize=size, fontweight='bold', annotation_clip=False)
         _write(ax, lines[i], size)
     return fig

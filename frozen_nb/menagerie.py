@@ -4,15 +4,12 @@
 
 # %% auto #0
 __all__ = ['VISIBLE', 'TOLD', 'TRAITS', 'SPECIES', 'COLOURS', 'HABITATS', 'SIZES', 'FACINGS', 'TIMES', 'POSITIONS', 'PARENTS',
-           'LOOKALIKES', 'SPLITS', 'RGB', 'PAINTS', 'PLANS', 'SPAN', 'SKY', 'NIGHT_SKY', 'WATER', 'GROUND', 'STUFF',
-           'SCENERY', 'OWNER', 'SCENERY_RGB', 'HABITAT', 'NAMES', 'NEW_NAMES', 'THINGS', 'FOODS', 'MOODS', 'NEEDS',
-           'MCQ_SETS', 'DOCUMENT_KINDS', 'Species', 'ancestors', 'Animal', 'Scene', 'held_out', 'split_bucket', 'scene',
-           'mix', 'luminance', 'coat', 'ellipse', 'turn', 'tube', 'Part', 'Plan', 'Frame', 'legs', 'torso', 'tail',
-           'markings', 'ears', 'horns', 'mane', 'face', 'wears', 'extras', 'anatomy', 'thicken', 'sprite', 'grouped',
-           'rasterise', 'night', 'Canvas', 'sky', 'cloud', 'ridge', 'scatter', 'tufts', 'savanna', 'forest', 'desert',
-           'snow', 'fir', 'meadow', 'beach', 'palm', 'mountains', 'lake', 'SceneMasks', 'animal_palette', 'render',
-           'draw', 'masks', 'an', 'relation', 'phrase', 'caption', 'captions', 'Referral', 'referrals', 'Narrative',
-           'narrative', 'Question', 'questions', 'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
+           'LOOKALIKES', 'SPLITS', 'COLOUR_RGB', 'PAINTS', 'PLANS', 'SPANS', 'SKY', 'NIGHT_SKY', 'WATER', 'GROUND',
+           'STUFF', 'SHADE', 'NAMES', 'NEW_NAMES', 'THINGS', 'FOODS', 'MOODS', 'NEEDS', 'MCQ_SETS', 'DOCUMENT_KINDS',
+           'Species', 'ancestors', 'Animal', 'Scene', 'held_out', 'split_bucket', 'scene', 'paints', 'Part', 'Plan',
+           'Anatomy', 'sprite', 'Scenery', 'SceneMasks', 'render', 'draw', 'masks', 'an', 'relation', 'phrase',
+           'caption', 'captions', 'Referral', 'referrals', 'Narrative', 'narrative', 'Question', 'questions',
+           'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
 
 # %% ../nbs/01_menagerie.ipynb #ce42a604
 import random, re
@@ -170,388 +167,398 @@ def scene(
         s = Scene(habitat, rng.choice(('day', 'day', 'night')), _animals(rng, n, habitat), rng.randrange(2**31))
         if len({(a.species, a.colour) for a in s.animals}) == n and _allowed(s, split): return s
 
-# %% ../nbs/01_menagerie.ipynb #1edbc38d
-from functools import lru_cache
-import numpy as np
-from PIL import Image, ImageChops, ImageDraw
+# %% ../nbs/01_menagerie.ipynb #aa68df55
+from PIL import ImageChops, ImageFilter
+from fastcore.basics import patch
 
-# %% ../nbs/01_menagerie.ipynb #a33bd88e
-RGB = dict(brown=(126,74,34), gray=(142,146,154), black=(46,45,52), white=(247,246,242), orange=(248,138,22),
-           yellow=(252,220,50), red=(208,30,38), blue=(46,98,226), green=(46,160,62), pink=(252,150,196))
+# %% ../nbs/01_menagerie.ipynb #b500902e
+COLOUR_RGB = dict(brown=(126,74,34), gray=(162,166,174), black=(42,41,48), white=(247,246,242), orange=(250,134,20),
+                  yellow=(252,220,50), red=(208,30,38), blue=(46,98,226), green=(46,160,62), pink=(252,150,196))
+PAINTS = 'outline line body far light mark mane horn antler beak nose hoof eye pupil blush'.split() # of one animal
 
-# %% ../nbs/01_menagerie.ipynb #8e4e910c
-def mix(a, b, t):
-    "The colour at the fraction `t` of the way from `a` to `b`."
-    return tuple(round(p + t*(q-p)) for p,q in zip(a, b))
+def _mix(a, b, t): return tuple(round(p + t*(q-p)) for p,q in zip(a, b))
+def _luminance(rgb): return .299*rgb[0] + .587*rgb[1] + .114*rgb[2]
 
-def luminance(rgb):
-    "Perceived lightness of `rgb`, from 0 to 255 (Rec. 601)."
-    return .299*rgb[0] + .587*rgb[1] + .114*rgb[2]
+# %% ../nbs/01_menagerie.ipynb #9d7bdfa3
+def paints(colour:str, # one of `COLOURS`
+          )->dict:     # paint -> (red, green, blue), 0 to 255
+    "The paints of an animal of this colour; `far` is for the legs behind, `light` for a muzzle or a belly, `mark` for stripes and spots."
+    body, ink, ivory = COLOUR_RGB[colour], (26,22,28), (255,240,214)
+    black = _luminance(body) < 60
+    shade = lambda t, t_black: _mix(body, (255,255,255), t_black) if black else _mix(body, ink, t)
+    light = _mix(body, (120,120,132), .30) if _luminance(body) > 225 else _mix(body, ivory, .62)
+    return dict(outline=ink, line=shade(.42, .40), body=body, far=shade(.24, .20), light=light, mark=shade(.68, .60), mane=shade(.50, .42),
+                horn=(244,232,200), antler=(158,112,66), beak=(255,170,40), nose=(30,26,32), hoof=(62,54,58), eye=(255,255,255), pupil=(16,14,20), blush=(246,168,178))
 
-# %% ../nbs/01_menagerie.ipynb #aed9a98f
-PAINTS = 'outline line body far light mark mane horn antler beak nose hoof eye pupil blush'.split() # the paints of one animal
-
-def coat(colour:str, # one of `COLOURS`
-        ) -> dict: # paint -> RGB
-    "The paints of an animal of this colour."
-    body, ink, cream = RGB[colour], (26,22,28), (255,240,214)
-    lum = luminance(body)
-    dark = lum < 60
-    mark = mix(body, (255,255,255), .60) if dark else mix(body, ink, .70 if lum > 120 else .66)
-    light = mix(body, (120,120,132), .30) if lum > 225 else mix(body, cream, .62)
-    return dict(outline=ink, line=mix(body, (0,0,0) if not dark else (255,255,255), .45 if not dark else .28), body=body,
-        far=mix(body, (0,0,0) if not dark else (255,255,255), .26 if not dark else .14), light=light, mark=mark,
-        mane=mix(body, (255,255,255), .40) if dark else mix(body, ink, .50), horn=(244,232,200), antler=(158,112,66),
-        beak=(255,170,40), nose=(30,26,32), hoof=(62,54,58), eye=(255,255,255), pupil=(16,14,20), blush=(246,168,178))
-
-# %% ../nbs/01_menagerie.ipynb #971f9656
-def ellipse(x, y, rx, ry, tilt=0., power=2., n=40) -> list:
-    "A superellipse (`power=2`: an ellipse) with centre `x, y` and radii `rx, ry`, turned by `tilt` degrees: one (n, 2) polygon."
-    t = np.linspace(0, 2*np.pi, n, endpoint=False)
-    c, s = (np.sign(f)*np.abs(f)**(2/power) for f in (np.cos(t), np.sin(t)))
-    return [turn(np.stack([rx*c, ry*s], 1), tilt) + (x, y)]
-
-def turn(points, degrees):
+# %% ../nbs/01_menagerie.ipynb #6fec6a6c
+def _turn(points, degrees):
     "Points (..., 2) turned counter-clockwise around the origin."
     a = np.deg2rad(degrees)
     return np.asarray(points, float) @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
 
-# %% ../nbs/01_menagerie.ipynb #79e4e2fd
-def tube(points, radii, n=14) -> list:
-    "Polygons of a tube through `points` (k, 2), `radii` (k,) thick there: the polynomial curve of degree k-1."
-    points, t = np.asarray(points, float), np.linspace(0, 1, len(points))
-    s = np.linspace(0, 1, n)
-    path = np.stack([np.polyval(np.polyfit(t, points[:,i], len(t)-1), s) for i in (0,1)], 1)
+def _ellipse(x, y, rx, ry, tilt=0., power=2., n=40):
+    "One polygon, (n, 2): a superellipse around `x, y`, turned by `tilt` degrees; `power` 2 is an ellipse, more is squarer."
+    t = np.linspace(0, 2*np.pi, n, endpoint=False)
+    c, s = (np.sign(f)*np.abs(f)**(2/power) for f in (np.cos(t), np.sin(t)))
+    return [_turn(np.stack([rx*c, ry*s], 1), tilt) + (x, y)]
+
+def _tube(points, radii, n=14):
+    "Polygons along the curve of degree k-1 through `points` (k, 2), whose radius goes through `radii`."
+    points, t, s = np.asarray(points, float), np.linspace(0, 1, len(points)), np.linspace(0, 1, n)
+    path = np.stack([np.polyval(np.polyfit(t, points[:,i], len(t)-1), s) for i in (0,1)], 1) # (n, 2)
     r = np.interp(s, np.linspace(0, 1, len(radii)), radii)[:,None]
     step = np.gradient(path, axis=0)
     side = np.stack([-step[:,1], step[:,0]], 1) / np.linalg.norm(step, axis=1, keepdims=True) * r
     quads = [np.stack([p+u, q+v, q-v, p-u]) for p,q,u,v in zip(path, path[1:], side, side[1:])]
-    return quads + [ellipse(*p, q, q, n=20)[0] for p,q in zip(path, r[:,0])]
+    return quads + [_ellipse(*p, q[0], q[0], n=20)[0] for p,q in zip(path, r)]
 
-# %% ../nbs/01_menagerie.ipynb #62805828
+# %% ../nbs/01_menagerie.ipynb #888ae69d
 @dataclass(frozen=True)
 class Part:
     "Polygons of one paint."
-    paint: str        # one of `PAINTS`
-    polygons: list    # of (n, 2) arrays
-    join: bool=False  # melts into the part before it: no line between them
-    clip: bool=False  # a marking: drawn only on what was drawn since the last part that did not join
+    paint: str           # one of `PAINTS`
+    polygons: list       # of (n, 2) arrays
+    join: bool = False   # melts into the part before it: no line between them
+    clip: bool = False   # a marking, visible only on the part before it (and on what that melted into)
 
-# %% ../nbs/01_menagerie.ipynb #96a66e05
+def _round(paint, *shape, join=False): return Part(paint, _ellipse(*shape), join)
+def _long(paint, points, radii, join=False): return Part(paint, _tube(points, radii), join)
+def _mark(paint, *shape): return Part(paint, _ellipse(*shape), clip=True)
+
+# %% ../nbs/01_menagerie.ipynb #c9870b7c
 @dataclass(frozen=True)
 class Plan:
-    "Proportions of a species, in units of about one torso length."
-    body: tuple=(.95,.52)         # length and height of the torso
-    legs: tuple=(.40,.085)        # length and half-width
-    neck: tuple=(.20,.17,45)      # length, half-width, degrees above the horizon
-    head: tuple=(.50,.44,-6)      # length, height, tilt in degrees
-    muzzle: tuple=(.26,.22,'light')# length, height, paint
-    ears: tuple=('round',.11)     # kind, size
-    tail: tuple=('tuft',.55)      # kind, length
-    horns: str=''                 # kind
-    coat: str=''                  # stripes, spots ...
-    mane: str=''                  # kind
-    extras: tuple=()              # hump, udder, beard ...
-    hooves: bool=False
-    power: float=2.3              # how square the torso is
+    "The looks of a species; lengths in units of about one torso."
+    body: tuple    # length and height of the torso
+    legs: tuple    # length and half-width
+    neck: tuple    # length, half-width, degrees above the horizon
+    head: tuple    # length, height, tilt in degrees
+    muzzle: tuple  # length, height, paint
+    eye: tuple     # place on the head, in half lengths and half heights
+    ears: tuple    # kind and size
+    tail: tuple    # kind and length
+    horns: tuple   # kind, or nothing
+    coat: tuple    # kind of marking, or nothing
+    mane: tuple    # kind, or nothing
+    square: tuple  # how square the torso is: 2 is an ellipse
+    extras: tuple  # what few species have
 
-# %% ../nbs/01_menagerie.ipynb #cf39515d
-PLANS = dict(
-    lion=Plan(mane='lion', tail=('tuft',.62), neck=(.22,.2,48)),
-    tiger=Plan(coat='tiger', ears=('round',.12), tail=('ringed',.62), neck=(.16,.2,40), extras=('cheek',)),
-    leopard=Plan(body=(1.05,.42), legs=(.40,.075), coat='spots', ears=('round',.08), tail=('thin',.75), neck=(.2,.16,45), head=(.42,.37,-6), muzzle=(.22,.18,'light')),
-    dog=Plan(body=(.86,.42), ears=('floppy',.36), tail=('up',.36), neck=(.22,.14,62), head=(.48,.42,-4), muzzle=(.30,.22,'light'), extras=('collar','tongue')),
-    wolf=Plan(body=(.98,.42), legs=(.46,.075), ears=('pointed',.20), tail=('brush',.55), neck=(.24,.2,42), head=(.44,.38,-8), muzzle=(.40,.17,'light'), extras=('ruff',)),
-    fox=Plan(body=(.78,.36), legs=(.28,.06), ears=('pointed',.32), tail=('fox',.80), neck=(.16,.14,50), head=(.52,.40,-10), muzzle=(.30,.13,'light'), extras=('cheek','socks')),
-    horse=Plan(body=(.98,.46), legs=(.60,.075), neck=(.46,.15,58), head=(.54,.28,-38), muzzle=(.24,.22,'far'), ears=('leaf',.15), tail=('hair',.75), mane='long', hooves=True),
-    zebra=Plan(body=(.98,.46), legs=(.56,.075), neck=(.42,.16,58), head=(.54,.29,-38), muzzle=(.22,.22,'mark'), ears=('leaf',.15), tail=('tuft',.50), mane='brush', coat='zebra', hooves=True),
-    donkey=Plan(body=(.90,.44), legs=(.46,.075), neck=(.36,.15,55), head=(.58,.32,-34), muzzle=(.28,.28,'light'), ears=('long',.50), tail=('tuft',.50), mane='brush', extras=('belly',), hooves=True),
-    cow=Plan(body=(1.08,.56), legs=(.34,.085), neck=(.20,.20,35), head=(.50,.42,-22), muzzle=(.30,.34,'blush'), ears=('side',.20), horns='short', tail=('tuft',.62), coat='patches', extras=('udder',), hooves=True, power=2.8),
-    goat=Plan(body=(.84,.44), legs=(.44,.07), neck=(.30,.14,60), head=(.44,.31,-25), muzzle=(.22,.20,'body'), ears=('side',.20), horns='swept', tail=('flick',.16), extras=('beard','socks'), hooves=True),
-    sheep=Plan(body=(.98,.60), legs=(.28,.07), neck=(.14,.16,30), head=(.40,.34,-25), muzzle=(.20,.2,'mark'), ears=('side',.20), tail=('puff',.10), coat='wool'),
-    deer=Plan(body=(.84,.40), legs=(.58,.055), neck=(.40,.11,64), head=(.40,.26,-22), muzzle=(.18,.15,'light'), ears=('side',.20), horns='antlers', tail=('scut',.13), coat='fawn', hooves=True),
-    giraffe=Plan(body=(.72,.42), legs=(.58,.065), neck=(1.05,.10,72), head=(.38,.24,-24), muzzle=(.20,.18,'light'), ears=('side',.15), horns='ossicones', tail=('tuft',.42), coat='giraffe', mane='brush', hooves=True),
-    camel=Plan(body=(.98,.42), legs=(.56,.07), neck=(.52,.11,52), head=(.42,.26,-14), muzzle=(.24,.22,'body'), ears=('round',.06), tail=('tuft',.42), extras=('hump','topknot')),
-    elephant=Plan(body=(1.04,.74), legs=(.36,.13), neck=(.10,.22,25), head=(.54,.56,0), muzzle=(.0,.0,'body'), ears=('fan',.34), tail=('tuft',.36), extras=('trunk','tusk'), power=2.6),
-    hippo=Plan(body=(1.20,.68), legs=(.20,.12), neck=(.10,.26,15), head=(.50,.46,-6), muzzle=(.46,.46,'light'), ears=('round',.07), tail=('stub',.14), extras=('nostrils','teeth'), power=2.6),
-    rhino=Plan(body=(1.20,.62), legs=(.26,.12), neck=(.10,.24,10), head=(.58,.40,-20), muzzle=(.34,.30,'far'), ears=('pointed',.15), horns='nose', tail=('stub',.20), coat='armour', power=2.6),
-    pig=Plan(body=(1.02,.60), legs=(.20,.085), neck=(.08,.2,15), head=(.48,.46,-4), muzzle=(.0,.0,'body'), ears=('flap',.20), tail=('curl',.13), extras=('snout',), hooves=True),
-    rabbit=Plan(body=(.66,.48), legs=(.10,.10), neck=(.14,.14,48), head=(.46,.42,-4), muzzle=(.18,.16,'light'), ears=('hare',.62), tail=('puff',.14), extras=('thigh',)),
-    bear=Plan(body=(1.10,.72), legs=(.26,.14), neck=(.10,.24,35), head=(.54,.50,-4), muzzle=(.30,.27,'light'), ears=('round',.14), tail=('',0), extras=('shoulder',)),
-    ostrich=Plan(body=(.72,.48), legs=(.66,.05), neck=(.72,.065,76), head=(.25,.21,-4), muzzle=(.0,.0,''), ears=('',0), tail=('plume',.28), extras=('biped','beak','wing')),
-    penguin=Plan(body=(.62,.86), legs=(.05,.07), neck=(.42,.2,80), head=(.46,.42,0), muzzle=(.0,.0,''), ears=('',0), tail=('stub',.1), extras=('biped','beak','flipper','bib')),
-    crocodile=Plan(body=(1.05,.32), legs=(.16,.085), neck=(.08,.15,10), head=(.42,.28,0), muzzle=(.60,.17,'body'), ears=('',0), tail=('croc',.85), coat='ridge', extras=('jaw','belly')))
+# %% ../nbs/01_menagerie.ipynb #f1b0a17a
+_table = """
+lion     |.8 .5  |.36 .085|.24 .2 50 |.52 .46 -6 |.27 .22 light|.18 .26 |round .11  |tuft .52 |         |       |lion |2.3|
+tiger    |.8 .5  |.36 .085|.2 .18 48 |.52 .46 -6 |.27 .22 light|.18 .26 |round .12  |up .62   |         |tiger  |     |2.3|cheek belly
+leopard  |.84 .44|.38 .075|.2 .18 48 |.46 .41 -6 |.24 .19 light|.18 .26 |round .09  |up .72   |         |spots  |     |2.3|
+dog      |.72 .42|.32 .08 |.2 .15 62 |.52 .45 -4 |.3 .23 light |.18 .26 |floppy .36 |wag .34  |         |       |     |2.3|collar tongue
+wolf     |.82 .42|.44 .075|.24 .2 44 |.46 .41 -8 |.38 .18 light|.18 .26 |pointed .24|brush .55|         |saddle |     |2.3|ruff
+fox      |.62 .36|.24 .06 |.14 .14 54|.54 .43 -8 |.28 .14 light|.18 .26 |pointed .36|fox .8   |         |       |     |2.3|cheek socks ruff
+horse    |.88 .46|.56 .075|.44 .16 58|.56 .3 -36 |.24 .24 far  |.18 .26 |leaf .17   |hair .72 |         |       |long |2.3|hooves
+zebra    |.88 .46|.54 .075|.42 .16 58|.56 .31 -36|.22 .24 mark |.18 .26 |leaf .17   |tuft .5  |         |zebra  |brush|2.3|hooves
+donkey   |.78 .44|.4 .075 |.32 .15 56|.58 .34 -32|.3 .31 light |.18 .26 |long .54   |tuft .42 |         |       |     |2.3|belly hooves
+cow      |.94 .56|.32 .085|.2 .2 38  |.48 .44 -20|.3 .36 blush |.18 .26 |side .22   |tuft .58 |short    |patches|     |2.8|udder hooves
+goat     |.74 .44|.4 .07  |.28 .14 60|.46 .35 -24|.22 .22 body |.36 .12 |side .2    |flick .16|swept    |       |     |2.3|beard socks hooves
+sheep    |.86 .6 |.26 .07 |.16 .16 34|.42 .36 -24|.2 .22 mark  |.18 .26 |side .2    |puff .1  |         |wool   |     |2.3|hooves
+deer     |.78 .42|.42 .062|.3 .13 62 |.48 .34 -18|.2 .18 light |.18 .26 |side .22   |scut .15 |antlers  |       |     |2.3|belly hooves
+giraffe  |.66 .42|.44 .07 |.8 .135 73|.5 .33 -18 |.25 .23 light|.18 .26 |side .18   |tuft .4  |ossicones|giraffe|     |2.3|hooves
+camel    |.86 .42|.52 .07 |.5 .115 54|.44 .29 -12|.24 .24 body |.18 .26 |leaf .1    |tuft .42 |         |       |     |2.3|hump topknot
+elephant |.88 .7 |.32 .12 |.1 .22 40 |.56 .58 0  |0 0 none     |.52 .3  |fan .36    |tuft .36 |         |       |     |2.6|trunk tusk
+hippo    |.94 .66|.2 .12  |.06 .26 20|.48 .44 0  |.5 .48 light |0 .62   |round .075 |stub .14 |         |       |     |2.6|nostrils teeth
+rhino    |.94 .6 |.26 .12 |.08 .24 14|.56 .42 -18|.34 .32 far  |-.02 .22|pointed .17|stub .2  |nose     |armour |     |2.6|
+pig      |.82 .58|.2 .085 |.08 .2 25 |.52 .5 -4  |0 0 none     |.22 .26 |flap .2    |curl .13 |         |       |     |2.3|snout hooves
+rabbit   |.64 .5 |.1 .1   |.14 .14 52|.5 .45 -4  |.19 .18 light|.18 .26 |hare .62   |puff .15 |         |       |     |2.3|thigh
+bear     |.88 .68|.26 .135|.08 .24 42|.6 .55 -4  |.32 .29 light|.18 .26 |round .15  |none 0   |         |       |     |2.3|shoulder
+ostrich  |.66 .5 |.52 .055|.6 .075 74|.36 .31 -4 |0 0 none     |.1 .2   |none 0     |plume .28|         |       |     |2.3|biped beak wing
+penguin  |.62 .84|.06 .08 |.28 .22 90|.48 .45 0  |0 0 none     |.18 .26 |none 0     |stub .12 |         |       |     |2.3|biped upright beak flipper bib
+crocodile|.7 .4  |.17 .095|.14 .17 62|.4 .38 0   |0 0 none     |.05 .9  |none 0     |croc .85 |         |scales |     |2.3|jaws crest belly
+"""
 
-# %% ../nbs/01_menagerie.ipynb #c9b0b3da
-class Frame:
-    "The landmarks of a plan: where the torso, the shoulders and the head are."
-    def __init__(self, plan):
-        (self.length, self.height), (self.leg, self.leg_r) = plan.body, plan.legs
-        n, self.neck_r, angle = plan.neck
-        self.middle = np.array([0., self.leg + self.height/2])
-        self.rump = self.middle + (-.46*self.length, .12*self.height)
-        self.shoulder = self.middle + (.34*self.length, .12*self.height)
-        self.head = self.shoulder + n*turn((1,0), angle) + (.14, .06)
-        self.hl, self.hh, self.tilt = plan.head
-        self.angle = angle
+# %% ../nbs/01_menagerie.ipynb #214a9abe
+def _plan(cells): return Plan(*(tuple(float(v) if re.fullmatch(r'-?[\d.]+', v) else v for v in c.split()) for c in cells))
+PLANS = {name.strip(): _plan(cells) for name,*cells in (line.split('|') for line in _table.strip().splitlines())}
+
+# %% ../nbs/01_menagerie.ipynb #696529bb
+class Anatomy:
+    "The parts of a `species`; `gait` from -1 to 1 swings its legs."
+    def __init__(self, species, gait=0.):
+        p = self.plan = PLANS[species]
+        self.gait, self.has, self.worn = gait, set(p.extras), {*p.horns, *p.coat, *p.mane}
+        (self.L, self.H), (self.leg, self.r), (n, self.neck_r, self.angle), (self.hl, self.hh, self.tilt) = p.body, p.legs, p.neck, p.head
+        self.middle = np.array([0., self.leg + self.H/2])
+        self.rump = self.middle + (-.46*self.L, .12*self.H)
+        self.shoulder = self.middle + ((.02, .30*self.H) if 'upright' in self.has else (.34*self.L, .12*self.H))
+        self.head = self.shoulder + n*_turn((1, 0), self.angle) + ((.04, .06) if 'upright' in self.has else (.14, .06))
 
     def at(self, x, y):
-        "The point `x, y` of the head: fractions of its half length and half height."
-        return self.head + turn((x*self.hl/2, y*self.hh/2), self.tilt)
+        "A point of the head, in half lengths and half heights from its centre."
+        return self.head + _turn((x*self.hl/2, y*self.hh/2), self.tilt)
 
-# %% ../nbs/01_menagerie.ipynb #738ce29e
-def legs(p, f, near, gait) -> list:
-    "The legs of one side, feet at the ground; `gait` (-1 to 1) swings them."
-    biped, side = 'biped' in p.extras, 1 if near else -1
-    xs = [-.12*side] if biped else [-.5*f.length + f.leg_r + (.05 if near else -.05), .5*f.length - f.leg_r - (.08 if near else -.03)]
-    paint = 'beak' if biped else 'mark' if p.coat == 'wool' else 'body' if near else 'far'
-    parts = []
+    def on(self, x, y):
+        "A point of the torso, in lengths and heights from its middle."
+        return self.middle + (x*self.L, y*self.H)
+
+    def throat(self, t, d=0.):
+        "A point at the fraction `t` of the neck, moved by `d` to the right."
+        return self.shoulder + t*(self.head - self.shoulder) + (d, 0)
+
+# %% ../nbs/01_menagerie.ipynb #0dbad328
+@patch
+def limbs(self:Anatomy, near):
+    "The legs of one side; the near ones melt into the torso."
+    r, biped, side = self.r, 'biped' in self.has, 1 if near else -1
+    xs = [-.13*side] if biped else [-.5*self.L + r + (.05 if near else -.05), .5*self.L - r - (.08 if near else -.03)]
+    paint = 'beak' if biped else 'mark' if 'wool' in self.worn else 'body' if near else 'far'
+    stride, parts = .12*self.gait*side*min(1, self.leg/.4, (.085/r)**2), []
     for i,x in enumerate(xs):
-        foot = np.array([x + gait*.15*side*(1 if i else -1)*min(1, f.leg/.4), f.leg_r])
-        hip = np.array([x, f.leg + .22*f.height])
-        melts = near and paint == 'body'
-        parts += [Part(paint, tube([hip, .5*(hip+foot), foot], [f.leg_r*1.15, f.leg_r, f.leg_r]), join=melts),
-                  Part(paint, ellipse(foot[0]+.4*f.leg_r, f.leg_r*.8, f.leg_r*1.35, f.leg_r*.8), join=True)]
-        if p.hooves: parts += [Part('hoof', ellipse(foot[0]+.3*f.leg_r, f.leg_r*.5, f.leg_r*2, f.leg_r*.9, power=4), clip=True)]
-        if 'socks' in p.extras: parts += [Part('mark', ellipse(*foot, f.leg_r*2.4, .16, power=3), clip=True)]
+        foot, hip = np.array([x + (stride if i else -stride), r]), np.array([x, self.leg + .22*self.H])
+        parts += [_long(paint, [hip, .5*(hip+foot), foot], [r*1.15, r, r], join=near and paint == 'body'),
+                  _round(paint, foot[0] + .4*r, r*.8, r*1.35, r*.8, join=True)]
+        if 'socks' in self.has: parts += [_mark('mark', *foot, r*2.4, .15, 0, 3)]
+        if 'hooves' in self.has: parts += [_mark('hoof', foot[0] + .3*r, r*.5, r*2, r*.9, 0, 4)]
     return parts
 
-# %% ../nbs/01_menagerie.ipynb #9c27958c
-def torso(p, f) -> list:
-    "Torso and neck, with hump, wool, thigh."
-    x, y = f.middle
-    parts = [Part('body', ellipse(x, y, f.length/2, f.height/2, power=p.power))]
-    if p.coat == 'wool':
-        a = np.linspace(0, 2*np.pi, 13)[:-1]
-        parts += [Part('body', ellipse(x+.45*f.length*np.cos(t), y+.40*f.height*np.sin(t), .15, .15), join=True) for t in a]
-    if 'hump' in p.extras: parts += [Part('body', tube([(x-.04, y), (x-.04, y+.44)], [.34, .13]), join=True)]
-    if 'shoulder' in p.extras: parts += [Part('body', ellipse(x+.22, y+.14, .34, .32), join=True)]
-    sag = (.10, -.16) if 'hump' in p.extras else (0, 0)
-    parts += [Part('body', tube([f.shoulder-(.06,.04), .5*(f.shoulder+f.head)+sag, f.head], [f.neck_r*1.3, f.neck_r, f.neck_r*.9]), join=True)]
-    if 'thigh' in p.extras: parts += [Part('body', ellipse(x-.14, y-.10, .25, .22), join=True)]
-    return parts
+# %% ../nbs/01_menagerie.ipynb #5aeed5d2
+@patch
+def torso(self:Anatomy):
+    "Torso and neck."
+    (x, y), turns = self.middle, np.linspace(0, 2*np.pi, 12, endpoint=False)
+    parts = [_round('body', x, y, self.L/2, self.H/2, 0, *self.plan.square)]
+    if 'wool' in self.worn: parts += [_round('body', *self.on(.45*np.cos(t), .40*np.sin(t)), .15, .15, join=True) for t in turns]
+    if 'hump' in self.has: parts += [_long('body', [(x-.05, y), (x-.05, y+.46)], [.32, .14], join=True)]
+    if 'shoulder' in self.has: parts += [_round('body', x+.16, y+.14, .32, .32, join=True)]
+    if 'thigh' in self.has: parts += [_round('body', x-.13, y-.10, .25, .23, join=True)]
+    sag = (.10, -.16) if 'hump' in self.has else (0, 0)
+    return parts + [_long('body', [self.shoulder - (.06, .04), .5*(self.shoulder + self.head) + sag, self.head],
+                          [self.neck_r*1.3, self.neck_r, self.neck_r*.9], join=True)]
 
-# %% ../nbs/01_menagerie.ipynb #a1df0862
-def tail(p, f) -> list:
+# %% ../nbs/01_menagerie.ipynb #99900f40
+@patch
+def tail(self:Anatomy):
     "The tail, behind everything else."
-    (kind, n), (x, y) = p.tail, f.rump
-    hang = lambda r0, r1, d=.25: tube([(x, y), (x-d*n-.06, y-.25*n), (x-.5*d*n-.12, y-n)], [r0, r1])
-    up = lambda r0, r1: tube([(x, y-.1), (x-.55*n, y-.15), (x-.62*n, y+.35*n), (x-.38*n, y+.66*n)], [r0, r1])
-    end = (x-.5*.25*n-.12, y-n)
+    (kind, n), (x, y) = self.plan.tail, self.rump
+    end = (x-.125*n-.10, y-n)
+    hang, rise = [(x, y), (x-.25*n-.04, y-.25*n), end], [(x+.04, y-.1), (x-.20, y-.12), (x-.27, y+.42*n), (x-.06, y+.80*n)]
     return dict(
-        tuft=lambda: [Part('body', hang(.05, .035)), Part('mane', ellipse(*end, .085, .12), join=True)],
-        thin=lambda: [Part('body', up(.06, .055)), Part('mark', ellipse(x-.38*n, y+.66*n, .10, .10), clip=True)],
-        ringed=lambda: [Part('body', up(.085, .075))] + [Part('mark', ellipse(x+a*n, y+b*n, .05, .14, tilt), clip=True)
-            for a,b,tilt in ((-.40,-.26,0), (-.62,.02,70), (-.58,.34,110), (-.36,.66,20))],
-        up=lambda: [Part('body', tube([(x+.05, y-.04), (x-.16, y+.10), (x-.10, y+n)], [.075, .05]))],
-        brush=lambda: [Part('mane', hang(.07, .13)), Part('mark', ellipse(*end, .13, .14), clip=True)],
-        fox=lambda: [Part('body', tube([(x+.05, y-.10), (x-.34, y-.26), (x-.50, y+.20), (x-.42, y+.52)], [.07, .19, .22, .07])),
-            Part('light', ellipse(x-.44, y+.46, .30, .24), clip=True)],
-        hair=lambda: [Part('mane', tube([(x, y), (x-.26, y-.10), (x-.22, y-n)], [.06, .12, .07]))],
-        flick=lambda: [Part('body', tube([(x+.04, y), (x-.12, y+n)], [.07, .04]))],
-        puff=lambda: [Part('light', ellipse(x-.05, y-.06, n, n))],
-        scut=lambda: [Part('light', ellipse(x-.04, y-.02, .10, n, 25))],
-        curl=lambda: [Part('body', tube([(x, y), (x-.16, y+.02), (x-.14, y+.2), (x-.03, y+.13), (x-.2, y+.06)], [.045, .04], n=24))],
-        stub=lambda: [Part('far', tube([(x+.04, y), (x-.10, y-.6*n), (x-.10, y-n)], [.05, .05]))],
-        plume=lambda: [Part('light', ellipse(x-.06+.05*i, y+.08*i, .20, .11, 140+22*i), join=i>0) for i in (0,1,2)],
-        croc=lambda: [Part('body', tube([(x+.1, y-.06), (x-.35*n, y-.12), (x-n, y-.04)], [.15, .10, .025]))])[kind]() if kind else []
+        none=lambda: [],
+        tuft=lambda: [_long('body', hang, [.05, .035]), _round('mane', *end, .085, .12, join=True)],
+        up=lambda: [_long('body', rise, [.08, .07])] + [_mark('mark', x+a, y+b*n, .055, .15, tilt)
+            for a,b,tilt in ((-.15,-.15,-20), (-.27,.17,80), (-.22,.50,110), (-.07,.77,140))],
+        wag=lambda: [_long('body', [(x+.05, y-.04), (x-.14, y+.10), (x-.06, y+n)], [.075, .05])],
+        brush=lambda: [_long('mane', hang, [.07, .13]), _mark('mark', *end, .14, .14)],
+        fox=lambda: [_long('body', [(x+.05, y-.10), (x-.24, y-.22), (x-.40, y+.16), (x-.26, y+.54)], [.07, .18, .22, .07]),
+                     _mark('light', x-.27, y+.50, .28, .25)],
+        hair=lambda: [_long('mane', [(x, y), (x-.24, y-.10), (x-.20, y-n)], [.06, .12, .07])],
+        flick=lambda: [_long('body', [(x+.04, y), (x-.12, y+n)], [.07, .04])],
+        puff=lambda: [_round('light', x-.04, y-.06, n, n)],
+        scut=lambda: [_round('light', x-.03, y-.02, .10, n, 25)],
+        curl=lambda: [Part('mane', _tube([(x+.04, y), (x-.16, y-.02), (x-.16, y+.24), (x-.02, y+.16), (x-.22, y+.06)], [.045, .035], n=30))],
+        stub=lambda: [_long('far', [(x+.04, y), (x-.08, y-.5*n), (x-.09, y-n)], [.05, .05])],
+        plume=lambda: [_round('light', x-.06+.05*i, y+.08*i, .21, .11, 140+22*i, join=i>0) for i in (0,1,2)],
+        croc=lambda: [_long('body', [(x+.12, y-.05), (x-.24, y-.20), (x-.46, y+.12), (x-.30, y+.56)], [.18, .17, .12, .03])])[kind]()
 
-# %% ../nbs/01_menagerie.ipynb #c307b7d5
-def markings(p, f) -> list:
-    "The coat: drawn on torso, neck and near legs only."
-    (x, y), L, H = f.middle, f.length, f.height
-    dots = lambda paint, spots: [Part(paint, ellipse(x+a*L, y+b*H, r*s, r, tilt), clip=True) for a,b,r,s,tilt in spots]
-    bar = lambda a, lean, low, w=.05: Part('mark', [np.array([(x+a*L-w, y+.62*H), (x+a*L+w, y+.62*H), (x+a*L+lean+w*.4, y+low*H), (x+a*L+lean-w*.4, y+low*H)])], clip=True)
-    neck = lambda t: f.shoulder + t*(f.head-f.shoulder)
-    across = lambda t, w, r: Part('mark', ellipse(*neck(t), r, w, f.angle-90-12), clip=True)
+# %% ../nbs/01_menagerie.ipynb #5144a96f
+_spots = dict( # radius, then places on the torso
+    leopard=(.062, (-.40,.14), (-.27,-.18), (-.22,.30), (-.07,.04), (.02,-.30), (.07,.32), (.20,-.05), (.34,.24), (.37,-.26), (-.43,-.36), (.48,.56), (-.38,-.78), (.34,-.72)),
+    rump=(.19, (-.27,.26)), flank=(.16, (-.12,.34), (.17,-.06)), side=(.12, (.24,.04), (-.44,-.35), (.46,.44)),
+    giraffe=(.098, (-.36,.16), (-.08,.24), (-.22,-.24), (.08,-.16), (.34,-.26), (.24,.22)),
+    scales=(.045, (-.38,.14), (-.16,.18), (.06,.14), (.28,.18), (-.27,-.08), (-.05,-.08), (.17,-.08)))
+
+@patch
+def coat(self:Anatomy):
+    "Stripes, spots and patches, on torso, neck and near legs."
+    def spots(*names): return [_mark('mark', *self.on(a, b), r, r*.9, 30*a) for name in names for r,*places in [_spots[name]] for a,b in places]
+    def stripe(a, lean, low, w, taper):
+        (x0, y0), (x1, y1) = self.on(a, .75), self.on(a, low)
+        return Part('mark', [np.array([(x0-w, y0), (x0+w, y0), (x1+lean+w*taper, y1), (x1+lean-w*taper, y1)])], clip=True)
+    def curve(points, r): return Part('line', _tube([self.on(*q) for q in points], [r]), clip=True)
+    kinds = dict(
+        tiger=lambda: [stripe(a, .05, low, .075, .2) for a,low in ((-.38,-.25), (-.16,.0), (.06,-.28), (.26,.0))],
+        zebra=lambda: [stripe(a, .03, -.75, .05, .8) for a in (-.40,-.20,.0,.20,.40)] + [_mark('mark', *self.throat(t), .3, .042, self.angle-102) for t in (.30,.56,.82)]
+            + [_mark('mark', a*self.L, b, .2, .034) for a in (-.38,.34) for b in (.17,.31)],
+        spots=lambda: spots('leopard'), patches=lambda: spots('rump', 'flank', 'side'), scales=lambda: spots('scales'),
+        giraffe=lambda: spots('giraffe') + [_mark('mark', *self.throat(t, d), .085, .088, 20)
+            for t,d in ((.16,-.08), (.26,.08), (.40,-.08), (.50,.08), (.64,-.07), (.75,.08), (.90,-.06))],
+        saddle=lambda: [_mark('mark', *self.on(-.10, .52), .50*self.L, .26*self.H, -4)],
+        wool=lambda: [curve([(a-.10, b), (a, b-.13), (a+.10, b)], .017) for a,b in ((-.26,.16), (.02,.30), (.06,-.08), (-.20,-.22), (.30,.08))],
+        armour=lambda: [curve([(a, .5), (a+.05, 0), (a-.03, -.5)], .022) for a in (-.26, .24)])
+    return [part for kind in self.plan.coat for part in kinds[kind]()]
+
+# %% ../nbs/01_menagerie.ipynb #4531fe38
+@patch
+def underside(self:Anatomy):
+    "Pale belly, bib or ruff, and the collar."
+    kinds = dict(belly=lambda: _mark('light', *self.on(0, -.52), .36*self.L, .22*self.H), bib=lambda: _mark('light', *self.on(.24, -.06), .25, .40),
+                 ruff=lambda: _mark('light', *(self.shoulder + (.13, -.14)), .15, .22, 20),
+                 collar=lambda: _mark('mark', *(self.throat(.5) - (0, .04)), .26, .045, self.angle-90))
+    return [kinds[e]() for e in self.plan.extras if e in kinds]
+
+# %% ../nbs/01_menagerie.ipynb #0b7bd3cf
+@patch
+def ears(self:Anatomy, near):
+    "One ear: the near one in front of the head, the far one behind it."
+    (kind, n), paint = self.plan.ears, 'mark' if 'wool' in self.worn else 'body' if near else 'far'
+    if not near and kind in ('floppy', 'side', 'fan'): return []
+    top, (x, y) = self.at(-.38 if near else .06, .78), self.at(-.42 if near else .30, .88)
+    def leaf(tilt, width, base=top, inner=0.):
+        a = base + _turn((n/2, 0), tilt)
+        return [_round(paint, *a, n/2+.03, width, tilt)] + ([_mark('blush', *a, n/2-.03, inner, tilt)] if inner and near else [])
+    def triangle(tilt, w):
+        inner = Part('mark', [top + _turn([(0, -w*.5), (n*.72, 0), (0, w*.5)], tilt)], clip=True)
+        return [Part(paint, [top + _turn([(-.06, -w), (n+.02, 0), (-.06, w)], tilt)])] + ([inner] if near else [])
+    def fan(x, y): return [_round(paint, x, y, n*.82, n*1.05, -8), _mark('far', x, y-.01, n*.58, n*.80, -8)]
     return dict(
-        tiger=lambda: [bar(a, .05, low, .062) for a,low in ((-.40,-.18),(-.22,.0),(-.03,-.22),(.15,.0),(.32,-.15))],
-        zebra=lambda: [bar(a, .03, -.7, .052) for a in (-.38,-.19,0,.19,.38)] + [across(t, .045, .3) for t in (.35,.62,.9)]
-            + [Part('mark', ellipse(a, b, .2, .035), clip=True) for a in (-.4*L,.36*L) for b in (.16,.30)],
-        spots=lambda: dots('mark', [(a, b, .06, 1.1, 0) for a,b in ((-.40,.12),(-.27,-.16),(-.22,.28),(-.08,.04),(.02,-.28),(.08,.30),(.20,-.05),(.34,.22),(.36,-.24),(-.42,-.34),(.46,.5))]),
-        patches=lambda: dots('mark', [(-.26,.22,.20,1.2,20),(.17,-.06,.17,.9,-30),(-.42,-.35,.11,1,0),(.44,.42,.15,1,0)]),
-        giraffe=lambda: dots('mark', [(a,b,.095,1.05,t) for a,b,t in ((-.36,.18,10),(-.10,.22,0),(-.24,-.22,30),(.06,-.16,0),(.30,-.28,0),(.22,.26,20))])
-            + [Part('mark', ellipse(*(neck(t)+(d,0)), .075, .085, 20), clip=True) for t,d in ((.16,-.07),(.30,.06),(.44,-.06),(.58,.06),(.72,-.05),(.86,.05))],
-        fawn=lambda: dots('light', [(a,b,.045,1,0) for a,b in ((-.34,.22),(-.16,.05),(-.14,.34),(.03,.22),(.2,.05),(-.32,-.08))]),
-        wool=lambda: [Part('line', ellipse(x+a*L, y+b*H, .09, .09), clip=True) for a,b in ()],
-        armour=lambda: [Part('line', tube([(x+a*L, y+.5*H), (x+a*L+.05, y), (x+a*L-.03, y-.5*H)], [.022]*2), clip=True) for a in (-.24,.26)],
-        ridge=lambda: [])[p.coat]() if p.coat else []
+        none=lambda: [],
+        round=lambda: [_round(paint, x, y, n, n), _mark('blush' if near else 'far', *self.at(-.40 if near else .30, .88), n*.5, n*.5)],
+        pointed=lambda: triangle(104 if near else 80, .36*n+.045), flap=lambda: triangle(118 if near else 74, .13),
+        floppy=lambda: [_long('mark', [self.at(-.35, .70), self.at(-.62, .50), self.at(-.58, -.70)], [.08, .11, .13])],
+        leaf=lambda: leaf(100 if near else 75, .055), side=lambda: leaf(166, .085, self.at(-.45, .45), .04),
+        long=lambda: leaf(112 if near else 82, .10, inner=.05), hare=lambda: leaf(108 if near else 80, .11, inner=.06),
+        fan=lambda: fan(*self.at(-.72, .06)))[kind]()
 
-# %% ../nbs/01_menagerie.ipynb #f56f64e9
-def ears(p, f, near) -> list:
-    "One ear."
-    kind, n = p.ears
-    paint, dx = ('body', 0) if near else ('far', .22)
-    base = f.at(-.38+2*dx, .78)
-    leaf = lambda tilt, width, b=base: [Part(paint, ellipse(*(b + turn((n/2,0), tilt)), n/2+.03, width, tilt))]
-    inner = lambda tilt, width, b=base, c='blush': [Part(c, ellipse(*(b + turn((n/2,0), tilt)), n/2-.03, width, tilt), clip=True)] if near else []
-    tri = lambda tilt, w: [Part(paint, [np.array(base + turn([(-.05,-w), (n+.02,0), (-.05,w)], tilt))])] + (
-        [Part('mark' if p.tail[0] in ('fox','brush') else 'blush', [np.array(base + turn([(.0,-w*.5), (n*.72,0), (.0,w*.5)], tilt))], clip=True)] if near else [])
-    return dict(
-        round=lambda: [Part(paint, ellipse(*f.at(-.42+2.6*dx, .86), n, n))] + ([Part('blush', ellipse(*f.at(-.42, .86), n*.5, n*.5), clip=True)] if near else []),
-        pointed=lambda: tri(105 if near else 80, .38*n+.04),
-        floppy=lambda: [Part('mark', tube([f.at(-.35, .70), f.at(-.62, .55), f.at(-.60, -.75)], [.07, .10, .12]))] if near else [],
-        flap=lambda: [Part('far', [np.array(f.at(-.1+1.6*dx, .72) + np.array([(-.16, .06), (.10, .14), (.10, -.16)]))])],
-        leaf=lambda: leaf(100 if near else 75, .05),
-        long=lambda: leaf(112 if near else 84, .095) + inner(112, .045),
-        hare=lambda: leaf(108 if near else 84, .105) + inner(108, .055),
-        side=lambda: leaf(168, .075, f.at(-.45, .45)) if near else [],
-        fan=lambda: [Part(paint, ellipse(*f.at(-.62, .1), n*.82, n*1.05, -8))] + [Part('far', ellipse(*f.at(-.62, .08), n*.58, n*.80, -8), clip=True)] if near else [])[kind]() if kind else []
+# %% ../nbs/01_menagerie.ipynb #b18791e0
+@patch
+def horns(self:Anatomy):
+    "Horns, antlers and ossicones."
+    (x, y), at = self.at(.0, .85), self.at
+    def antler(x): return (_tube([(x, y-.04), (x-.12, y+.22), (x+.03, y+.54)], [.055, .045])
+        + _tube([(x-.06, y+.15), (x+.20, y+.40)], [.05, .04]) + _tube([(x-.08, y+.24), (x-.27, y+.46)], [.05, .04]))
+    def ossicone(x): return [_long('body', [(x, y-.04), (x-.03, y+.15)], [.04]), _round('mark', x-.03, y+.18, .068, .06)]
+    kinds = dict(
+        short=lambda: [_long('horn', [at(d, .80), at(.2+d, 1.5), at(.08+d, 2.0)], [.075, .03]) for d in (.35, -.15)],
+        swept=lambda: [_long('horn', [(x+d, y-.03), (x+d-.06, y+.30), (x+d-.42, y+.32)], [.085, .065, .03]) for d in (-.03, -.14)],
+        antlers=lambda: [Part('antler', antler(x+d)) for d in (.20, -.12)],
+        ossicones=lambda: ossicone(x+.10) + ossicone(x-.07),
+        nose=lambda: [_long('horn', [at(1.05, .25), at(1.5, .7), at(1.45, 1.9)], [.12, .085, .015]), _long('horn', [at(.62, .6), at(.76, 1.45)], [.095, .015])])
+    return [part for kind in self.plan.horns for part in kinds[kind]()]
 
-# %% ../nbs/01_menagerie.ipynb #533dae39
-def horns(p, f) -> list:
-    "Horns, antlers and ossicones; the horns of a rhino sit on its muzzle."
-    x, y = f.at(.05, .85)
-    if not p.horns: return []
-    branch = lambda *pts, r=(.04,.03): tube(pts, r)
-    return dict(
-        short=lambda: [Part('horn', tube([f.at(-.05+d, .80), f.at(.12+d, 1.5), f.at(.02+d, 1.95)], [.07,.03])) for d in (.42, -.1)],
-        swept=lambda: [Part('horn', tube([(x+d, y-.03), (x+d-.06, y+.30), (x+d-.40, y+.34)], [.085,.06,.03])) for d in (.07, -.03)],
-        antlers=lambda: [Part('antler', branch((x+d, y-.04), (x+d-.10, y+.22), (x+d+.04, y+.52)) + branch((x+d-.05, y+.17), (x+d+.17, y+.34))
-            + branch((x+d-.06, y+.26), (x+d-.20, y+.46))) for d in (.12, -.10)],
-        ossicones=lambda: [Part('body', tube([(x+d, y-.04), (x+d-.03, y+.16)], [.035,.035])) for d in (.07,-.07)]
-            + [Part('mark', ellipse(x+d-.03, y+.18, .06, .055)) for d in (.07,-.07)],
-        nose=lambda: [Part('horn', tube([f.at(1.05, .25), f.at(1.45, .7), f.at(1.38, 1.75)], [.11,.08,.015])),
-            Part('horn', tube([f.at(.55, .6), f.at(.66, 1.25)], [.075,.015]))])[p.horns]()
+# %% ../nbs/01_menagerie.ipynb #5b1913c5
+@patch
+def mane(self:Anatomy):
+    "The mane, between neck and head."
+    out, c, turns = _turn((0, self.neck_r), self.angle), self.head - (.06, .04), np.linspace(0, 2*np.pi, 12, endpoint=False)
+    a, b = self.shoulder + .8*out - (.02, 0), self.at(-.35, .75)
+    kinds = dict(
+        lion=lambda: [_round('mane', *c, .40, .40)] + [_round('mane', *(c + .38*np.array([np.cos(t), np.sin(t)])), .12, .12, join=True) for t in turns],
+        brush=lambda: [_long('mark', [a, .5*(a+b) + .35*out, b + (.02, .06)], [.055, .075, .055])],
+        long=lambda: [_long('mane', [a - (.03, .10), .5*(a+b) + .3*out - (0, .03), b + (.03, .06)], [.11, .13, .10]),
+                      _round('mane', *self.at(.05, .78), .14, .085, -40, join=True)])
+    return [part for kind in self.plan.mane for part in kinds[kind]()]
 
-# %% ../nbs/01_menagerie.ipynb #ad3c0787
-def mane(p, f) -> list:
-    "The mane, between the neck and the head."
-    if p.mane == 'lion':
-        c, a = f.head - (.06, .04), np.linspace(0, 2*np.pi, 13)[:-1]
-        return [Part('mane', ellipse(*c, .40, .40))] + [Part('mane', ellipse(*(c + .36*np.array([np.cos(t), np.sin(t)])), .12, .12), join=True) for t in a]
-    if not p.mane: return []
-    up = turn((0, f.neck_r), f.angle)
-    a, b = f.shoulder + up*.8 - (.02,0), f.at(-.35, .75)
-    if p.mane == 'long':
-        return [Part('mane', tube([a-(.03,.10), .5*(a+b)+up*.3-(0,.03), b+(.03,.06)], [.10, .12, .09])), Part('mane', ellipse(*f.at(.0, .75), .13, .08, -40), join=True)]
-    return [Part('mane', tube([a, .5*(a+b)+up*.35, b+(.02,.06)], [.055, .07, .055]))]
+# %% ../nbs/01_menagerie.ipynb #d77dc637
+_face_marks = dict( # x, y on the head, two radii, tilt
+    tiger=[(-.75,.35,.13,.04,-10), (-.78,-.1,.13,.04,5), (-.7,-.52,.12,.04,15), (-.2,.9,.035,.13,-10), (.15,.9,.035,.13,-10)],
+    zebra=[(-.6,.3,.035,.3,8), (-.15,.9,.035,.12,8), (.48,.3,.035,.3,8)], spots=[(-.6,.3,.045,.045,0), (-.5,-.35,.045,.045,0), (-.1,.72,.045,.045,0)],
+    patches=[(-.5,.5,.17,.2,0)], giraffe=[(-.55,-.2,.08,.08,0)])
 
-# %% ../nbs/01_menagerie.ipynb #092f2554
-def face(p, f) -> list:
-    "Head, muzzle, eye and nose, and what a face wears."
-    L, H, paint = p.muzzle
-    parts = [Part('mark' if p.coat == 'wool' else 'body', ellipse(*f.head, f.hl/2, f.hh/2, f.tilt, power=2.2))]
-    tip = f.at(1, -.22)
-    if L:
-        m = f.at(.86, -.24)
-        parts += [Part(paint, ellipse(*m, L/2, H/2, f.tilt, power=2.4), join=True)]
-        tip = m + turn((.42*L, .22*H), f.tilt)
-    if 'cheek' in p.extras: parts += [Part('light', ellipse(*f.at(.45, -.75), .26, .14, f.tilt), clip=True)]
-    if p.coat == 'tiger': parts += [Part('mark', ellipse(*f.at(-.75, b), .13, .035, t), clip=True) for b,t in ((.35,-10),(-.1,5),(-.5,15))] + [
-        Part('mark', ellipse(*f.at(a, .9), .03, .12, -20), clip=True) for a in (-.2,.15)]
-    if p.coat == 'spots': parts += [Part('mark', ellipse(*f.at(a, b), .04, .04), clip=True) for a,b in ((-.6,.3),(-.5,-.35),(-.1,.72))]
-    if p.coat == 'zebra': parts += [Part('mark', ellipse(*f.at(a, .3), .035, .3, f.tilt+8), clip=True) for a in (-.6,.38)]
-    if p.coat == 'patches': parts += [Part('mark', ellipse(*f.at(-.5, .5), .16, .18), clip=True)]
-    if p.coat == 'wool': parts += [Part('body', ellipse(*f.at(-.35, .75), .17, .12)), Part('body', ellipse(*f.at(-.75, .45), .12, .12), join=True)]
-    eye = f.at(.18, .26)
-    parts += [Part('eye', ellipse(*eye, .068, .075)), Part('pupil', ellipse(*(eye+(.018,-.005)), .046, .056), clip=True)]
-    if L: parts += [Part('nose', ellipse(*tip, .06, .05), join=True)]
-    return parts + wears(p, f)
+@patch
+def face(self:Anatomy):
+    "Head, muzzle, eye, nose."
+    (L, H, paint), wool, m = self.plan.muzzle, 'wool' in self.worn, self.at(.86, -.24)
+    def by_muzzle(x, y): return m + _turn((x*L, y*H), self.tilt)
+    parts = [_round('mark' if wool else 'body', *self.head, self.hl/2, self.hh/2, self.tilt, 2.2)]
+    if L: parts += [_round(paint, *m, L/2, H/2, self.tilt, 2.4, join=True),
+                    Part('line', _tube([by_muzzle(.30, -.18), by_muzzle(.05, -.34), by_muzzle(-.30, -.20)], [.014]), clip=True)]
+    if 'cheek' in self.has: parts += [_mark('light', *self.at(.45, -.75), .26, .14, self.tilt)]
+    parts += [_mark('mark', *self.at(x, y), rx, ry, tilt + self.tilt) for kind in self.plan.coat for x,y,rx,ry,tilt in _face_marks.get(kind, ())]
+    if wool: parts += [_round('body', *self.at(-.35, .78), .18, .13), _round('body', *self.at(-.75, .45), .13, .13, join=True)]
+    x, y = self.at(*self.plan.eye)
+    parts += self.features() + [_round('eye', x, y, .072, .08), _mark('pupil', x+.018, y-.005, .050, .060), _mark('eye', x+.034, y+.024, .017, .018)]
+    return parts + ([_round('nose', *by_muzzle(.42, .22), .06, .05)] if L and 'nostrils' not in self.has else [])
 
-# %% ../nbs/01_menagerie.ipynb #64cfa529
-def wears(p, f) -> list:
-    "The extras of a face: trunk, tusk, beak, beard, snout, teeth ..."
-    out = []
-    for e in p.extras:
-        if e == 'trunk': out += [Part('body', tube([f.at(.55, -.05), f.at(1.35, -.35), f.at(1.25, -1.9), f.at(1.75, -2.05)], [.19, .13, .09, .075]))]
-        if e == 'tusk': out += [Part('horn', tube([f.at(.55, -.72), f.at(.95, -1.2), f.at(1.35, -1.05)], [.06, .05, .02]))]
-        if e == 'snout': out += [Part('blush', ellipse(*f.at(1.02, -.15), .12, .15)), Part('nose', ellipse(*f.at(.96, -.12), .025, .045), join=True), Part('nose', ellipse(*f.at(1.2, -.12), .025, .045), join=True)]
-        if e == 'beak' and p.body[1] < .6: out += [Part('beak', [np.array([f.at(.5, .45), f.at(2.3, -.25), f.at(.5, -.65)])])]
-        elif e == 'beak': out += [Part('beak', [np.array([f.at(.72, .30), f.at(1.6, -.12), f.at(.72, -.40)])])]
-        if e == 'beard': out += [Part('light', [np.array([f.at(.45, -.75), f.at(1.1, -.85), f.at(.62, -2.2)])])]
-        if e == 'nostrils': out += [Part('light', ellipse(*f.at(1.15, .62), .085, .07), join=True), Part('nose', ellipse(*f.at(1.3, .5), .035, .03), join=True)]
-        if e == 'teeth': out += [Part('eye', ellipse(*f.at(a, -1.05), .045, .07)) for a in (1.0, 1.4)]
-        if e == 'tongue': out += [Part('blush', ellipse(*f.at(.95, -.95), .055, .12, 10))]
-        if e == 'topknot': out += [Part('mane', ellipse(*f.at(-.3, .95), .13, .09))]
-        if e == 'jaw':
-            out += [Part('eye', [np.array([f.at(a, -.62), f.at(a+.16, -.62), f.at(a+.08, -.98)])], join=True) for a in (1.1, 1.6, 2.1, 2.6)]
-            out += [Part('body', ellipse(*f.at(.1, .85), .11, .10)), Part('eye', ellipse(*f.at(.15, .9), .06, .06)), Part('pupil', ellipse(*f.at(.2, .9), .04, .05), clip=True)]
-    return out
+# %% ../nbs/01_menagerie.ipynb #5d37ee0f
+@patch
+def features(self:Anatomy):
+    "What only some faces have."
+    at, wedge = self.at, lambda *points: [np.array([self.at(*q) for q in points])]
+    beak = ((.62, .40), (1.75, -.12), (.62, -.48)) if 'upright' in self.has else ((.5, .45), (2.1, -.25), (.5, -.65))
+    kinds = dict(
+        trunk=lambda: [_long('body', [at(.58, -.05), at(1.38, -.40), at(1.12, -1.75), at(1.70, -1.90)], [.20, .15, .115, .10])],
+        tusk=lambda: [_long('horn', [at(.52, -.66), at(.85, -1.2), at(1.55, -1.0)], [.075, .065, .025])],
+        snout=lambda: [_round('blush', *at(1.0, -.15), .12, .15)] + [_mark('nose', *at(a, -.12), .025, .048) for a in (.88, 1.14)],
+        beak=lambda: [Part('beak', wedge(*beak))],
+        beard=lambda: [Part('light', wedge((.25, -.75), (1.1, -.9), (.55, -2.4)))],
+        nostrils=lambda: [_round('light', *at(1.55, .66), .10, .08, join=True), _mark('nose', *at(1.6, .66), .04, .032)],
+        teeth=lambda: [_round('eye', *at(a, -1.28), .05, .075) for a in (.75, 1.35)],
+        tongue=lambda: [_round('blush', *at(.95, -1.0), .06, .12, 10)],
+        topknot=lambda: [_round('mane', *at(-.25, .95), .15, .10)],
+        jaws=lambda: [_long('far', [at(.2, -.55), at(1.4, -1.15), at(3.0, -.95)], [.12, .085, .055]),
+                      Part('blush', wedge((.5, .1), (3.0, .25), (2.4, -.85), (.8, -.7))),
+                      _long('body', [at(.2, .1), at(1.5, .40), at(3.05, .45)], [.17, .10, .09])]
+            + [Part('eye', wedge((a, .05), (a+.5, .05), (a+.25, -.5))) for a in (1.0, 1.65, 2.3)]
+            + [_round('nose', *at(3.15, .65), .035, .03), _round('body', *at(*self.plan.eye), .13, .13)])
+    return [part for e in self.plan.extras if e in kinds for part in kinds[e]()]
 
-# %% ../nbs/01_menagerie.ipynb #2a2e91e9
-def extras(p, f) -> list:
-    "What hangs on the torso: udder, belly, wing, flipper, collar, ridge."
-    (x, y), L, H = f.middle, f.length, f.height
-    out = []
-    for e in p.extras:
-        if e == 'udder': out += [Part('blush', ellipse(x-.16, y-.50*H, .13, .09))]
-        if e == 'belly': out += [Part('light', ellipse(x, y-.52*H, .36*L, .24*H), clip=True)]
-        if e == 'bib': out += [Part('light', ellipse(x+.16, y-.04, .24, .40), clip=True)]
-        if e == 'ruff': out += [Part('light', ellipse(*(f.shoulder+(.12,-.14)), .16, .22, 20), clip=True)]
-        if e == 'collar': out += [Part('mark', ellipse(*(.5*(f.shoulder+f.head)), .24, .04, f.angle-90), clip=True)]
-        if e == 'wing': out += [Part('light', ellipse(x-.10, y+.02, .26, .15, -18))]
-        if e == 'flipper': out += [Part('far', ellipse(x-.12, y+.02, .085, .30, -16))]
-    if p.coat == 'ridge': out += [Part('mark', [np.array([(a-.075, y+.42*H), (a+.075, y+.42*H), (a-.02, y+.88*H)])]) for a in np.linspace(-1.05, .45, 9)]
-    return out
+# %% ../nbs/01_menagerie.ipynb #7c9422c0
+@patch
+def hung(self:Anatomy):
+    "What sits on the torso: udder, wing, flipper, crest."
+    (x, y), H = self.middle, self.H
+    kinds = dict(
+        udder=lambda: [_round('blush', x-.13, y-.50*H, .13, .09)],
+        wing=lambda: [_round('light', x-.10+.05*i, y+.05-.05*i, .25-.05*i, .13, -18, join=i>0) for i in (0,1)],
+        flipper=lambda: [_round('mark', x-.16, y, .085, .32, -14)],
+        crest=lambda: [Part('mark', [np.array([(a-.085, y+.40*H), (a+.085, y+.40*H), (a-.02, y+.92*H)])]) for a in np.linspace(-.34, .26, 5)])
+    return [part for e in self.plan.extras if e in kinds for part in kinds[e]()]
 
-# %% ../nbs/01_menagerie.ipynb #2e66c9ac
-def anatomy(species:str, gait:float=0.) -> list:
-    "The parts of a species from back to front, facing right, feet at `y = 0`."
-    p = PLANS[species]; f = Frame(p)
-    back = tail(p, f) + legs(p, f, False, gait)
-    if 'biped' in p.extras: back += legs(p, f, True, gait)
-    front = torso(p, f) + ([] if 'biped' in p.extras else legs(p, f, True, gait))
-    return back + ears(p, f, False) + front + markings(p, f) + extras(p, f) + mane(p, f) + face(p, f) + ears(p, f, True) + horns(p, f)
+# %% ../nbs/01_menagerie.ipynb #af540dfb
+@patch
+def parts(self:Anatomy)->list:
+    "All parts, from back to front."
+    biped = 'biped' in self.has
+    behind = self.tail() + self.limbs(False) + (self.limbs(True) if biped else []) + self.ears(False)
+    body = self.torso() + ([] if biped else self.limbs(True)) + self.coat() + self.underside() + self.hung()
+    return behind + body + self.mane() + self.face() + self.ears(True) + self.horns()
 
-# %% ../nbs/01_menagerie.ipynb #95fb11a6
-def thicken(mask, w):
+# %% ../nbs/01_menagerie.ipynb #09f72937
+def _thick(mask, w):
     "The mask dilated by a disc of radius `w` pixels."
-    out = mask
-    for a in np.linspace(0, 2*np.pi, 12, endpoint=False):
-        out = ImageChops.lighter(out, ImageChops.offset(mask, round(w*np.cos(a)), round(w*np.sin(a))))
+    if w < 2: return mask.filter(ImageFilter.MaxFilter(3))
+    out, turns = mask, np.linspace(0, 2*np.pi, 12 if w < 4 else 24, endpoint=False)
+    for dx,dy in {(round(w*np.cos(t)), round(w*np.sin(t))) for t in turns}: out = ImageChops.lighter(out, ImageChops.offset(mask, dx, dy))
     return out
 
-# %% ../nbs/01_menagerie.ipynb #a675bc77
-SPAN = dict(small=(.37, .44), large=(.61, .72)) # largest height and width of an animal, fractions of the picture
+def _stamp(canvas, shape, group, place, pen):
+    "Draw parts that melt into one another: the line around them, their paints, then the markings on them."
+    blank, union, fills = Image.new('L', canvas.size), Image.new('L', canvas.size), []
+    for part in group:
+        m = blank.copy(); ink = ImageDraw.Draw(m)
+        for q in part.polygons: ink.polygon(place(q), fill=255)
+        if not part.clip: union = ImageChops.lighter(union, m)
+        fills.append(m)
+    canvas.paste(1 + PAINTS.index('line'), mask=ImageChops.multiply(_thick(union, pen), shape))
+    for part,m in zip(group, fills): canvas.paste(1 + PAINTS.index(part.paint), mask=ImageChops.multiply(m, union))
+    shape.paste(255, mask=union)
 
-@lru_cache(maxsize=512)
-def sprite(species, size, facing, pixels, gait=0.):
-    "The paint numbers (0: nothing) of an animal drawn for a picture `pixels` wide, cropped, and their mask."
-    parts = anatomy(species, gait)
-    points = np.concatenate([q for part in parts for q in part.polygons if not part.clip])
-    (x0, y0), (x1, y1) = points.min(0), points.max(0)
-    height, width = SPAN[size]
-    scale = pixels*min(height/(y1-y0), width/(x1-x0))
-    pen = pixels*(.0085 if size == 'small' else .010)
-    m = int(np.ceil(pen)) + 1
-    W, H = int(scale*(x1-x0)) + 2*m + 1, int(scale*(y1-y0)) + 2*m + 1
-    place = lambda q: [((x-x0)*scale + m, (y1-y)*scale + m) for x,y in q]
-    canvas, body = Image.new('L', (W, H)), Image.new('L', (W, H))
-    for group in grouped(parts):
-        rasterise(canvas, body, group, place, .55*pen)
-    ink = thicken(body, pen)
-    out = ink.point(lambda v: PAINTS.index('outline')+1 if v else 0)
-    out.paste(canvas, mask=body)
-    if facing == 'left': out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return out, out.point(lambda v: 255 if v else 0)
+# %% ../nbs/01_menagerie.ipynb #30e8b65a
+SPANS = dict(small=(.39, .43), large=(.65, .64)) # height and width that an animal does not exceed, fractions of the picture
 
-# %% ../nbs/01_menagerie.ipynb #3283d7fa
-def grouped(parts):
-    "Parts that melt into one another, together."
-    groups = []
-    for part in parts:
+@lru_cache
+def _bounds(species):
+    "The box, (2, 2), around a species in any gait."
+    points = np.concatenate([q for gait in (-1, 0, 1) for part in Anatomy(species, gait).parts() if not part.clip for q in part.polygons])
+    return np.array([points.min(0), points.max(0)])
+
+@lru_cache(maxsize=600)
+def sprite(species:str,    # a key of `PLANS`
+           size:str,       # 'small' or 'large'
+           facing:str,     # 'left' or 'right'
+           pixels:int,     # width of the picture that it is for
+           gait:float = 0. # -1 to 1: how the legs swing
+          )->Image.Image:  # paint numbers from 1 (0: nothing), cropped to the animal
+    "An animal without its colour."
+    if facing == 'left': return sprite(species, size, 'right', pixels, gait).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    groups, (height, width), ((x0, y0), (x1, y1)) = [], SPANS[size], _bounds(species)
+    for part in Anatomy(species, gait).parts():
         if groups and (part.join or part.clip): groups[-1].append(part)
         else: groups.append([part])
-    return groups
+    scale, pen = pixels*min(height/(y1-y0), width/(x1-x0)), pixels*(.0085 if size == 'small' else .010)
+    margin = int(np.ceil(pen)) + 1
+    canvas = Image.new('L', (int(scale*(x1-x0)) + 2*margin + 1, int(scale*(y1-y0)) + 2*margin + 1))
+    shape = canvas.copy()
+    for g in groups: _stamp(canvas, shape, g, lambda q: [((x-x0)*scale + margin, (y1-y)*scale + margin) for x,y in q], .55*pen)
+    out = _thick(shape, pen).point([0] + 255*[1 + PAINTS.index('outline')])
+    out.paste(canvas, mask=shape)
+    return out
 
-def rasterise(canvas, body, group, place, pen):
-    "Draw one group: a line around its union, its paints, and its markings inside."
-    def mask_of(part):
-        m = Image.new('L', canvas.size); d = ImageDraw.Draw(m)
-        for q in part.polygons: d.polygon(place(q), fill=255)
-        return m
-    masks = [mask_of(part) for part in group]
-    union = Image.new('L', canvas.size)
-    for part,m in zip(group, masks):
-        if not part.clip: union = ImageChops.lighter(union, m)
-    rim = ImageChops.multiply(thicken(union, pen), body)
-    canvas.paste(PAINTS.index('line')+1, mask=rim)
-    for part,m in zip(group, masks):
-        canvas.paste(PAINTS.index(part.paint)+1, mask=ImageChops.multiply(m, union) if part.clip else m)
-    body.paste(255, mask=union)
-
-# %% ../nbs/01_menagerie.ipynb #8fdb6055
+# %% ../nbs/01_menagerie.ipynb #569df6a0
 SKY = dict(sky_high=(122,190,240), sky=(148,206,246), sky_low=(184,224,250), sun=(255,226,92), cloud=(250,252,255))
 NIGHT_SKY = dict(sky_high=(18,22,62), sky=(26,32,80), sky_low=(40,48,104), sun=(250,244,206), cloud=(238,240,255))
 WATER = dict(sea=(38,132,196), wave=(112,190,228))
@@ -559,220 +566,255 @@ GROUND = dict(
     straw=(226,190,92), straw_dark=(196,156,62), bark=(112,78,50), crown=(122,142,54), crown_dark=(92,112,44), hill=(204,178,104),
     moss=(70,120,58), moss_dark=(52,96,48), leaf=(40,104,56), leaf_dark=(26,78,46), trunk=(92,64,46),
     sand=(240,206,140), sand_dark=(222,180,108), sand_light=(248,222,166), cactus=(70,134,78), cactus_dark=(50,104,62),
-    snow=(240,244,250), snow_blue=(208,222,240), fir=(44,92,86), fir_dark=(32,70,70),
-    grass=(132,204,84), grass_dark=(104,176,68), grass_light=(162,220,108), fence=(246,240,226), red=(232,66,74), yellow=(255,222,70), violet=(150,96,210),
+    snow=(240,244,250), snow_blue=(208,222,240), fir=(44,92,86),
+    grass=(132,204,84), grass_dark=(104,176,68), fence=(246,240,226), red=(232,66,74), yellow=(255,222,70), violet=(150,96,210),
     beach=(246,224,170), beach_dark=(226,198,140), palm=(58,142,74), palm_dark=(40,112,62),
     rock=(128,130,140), rock_dark=(100,102,114), rock_light=(156,158,166), cap=(246,248,252), scree=(150,146,140), scree_dark=(126,122,118),
-    bank=(118,166,96), bank_dark=(94,140,78), reed=(74,120,56), cattail=(110,68,40), lily=(86,158,88))
+    bank=(118,166,96), bank_dark=(94,140,78), reed=(74,120,56), cattail=(110,68,40))
+
+# %% ../nbs/01_menagerie.ipynb #b812f54b
 STUFF = ('sky', 'ground', 'water')
+_paints = [*SKY, *GROUND, *WATER]
+_owner = [0]*len(SKY) + [1]*len(GROUND) + [2]*len(WATER)  # index into `STUFF`
+def _moonlit(rgb, shade=(.52,.54,.66)): return tuple(round(v*s) for v,s in zip(rgb, shade))
+_palettes = dict(day=np.array([*SKY.values(), *GROUND.values(), *WATER.values()], np.uint8),
+                 night=np.array([*NIGHT_SKY.values(), *map(_moonlit, [*GROUND.values(), *WATER.values()])], np.uint8))
 
-# %% ../nbs/01_menagerie.ipynb #79e9ca7b
-SCENERY = [*SKY, *GROUND, *WATER]
-OWNER = [0]*len(SKY) + [1]*len(GROUND) + [2]*len(WATER)
+SHADE = dict(savanna='straw_dark', forest='moss_dark', desert='sand_dark', snow='snow_blue',
+             meadow='grass_dark', beach='beach_dark', mountains='scree_dark', lake='bank_dark') # the ground in the shadow of an animal
 
-def night(rgb, shade=(.46,.50,.66)):
-    "The colour by moonlight."
-    return tuple(round(v*s) for v,s in zip(rgb, shade))
+# %% ../nbs/01_menagerie.ipynb #cf55f6c8
+class Scenery:
+    "A canvas of paint numbers, `pixels` wide; `rng` places the scenery. Points are fractions of the width, from the top left."
+    def __init__(self, pixels, rng):
+        self.n, self.rng, self.image = pixels, rng, Image.new('L', (pixels, pixels))
+        self.ink, self.u = ImageDraw.Draw(self.image), rng.uniform
 
-SCENERY_RGB = dict(day=[*SKY.values(), *GROUND.values(), *WATER.values()],
-                   night=[*NIGHT_SKY.values(), *map(night, [*GROUND.values(), *WATER.values()])])
+    def _draw(self, shape, paint, points, **kw): getattr(self.ink, shape)([(x*self.n, y*self.n) for x,y in points], fill=_paints.index(paint), **kw)
+    def polygon(self, paint, *points): self._draw('polygon', paint, points)
+    def box(self, paint, x0, y0, x1, y1): self._draw('rectangle', paint, [(x0, y0), (x1, y1)])
+    def line(self, paint, width, *points): self._draw('line', paint, points, width=max(1, round(width*self.n)))
+    def disc(self, paint, x, y, rx, ry=None): self._draw('ellipse', paint, [(x-rx, y-(ry or rx)), (x+rx, y+(ry or rx))])
+    def scatter(self, n, y0, y1): return zip(self.u(.02, .98, n), np.sort(self.u(y0, y1, n)))
 
-# %% ../nbs/01_menagerie.ipynb #9ae05cc0
-class Canvas:
-    "A canvas of paint numbers; points are fractions of its width, from the top left."
-    def __init__(self, pixels):
-        self.image = Image.new('L', (pixels, pixels)); self.ink = ImageDraw.Draw(self.image); self.n = pixels
+# %% ../nbs/01_menagerie.ipynb #e79ef2d5
+@patch
+def land(self:Scenery, paint, y, height=.05):
+    "Rolling land from about `y` down to the bottom."
+    x = np.linspace(0, 1, 33)
+    line = y - .25*height*(np.sin(5*x + self.u(0, 6.3)) + np.sin(11*x + self.u(0, 6.3)))
+    self.polygon(paint, (0,1), *zip(x, line), (1,1))
 
-    def polygon(self, paint, *points): self.ink.polygon([(x*self.n, y*self.n) for x,y in points], fill=SCENERY.index(paint))
-    def box(self, paint, x0, y0, x1, y1): self.ink.rectangle([x0*self.n, y0*self.n, x1*self.n, y1*self.n], fill=SCENERY.index(paint))
-    def disc(self, paint, x, y, rx, ry=None):
-        ry = ry or rx
-        self.ink.ellipse([(x-rx)*self.n, (y-ry)*self.n, (x+rx)*self.n, (y+ry)*self.n], fill=SCENERY.index(paint))
-    def line(self, paint, width, *points): self.ink.line([(x*self.n, y*self.n) for x,y in points], fill=SCENERY.index(paint), width=max(1, round(width*self.n)))
-
-# %% ../nbs/01_menagerie.ipynb #3b7ba6c4
-def sky(c, time, rng):
-    "A sky in three bands, with sun and clouds or moon and stars."
-    for paint,y in (('sky_high', 0), ('sky', .2), ('sky_low', .38)): c.box(paint, 0, y, 1, 1)
-    x, y = rng.uniform(.1, .9), rng.uniform(.09, .15)
-    if time == 'day':
-        c.disc('sun', x, y, .065)
-        for _ in range(rng.integers(1, 3)): cloud(c, rng.uniform(.05, .95), rng.uniform(.08, .3), rng.uniform(.7, 1.1))
-        return
-    for sx,sy in rng.uniform((0, 0), (1, .42), (14, 2)): c.disc('cloud', sx, sy, .009)
-    c.disc('sun', x, y, .06)
-    c.disc('sky_high', x-.028, y-.016, .048)
-
-def cloud(c, x, y, s):
-    "A cloud of three puffs."
-    for dx,dy,r in ((-.07,.012,.035), (0,0,.05), (.075,.012,.035)): c.disc('cloud', x+s*dx, y+s*dy, s*r*1.2, s*r*.8)
-
-# %% ../nbs/01_menagerie.ipynb #4f73738c
-def ridge(c, paint, y, rng, height=.05, n=9):
-    "Rolling land from height `y` down to the bottom."
-    x = np.linspace(0, 1, n*4)
-    a, b, k = rng.uniform(0, 6.3, 3)
-    line = y - height*(.5*np.sin(2*np.pi*x*.8 + a) + .5*np.sin(2*np.pi*x*1.7 + b))*.5
-    c.polygon(paint, (0,1), *zip(x, line), (1,1))
-
-def scatter(rng, n, y0, y1): return zip(rng.uniform(.02, .98, n), np.sort(rng.uniform(y0, y1, n)))
-
-def tufts(c, paint, rng, n, y0=.62, y1=.98):
-    "Tufts of grass, larger nearer."
-    for x,y in scatter(rng, n, y0, y1):
+@patch
+def tufts(self:Scenery, paint, n, y0=.62, y1=.98):
+    "Tufts of grass, larger when nearer."
+    for x,y in self.scatter(n, y0, y1):
         s = .02 + .05*(y-.5)
-        c.polygon(paint, (x-s,y), (x-.9*s,y-1.1*s), (x-.3*s,y-.3*s), (x,y-1.5*s), (x+.3*s,y-.3*s), (x+.9*s,y-1.1*s), (x+s,y))
+        self.polygon(paint, (x-s,y), (x-.9*s,y-1.1*s), (x-.3*s,y-.3*s), (x,y-1.5*s), (x+.3*s,y-.3*s), (x+.9*s,y-1.1*s), (x+s,y))
 
-# %% ../nbs/01_menagerie.ipynb #2e860a67
-def savanna(c, rng):
+@patch
+def sky(self:Scenery, time):
+    "Sun and clouds, or moon and stars."
+    for paint,y in (('sky_high', 0), ('sky', .2), ('sky_low', .38)): self.box(paint, 0, y, 1, 1)
+    x, y = self.u(.1, .9), self.u(.09, .14)
+    if time == 'day':
+        self.disc('sun', x, y, .065)
+        for cx in (x + .5 + self.u(-.15, .15), x + self.u(.22, .35))[:self.rng.integers(1, 3)]:
+            cx, cy, s = (cx + .1) % 1.2 - .1, self.u(.08, .28), self.u(.8, 1.2)
+            for dx,dy,rx,ry in ((-.075,.014,.045,.028), (0,0,.06,.042), (.08,.014,.045,.028)):
+                self.disc('cloud', cx + s*dx, cy + s*dy, s*rx, s*ry)
+    else:
+        for sx,sy in self.u((0, 0), (1, .42), (16, 2)): self.disc('cloud', sx, sy, .009)
+        self.disc('sun', x, y, .062); self.disc('sky_high', x-.03, y-.016, .05)
+
+# %% ../nbs/01_menagerie.ipynb #8f7f3ee1
+@patch
+def savanna(self:Scenery):
     "Yellow grass and flat-topped acacias."
-    h = rng.uniform(.50, .56)
-    ridge(c, 'hill', h-.03, rng, .06); ridge(c, 'straw', h+.03, rng, .03)
-    for x in (rng.uniform(.05, .4), rng.uniform(.6, .95)):
-        s = rng.uniform(.75, 1.1); y = h + .05
-        c.line('bark', .026*s, (x,y), (x+.01,y-.18*s)); c.line('bark', .018*s, (x,y-.1*s), (x-.07*s,y-.2*s)); c.line('bark', .018*s, (x,y-.1*s), (x+.08*s,y-.2*s))
-        c.disc('crown_dark', x, y-.21*s, .17*s, .05*s); c.disc('crown', x, y-.225*s, .15*s, .04*s)
-    tufts(c, 'straw_dark', rng, 12)
+    h = self.u(.50, .56)
+    self.land('hill', h-.03, .06); self.land('straw', h+.03, .03)
+    for x in (self.u(.05, .4), self.u(.6, .95)):
+        s = self.u(.75, 1.1); y = h + .05
+        self.line('bark', .026*s, (x,y), (x+.01,y-.18*s))
+        for dx in (-.07, .08): self.line('bark', .018*s, (x,y-.1*s), (x+dx*s,y-.2*s))
+        self.disc('crown_dark', x, y-.21*s, .17*s, .05*s); self.disc('crown', x, y-.225*s, .15*s, .04*s)
+    self.tufts('straw_dark', 12)
 
-def forest(c, rng):
+# %% ../nbs/01_menagerie.ipynb #fed69098
+@patch
+def forest(self:Scenery):
     "A wall of trees over moss."
-    h = rng.uniform(.50, .56)
-    for x in np.linspace(-.02, 1.02, 7) + rng.uniform(-.05, .05, 7):
-        c.disc('leaf_dark', x, h-.22+rng.uniform(-.05, .05), .13, .17); c.box('leaf_dark', x-.1, h-.2, x+.1, h+.05)
-    ridge(c, 'moss', h+.03, rng, .03)
-    for x in np.linspace(.04, .96, 5) + rng.uniform(-.07, .07, 5):
-        y, w = h + rng.uniform(.03, .08), rng.uniform(.022, .034)
-        c.polygon('trunk', (x-w*1.4,y), (x-w,y-.25), (x+w,y-.25), (x+w*1.4,y))
-        c.disc('leaf', x, y-.33, .115, .13); c.disc('leaf', x-.07, y-.27, .08); c.disc('leaf', x+.07, y-.27, .08)
-    tufts(c, 'moss_dark', rng, 12)
+    h = self.u(.50, .56)
+    for x in np.linspace(-.02, 1.02, 7) + self.u(-.05, .05, 7):
+        self.disc('leaf_dark', x, h-.22+self.u(-.05, .05), .13, .17); self.box('leaf_dark', x-.1, h-.2, x+.1, h+.05)
+    self.land('moss', h+.03, .03)
+    for x in np.linspace(.04, .96, 5) + self.u(-.07, .07, 5):
+        y, w = h + self.u(.03, .08), self.u(.022, .034)
+        self.polygon('trunk', (x-w*1.4,y), (x-w,y-.25), (x+w,y-.25), (x+w*1.4,y))
+        self.disc('leaf', x, y-.33, .115, .13); self.disc('leaf', x-.07, y-.27, .08); self.disc('leaf', x+.07, y-.27, .08)
+    self.tufts('moss_dark', 12)
 
-def desert(c, rng):
+# %% ../nbs/01_menagerie.ipynb #bf03f7c3
+@patch
+def desert(self:Scenery):
     "Dunes and cactuses."
-    h = rng.uniform(.50, .56)
-    ridge(c, 'sand_dark', h-.04, rng, .12); ridge(c, 'sand_light', h+.03, rng, .08); ridge(c, 'sand', h+.12, rng, .05)
-    for x in (rng.uniform(.04, .42), rng.uniform(.58, .96)):
-        s, y = rng.uniform(.8, 1.15), h+.10
+    h = self.u(.50, .56)
+    self.land('sand_dark', h-.04, .12); self.land('sand_light', h+.03, .08); self.land('sand', h+.12, .05)
+    for x in (self.u(.04, .42), self.u(.58, .96)):
+        s, y = self.u(.8, 1.15), h+.10
         for w,paint in ((.052,'cactus_dark'), (.034,'cactus')):
             w, a = w*s, .085*s
-            c.box(paint, x-w/2, y-.27*s, x+w/2, y); c.disc(paint, x, y-.27*s, w/2)
-            c.line(paint, w*.8, (x-a,y-.2*s), (x-a,y-.11*s), (x,y-.11*s)); c.line(paint, w*.8, (x+a,y-.24*s), (x+a,y-.15*s), (x,y-.15*s))
-    for x,y in scatter(rng, 7, .68, .97): c.disc('sand_dark', x, y, .05, .008)
+            self.box(paint, x-w/2, y-.27*s, x+w/2, y); self.disc(paint, x, y-.27*s, w/2)
+            self.line(paint, w*.8, (x-a,y-.2*s), (x-a,y-.11*s), (x,y-.11*s)); self.line(paint, w*.8, (x+a,y-.24*s), (x+a,y-.15*s), (x,y-.15*s))
+    for x,y in self.scatter(7, .68, .97): self.disc('sand_dark', x, y, .05, .008)
 
-# %% ../nbs/01_menagerie.ipynb #4bfd771a
-def snow(c, rng):
+# %% ../nbs/01_menagerie.ipynb #517f8efe
+@patch
+def snow(self:Scenery):
     "White ground and firs."
-    h = rng.uniform(.50, .56)
-    ridge(c, 'snow_blue', h-.03, rng, .08); ridge(c, 'snow', h+.04, rng, .04)
-    for x in (rng.uniform(.03, .2), rng.uniform(.28, .48), rng.uniform(.55, .72), rng.uniform(.8, .97)):
-        fir(c, x, h+rng.uniform(.04, .08), rng.uniform(.75, 1.15))
-    for x,y in scatter(rng, 8, .66, .97): c.disc('snow_blue', x, y, .06, .009)
+    h = self.u(.50, .56)
+    self.land('snow_blue', h-.03, .08); self.land('snow', h+.04, .04)
+    for x in (self.u(.03, .2), self.u(.28, .48), self.u(.55, .72), self.u(.8, .97)):
+        self.fir(x, h+self.u(.04, .08), self.u(.75, 1.15))
+    for x,y in self.scatter(8, .66, .97): self.disc('snow_blue', x, y, .06, .009)
 
-def fir(c, x, y, s):
+@patch
+def fir(self:Scenery, x, y, s):
     "A fir with snow on its branches."
-    c.box('trunk', x-.014*s, y-.05*s, x+.014*s, y)
+    self.box('trunk', x-.014*s, y-.05*s, x+.014*s, y)
     for i in range(3):
         b, w = y-.04*s-.085*s*i, (.11-.024*i)*s
-        c.polygon('fir', (x-w,b), (x,b-.15*s), (x+w,b)); c.polygon('cap', (x-w*.45,b-.08*s), (x,b-.15*s), (x+w*.45,b-.08*s), (x,b-.06*s))
+        self.polygon('fir', (x-w,b), (x,b-.15*s), (x+w,b)); self.polygon('cap', (x-w*.45,b-.08*s), (x,b-.15*s), (x+w*.45,b-.08*s), (x,b-.06*s))
 
-def meadow(c, rng):
+# %% ../nbs/01_menagerie.ipynb #75391cf4
+@patch
+def meadow(self:Scenery):
     "Light grass, a white fence, flowers."
-    h = rng.uniform(.50, .56)
-    ridge(c, 'grass_dark', h-.03, rng, .10); ridge(c, 'grass', h+.05, rng, .03)
+    h = self.u(.50, .56)
+    self.land('grass_dark', h-.03, .10); self.land('grass', h+.05, .03)
     y = h + .07
-    for x in np.arange(rng.uniform(-.1, 0), 1.1, .125): c.polygon('fence', (x-.016,y+.03), (x-.016,y-.10), (x,y-.125), (x+.016,y-.10), (x+.016,y+.03))
-    for d in (-.07, -.015): c.box('fence', 0, y+d-.011, 1, y+d+.011)
-    tufts(c, 'grass_dark', rng, 5)
-    for i,(x,y) in enumerate(scatter(rng, 16, .66, .98)):
+    for x in np.arange(self.u(-.1, 0), 1.1, .125): self.polygon('fence', (x-.016,y+.03), (x-.016,y-.10), (x,y-.125), (x+.016,y-.10), (x+.016,y+.03))
+    for d in (-.07, -.015): self.box('fence', 0, y+d-.011, 1, y+d+.011)
+    self.tufts('grass_dark', 5)
+    for i,(x,y) in enumerate(self.scatter(16, .66, .98)):
         r = .010 + .02*(y-.6)
-        c.disc(('red','yellow','violet','fence')[i%4], x, y, r*1.3); c.disc('yellow' if i%4 != 1 else 'red', x, y, r*.5)
+        self.disc(('red','yellow','violet','fence')[i%4], x, y, r*1.3); self.disc('yellow' if i%4 != 1 else 'red', x, y, r*.5)
 
-# %% ../nbs/01_menagerie.ipynb #f7c96d0d
-def beach(c, rng):
+# %% ../nbs/01_menagerie.ipynb #ddce86c9
+@patch
+def beach(self:Scenery):
     "A strip of sea, sand, a palm."
-    h = rng.uniform(.46, .50); shore = h + rng.uniform(.11, .14)
-    c.box('sea', 0, h, 1, 1)
-    for x,y in zip(rng.uniform(0, 1, 7), np.linspace(h+.03, shore-.02, 7)): c.line('wave', .012, (x-.07,y), (x+.07,y))
-    ridge(c, 'wave', shore, rng, .03); ridge(c, 'beach', shore+.025, rng, .03)
-    palm(c, *((rng.uniform(.06, .18), 1) if rng.random() < .5 else (rng.uniform(.82, .94), -1)), shore+.07)
-    for x,y in scatter(rng, 9, .68, .97): c.disc('beach_dark', x, y, .03, .008)
+    h = self.u(.46, .50); shore = h + self.u(.11, .14)
+    self.box('sea', 0, h, 1, 1)
+    for x,y in zip(self.u(0, 1, 7), np.linspace(h+.03, shore-.02, 7)): self.line('wave', .012, (x-.07,y), (x+.07,y))
+    self.land('wave', shore, .03); self.land('beach', shore+.025, .03)
+    self.palm(*((self.u(.06, .18), 1) if self.u() < .5 else (self.u(.82, .94), -1)), shore+.07)
+    for x,y in self.scatter(9, .68, .97): self.disc('beach_dark', x, y, .03, .008)
 
-def palm(c, x, lean, y):
+@patch
+def palm(self:Scenery, x, lean, y):
     "A palm leaning to the right (`lean` 1) or to the left (-1)."
     top = (x+.07*lean, y-.42)
-    c.line('bark', .036, (x,y), (x+.015*lean,y-.2), top)
+    self.line('bark', .036, (x,y), (x+.015*lean,y-.2), top)
     for dx,dy in ((-.17,.05), (.17,.05), (-.13,-.06), (.13,-.06), (-.09,.13), (.10,.13)):
         (u,v), (a,b) = top, (top[0]+dx, top[1]+dy)
-        c.polygon('palm' if dy < .1 else 'palm_dark', top, (u+.55*dx,v+.45*dy-.055), (a,b), (u+.5*dx,v+.5*dy+.01))
+        self.polygon('palm' if dy < .1 else 'palm_dark', top, (u+.55*dx,v+.45*dy-.055), (a,b), (u+.5*dx,v+.5*dy+.01))
 
-def mountains(c, rng):
+# %% ../nbs/01_menagerie.ipynb #f5b24875
+@patch
+def mountains(self:Scenery):
     "Grey peaks with snow caps over scree."
-    h = rng.uniform(.54, .58)
-    for x,w,top,paint in ((rng.uniform(.0,.2),.30,rng.uniform(.16,.24),'rock_dark'), (rng.uniform(.8,1.),.32,rng.uniform(.14,.22),'rock_dark'), (rng.uniform(.4,.6),.36,rng.uniform(.06,.14),'rock')):
+    h = self.u(.54, .58)
+    for x,w,top,paint in ((self.u(.0,.2), .30, self.u(.16,.24), 'rock_dark'), (self.u(.8,1.), .32, self.u(.14,.22), 'rock_dark'),
+                          (self.u(.4,.6), .36, self.u(.06,.14), 'rock')):
         t = .36
-        c.polygon(paint, (x-w,h+.05), (x,top), (x+w,h+.05))
-        c.polygon('rock_light' if paint == 'rock' else 'rock', (x,top), (x+w,h+.05), (x+w*.3,h+.05))
+        self.polygon(paint, (x-w,h+.05), (x,top), (x+w,h+.05))
+        self.polygon('rock_light' if paint == 'rock' else 'rock', (x,top), (x+w,h+.05), (x+w*.3,h+.05))
         y = top + t*(h+.05-top)
-        c.polygon('cap', (x,top), (x+w*t,y), (x+w*t*.45,y-.03), (x+w*t*.1,y+.03), (x-w*t*.4,y-.02), (x-w*t,y))
-    ridge(c, 'scree', h, rng, .04)
-    for x,y in scatter(rng, 11, h+.06, .97):
-        s = .015+.05*(y-.5); c.polygon('scree_dark', (x-s,y), (x-.6*s,y-.7*s), (x+.4*s,y-.8*s), (x+s,y))
+        self.polygon('cap', (x,top), (x+w*t,y), (x+w*t*.45,y-.03), (x+w*t*.1,y+.03), (x-w*t*.4,y-.02), (x-w*t,y))
+    self.land('scree', h, .04)
+    for x,y in self.scatter(11, h+.06, .97):
+        s = .015+.05*(y-.5); self.polygon('scree_dark', (x-s,y), (x-.6*s,y-.7*s), (x+.4*s,y-.8*s), (x+s,y))
 
-def lake(c, rng):
+# %% ../nbs/01_menagerie.ipynb #74639004
+@patch
+def lake(self:Scenery):
     "A sheet of water behind a green bank, reeds."
-    h = rng.uniform(.44, .48)
-    ridge(c, 'leaf', h-.06, rng, .06); c.box('sea', 0, h, 1, 1)
-    for x,y in zip(rng.uniform(0, 1, 10), np.linspace(h+.04, .74, 10)): c.line('wave', .012, (x-.08,y), (x+.08,y))
-    ridge(c, 'bank_dark', .745, rng, .03); ridge(c, 'bank', .765, rng, .03)
-    for x0 in (rng.uniform(.0, .16), rng.uniform(.84, 1.)):
+    h = self.u(.44, .48)
+    self.land('leaf', h-.06, .06); self.box('sea', 0, h, 1, 1)
+    for x,y in zip(self.u(0, 1, 10), np.linspace(h+.04, .74, 10)): self.line('wave', .012, (x-.08,y), (x+.08,y))
+    self.land('bank_dark', .745, .03); self.land('bank', .765, .03)
+    for x0 in (self.u(.0, .16), self.u(.84, 1.)):
         for x in x0 + np.array([-.07,-.03,.01,.05,.09]):
-            y, t = .80, rng.uniform(.46, .56)
-            c.line('reed', .014, (x,y), (x+rng.uniform(-.02,.02),t)); c.disc('cattail', x, t, .014, .045)
-    tufts(c, 'bank_dark', rng, 6, .82, .99)
+            y, t = .80, self.u(.46, .56)
+            self.line('reed', .014, (x,y), (x+self.u(-.02,.02),t)); self.disc('cattail', x, t, .014, .045)
+    self.tufts('bank_dark', 6, .82, .99)
 
-HABITAT = dict(savanna=savanna, forest=forest, desert=desert, snow=snow, meadow=meadow, beach=beach, mountains=mountains, lake=lake)
-
-# %% ../nbs/01_menagerie.ipynb #7eabd1a6
+# %% ../nbs/01_menagerie.ipynb #07a7e195
 @dataclass
 class SceneMasks:
-    "To whom the pixels of a picture belong. All masks are disjoint, and together they cover it."
-    animals: np.ndarray # (n, H, W) bool, the visible part of each animal, in the order of `Scene.animals`
-    stuff: dict         # 'sky', 'ground', 'water' -> (H, W) bool
+    "To whom each pixel of a picture belongs: the masks are disjoint and cover the picture."
+    animals: np.ndarray # (n, H, W) bool: the visible part of each animal, in the order of `Scene.animals`
+    stuff: dict         # 'sky', 'ground', 'water' -> (H, W) bool; what stands on the ground is ground
 
-# %% ../nbs/01_menagerie.ipynb #d660ecf3
+# %% ../nbs/01_menagerie.ipynb #9f93a0c6
 @lru_cache
-def animal_palette(colour, time):
-    "RGB of each paint of an animal, (len(PAINTS), 3)."
-    rgb = coat(colour).values()
-    return np.array(list(rgb) if time == 'day' else [night(v, (.80,.82,.94)) for v in rgb], np.uint8)
+def _animal_palette(colour, time):
+    rgb = paints(colour)
+    if time == 'night': rgb = {k: _moonlit(v, (.82,.84,.95)) for k,v in rgb.items()}
+    return np.array(list(rgb.values()), np.uint8) # (len(PAINTS), 3)
 
-# %% ../nbs/01_menagerie.ipynb #47fce38f
-def render(scene, # a `Scene`
-           size:int=64, # pixels of a side
-          ) -> tuple: # PIL image (RGB), `SceneMasks`
-    "Draw a scene. Pixels belong to whoever owns most of their 16 (4, above 200 pixels) samples."
-    k = 4 if size <= 200 else 2
-    rng, c = np.random.default_rng(scene.seed), Canvas(size*k)
-    sky(c, scene.time, rng)
-    HABITAT[scene.habitat](c, rng)
-    palette, owner = [np.array(SCENERY_RGB[scene.time], np.uint8)], list(OWNER)
-    for i in sorted(range(len(scene.animals)), key=lambda i: scene.animals[i].y):
-        a = scene.animals[i]
-        s, mask = sprite(a.species, a.size, a.facing, size*k)
-        first = len(owner)
-        c.image.paste(s.point([0] + [first+j for j in range(255)] if False else [min(255, max(0, first+j-1)) for j in range(256)]), (round(a.x*c.n - s.width/2), round(a.y*c.n) - s.height + 2), mask)
-        palette.append(animal_palette(a.colour, scene.time)); owner += [3+i]*len(PAINTS)
-    who = c.image.point(owner + [0]*(256-len(owner)))
-    c.image.putpalette(np.concatenate(palette).tobytes())
-    return c.image.convert('RGB').reduce(k), _masks(who, len(scene.animals), k)
+_solid = [0] + [255]*255
+@lru_cache
+def _shift(first): return [min(255, max(0, first + j - 1)) for j in range(256)] # paint j of a sprite -> number on the canvas
 
-def _masks(who, n, k):
-    votes = np.stack([np.asarray(who.point([255*(j == i) for j in range(256)]).reduce(k)) for i in range(3+n)])
+def _vote(who, n, k):
+    votes = np.stack([np.asarray(who.point([255*(j == i) for j in range(256)]).reduce(k)) for i in range(len(STUFF) + n)]) # (3 + n, H, W)
     best = votes.argmax(0)
-    return SceneMasks(np.stack([best == 3+i for i in range(n)]) if n else np.zeros((0, *best.shape), bool), {s: best == i for i,s in enumerate(STUFF)})
+    return SceneMasks(best == 3 + np.arange(n)[:,None,None], {s: best == i for i,s in enumerate(STUFF)})
 
-# %% ../nbs/01_menagerie.ipynb #fe41e29b
-def draw(scene, size=64): return render(scene, size)[0]
-def masks(scene, size=64): return render(scene, size)[1]
+# %% ../nbs/01_menagerie.ipynb #610f0c50
+def _check(scene):
+    allowed = dict(habitat=HABITATS, time=TIMES), dict(species=PLANS, colour=COLOURS, size=SIZES, facing=FACINGS)
+    for thing,kinds in [(scene, allowed[0])] + [(a, allowed[1]) for a in scene.animals]:
+        for kind,names in kinds.items():
+            if getattr(thing, kind) not in names: raise BadInput(f'no {kind} {getattr(thing, kind)!r}: choose from {", ".join(names)}')
+    if len(scene.animals) > 12: raise BadInput(f'{len(scene.animals)} animals in one scene: draw at most 12')
+
+# %% ../nbs/01_menagerie.ipynb #fe7be9a4
+def render(scene,             # a `Scene`
+           size:int = 64,     # width of the picture in pixels
+           gaits:tuple = None # a gait from -1 to 1 for each animal; None: taken from the seed of the scene
+          )->tuple:           # picture (PIL, RGB), `SceneMasks`
+    "Draw a scene, the nearest animal last. A pixel belongs to whoever owns most of its 16 samples (4 in pictures over 200 pixels)."
+    _check(scene)
+    k = 4 if size <= 200 else 2
+    canvas = Scenery(size*k, np.random.default_rng(scene.seed))
+    canvas.sky(scene.time); getattr(canvas, scene.habitat)()
+    gaits = gaits or [(scene.seed + i) % 3 - 1. for i in range(len(scene.animals))]
+    for a in scene.animals: canvas.disc(SHADE[scene.habitat], a.x, a.y, .42*SPANS[a.size][1], .018 if a.size == 'small' else .026)
+    palette, owner = [_palettes[scene.time]], list(_owner)
+    for i,a in sorted(enumerate(scene.animals), key=lambda ia: ia[1].y):
+        s = sprite(a.species, a.size, a.facing, size*k, gaits[i])
+        corner = round(a.x*size*k - s.width/2), round(a.y*size*k) - s.height + 2
+        canvas.image.paste(s.point(_shift(len(owner))), corner, s.point(_solid))
+        palette.append(_animal_palette(a.colour, scene.time)); owner += [len(STUFF) + i]*len(PAINTS)
+    m = _vote(canvas.image.point(owner + [0]*(256 - len(owner))), len(scene.animals), k)
+    canvas.image.putpalette(np.concatenate(palette).tobytes())
+    return canvas.image.convert('RGB').reduce(k), m
+
+# %% ../nbs/01_menagerie.ipynb #56e1094a
+def draw(scene,         # a `Scene`
+         size:int = 64, # width of the picture in pixels
+        )->Image.Image: # RGB
+    "The picture of a scene."
+    return render(scene, size)[0]
+
+def masks(scene,         # a `Scene`
+          size:int = 64, # width of the picture in pixels
+         )->SceneMasks:
+    "The masks of the picture that `draw` makes."
+    return render(scene, size)[1]
 
 # %% ../nbs/01_menagerie.ipynb #ef3e361b
 def an(

@@ -165,7 +165,7 @@ def normalise_answer(
     words = [_NUMBERS.get(w, _CONTRACTIONS.get(w.replace("'", ''), w.strip("'"))) for w in text.split()]
     return ' '.join(w for w in words if w not in ('a', 'an', 'the', ''))
 
-# %% ../nbs/05_metrics.ipynb #65b3ef33
+# %% ../nbs/05_metrics.ipynb #6331403c
 def vqa_accuracy(
     answer: str, # the model's
     answers,     # what people answered, 10 as a rule and 4 at least; or one text, which has to be met exactly
@@ -174,8 +174,8 @@ def vqa_accuracy(
     answer = normalise_answer(answer)
     if isinstance(answers, str): return float(answer == normalise_answer(answers))
     if len(answers) < 4: raise BadInput(f'{len(answers)} answers: VQA accuracy needs 4 or more to reach 1; give one text for an exact match')
-    same = [answer == normalise_answer(a) for a in answers]
-    return sum(min(1, (sum(same) - s) / 3) for s in same) / len(same)
+    n, same = len(answers), sum(answer == normalise_answer(a) for a in answers)
+    return (same * min(3, same - 1) + (n - same) * min(3, same)) / (3 * n) # left out: one of the `same`, or one of the others
 
 # %% ../nbs/05_metrics.ipynb #3fb5bcdf
 def average_precision(

@@ -143,7 +143,7 @@ def hub_folder(
 
 def _first_line(error): return str(error).strip().split('\n')[0][:300] or type(error).__name__
 
-# %% ../nbs/02_zoo.ipynb #4b0d99bf
+# %% ../nbs/02_zoo.ipynb #caef9a19
 @dataclass(frozen=True)
 class Found:
     "Where a model was found."
@@ -152,8 +152,9 @@ class Found:
     random: bool=False # the architecture is wanted with random weights
 
 def _folder(text):
-    if re.fullmatch(r'\w[\w.-]*', text) and data_path('zoo', text).is_dir(): return data_path('zoo', text)
-    return Path(text).expanduser() if text and Path(text).expanduser().is_dir() else None
+    here = [data_path('zoo', text)] if re.fullmatch(r'\w[\w.-]*', text) else []
+    try: return next((path for path in (*here, Path(text).expanduser()) if text and path.is_dir()), None)
+    except (OSError, ValueError, RuntimeError): return None  # too long for a path, a null byte, no such home
 
 def _unknown(name, kind):
     names = shipped(kind)
@@ -162,7 +163,7 @@ def _unknown(name, kind):
     if kind == 'encoder' and timm.is_model(name.split('.')[0]): guess = f" (did you mean timm/{name}?)"
     return BadInput(f"no model is called '{name}'{guess}; those that ship: {', '.join(names)}, each also with -random; else a folder or a hub id (owner/name)")
 
-# %% ../nbs/02_zoo.ipynb #fa1a82c3
+# %% ../nbs/02_zoo.ipynb #950cfdb4
 def find_model(
     name: str,    # a shipped name, a folder or a hub id, each with or without '-random'
     kind='lm',    # for the messages: 'lm', 'encoder' ...
@@ -176,8 +177,9 @@ def find_model(
         text = text.removesuffix('-random')
         folder = _folder(text)
     if folder is None:
-        if Path(text).is_file(): raise BadInput(f'{text}: this is a file; give the folder that it lies in')
-        if text.startswith(('.', '/', '~')) or os.sep != '/' and os.sep in text: raise BadInput(f'{text}: no such folder; check the path')
+        if _folder(str(Path(text).parent)) and Path(text).suffix in ('.safetensors', '.bin', '.json', '.pt', '.pth'):
+            raise BadInput(f'{text}: this is a file; give the folder that it lies in')
+        if text.startswith(('.', '/', '~')): raise BadInput(f'{text}: no such folder; check the path')
         if '/' not in text: raise _unknown(text, kind)
         folder = hub_folder(text, kind, weights and not random)
     return Found(str(name), folder, random)

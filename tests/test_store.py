@@ -105,10 +105,10 @@ def test_a_flipped_byte_costs_one_shard(tmp_path, whole, where):
     fill(tmp_path)
     path = shards(tmp_path)[7]
     data = path.read_bytes()
-    flip(path, {'data': -9, 'items': data.index(b'item 1'), 'header length': 3, 'checksum': data.index(b'sha256') + 12}[where])
+    flip(path, {'data': -9, 'items': data.index(b'item ') + 5, 'header length': 3, 'checksum': data.index(b'rows_sha256') + 20}[where])
     feats, compute = fill(tmp_path)
-    assert torch.equal(feats[torch.randperm(320)].sort(0).values, whole.sort(0).values) and torch.equal(feats[:], whole)
-    assert 1 <= len(compute.asked) <= 16 and not path.exists()
+    assert torch.equal(feats[:], whole)
+    assert len(compute.asked) == 16 and not path.exists()
 
 
 def test_truncated_and_deleted_shards(tmp_path, whole):
@@ -229,5 +229,5 @@ def test_reading_is_independent_of_the_number_of_items(tmp_path):
             seconds.append(time.perf_counter() - start)
             assert rows[:, 0].tolist() == batch.tolist()
         return np.median(seconds) * 1000
-    few, many = milliseconds(2_000), milliseconds(200_000)
+    few, many = milliseconds(2_000), milliseconds(60_000)
     assert many < 3 * few + 1

@@ -194,6 +194,16 @@ def test_lm_tied_head_may_be_missing(tmp_path):
     lm = cpu(load_lm, tmp_path)
     assert lm.model.lm_head.weight is lm.embeddings.weight
 
+def test_lm_old_buffers_are_no_harm(tmp_path):
+    "The published GPT-2 has its keys without a prefix, and causal masks among them."
+    model = AutoModelForCausalLM.from_config(lm_config('gpt2')).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    weights = {k.removeprefix('transformer.'): t for k, t in load_file(tmp_path/'model.safetensors').items()}
+    save_file(dict(weights, **{'h.0.attn.bias': torch.ones(1, 1, 64, 64), 'h.0.attn.masked_bias': torch.tensor(-1e4)}), tmp_path/'model.safetensors', {'format': 'pt'})
+    ids = torch.tensor([[2, 3, 4]])
+    with torch.no_grad(): assert torch.equal(cpu(load_lm, tmp_path).model(ids).logits, model(ids).logits)
+
 FILES = dict(
     cut=('model.safetensors', lambda p: p.write_bytes(p.read_bytes()[:-50])), text=('model.safetensors', lambda p: p.write_text('version https://git-lfs.github.com/spec/v1')),
     empty_weights=('model.safetensors', lambda p: p.write_bytes(b'')), no_weights=('', lambda p: (p/'model.safetensors').unlink()),
@@ -236,6 +246,7 @@ def test_unknown_names(folders, monkeypatch, tmp_path, no_network):
     refused(lambda: load_encoder('resnet50'), 'timm/resnet50')
     refused(lambda: load_encoder('./resnet50'), './resnet50', 'no such folder')
     refused(lambda: load_encoder(''), "''")
+    for odd in ('x'*300, '~nobody', 'a\0b', '.', 'x/y/'): refused(lambda: load_lm(odd))
     refused(lambda: load_lm(folders.root/'llama'/'model.safetensors'), 'give the folder')
     refused(lambda: load_lm('a/b/c'), 'a/b/c', 'neither a folder')
     refused(lambda: load_lm('a b/c'), 'a b/c', 'neither a folder')
@@ -427,6 +438,15 @@ def test_transform_does_not_fit(copy):
 def test_random_by_architecture_needs_no_network(no_network):
     a, b = (cpu(load_encoder, 'timm/mobilenetv2_035-random') for _ in range(2))
     assert a.fingerprint == b.fingerprint and a.grid == (7, 7) and a.width == 1280 and not no_network
+
+def test_open_clip_around_timm(tmp_path):
+    "SigLIP and others: the image half of an open_clip model is a timm model."
+    vision = dict(timm_model_name='vit_tiny_patch16_224', timm_pool='avg', timm_proj='linear', image_size=224)
+    visual = save_open_clip(tmp_path/'siglip', vision)
+    e = cpu(load_encoder, tmp_path/'siglip')
+    assert (e.k, e.grid, e.width) == (196, (14, 14), 192)
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad(): assert torch.allclose(e.encode(pixels), visual.trunk.forward_features(pixels)[:, 1:], atol=1e-5)
 
 # CLIP in two libraries
 

@@ -1,0 +1,259 @@
+"Claims: intervals, the rule behind verdicts, records on disk, the report."
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from frozen_nb import claims
+from frozen_nb.claims import (KEYS, PRESETS, VERDICTS, Claim, ClaimsTable, Interval, Ledger, bootstrap, by_preset, check_record, load_records, merge, number,
+                              paired_bootstrap, preset, report, stale, unmet, verdict, write_records)
+from frozen_nb.frozen import BadInput
+
+settings.register_profile('shared', deadline=None, derandomize=True, max_examples=30)
+settings.load_profile('shared')
+finite = st.floats(-1e6, 1e6)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(claims, 'data_path', lambda *parts: tmp_path.joinpath('shipped', *parts))
+    monkeypatch.delenv('FROZEN_NB_PRESET', raising=False)
+    monkeypatch.delenv('FROZEN_NB_OUT', raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def a_ledger(**kwargs):
+    ledger = Ledger('demo', 'arXiv 0', models=dict(lm='aa'))
+    ledger.claim('demo.level', 'A level.', source='1', measure='recall', **dict(threshold=.5, required=True) | kwargs)
+    ledger.claim('demo.gap', 'A gap.', source='2', measure='gap', threshold=.1, on='low')
+    ledger.claim('demo.loss', 'A loss.', source='3', measure='loss', unit='nats', better='lower', threshold=0, on='low')
+    ledger.claim('demo.exact', 'Nothing changes.', source='4', measure='tensors', unit='', better='lower', threshold=0)
+    return ledger
+
+
+def recorded(**kwargs):
+    ledger, rng = a_ledger(**kwargs), np.random.default_rng(0)
+    ledger.record('demo.level', rng.normal(.7, .1, (3, 50)), seeds=[5, 6, 7], seconds=2.25)
+    ledger.record('demo.gap', rng.normal(.6, .1, (3, 50)), against=rng.normal(.3, .1, (1, 50)))
+    ledger.record('demo.exact', 0)
+    return ledger
+
+
+def test_presets(monkeypatch):
+    assert preset() == 'quick' and by_preset(1, full=2) == 1
+    for name, value in zip(PRESETS, (1, 1, 3, 3)):
+        monkeypatch.setenv('FROZEN_NB_PRESET', name)
+        assert by_preset(quick=1, extended=3) == value and by_preset(quick=1, full=None) is (1 if name == 'quick' else None)
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'Full')
+    with pytest.raises(BadInput, match='quick, full, extended, paper'): preset()
+
+
+@given(st.integers(0, 999), st.integers(2, 30), st.integers(1, 4))
+def test_bootstrap_properties(seed, items, seeds):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(seeds, items)), rng.normal(size=(seeds, items))
+    x, order = paired_bootstrap(a, b, n=200), rng.permutation(seeds)
+    assert np.isclose(x.value, a.mean() - b.mean()) and x.low <= x.high and (a - b).mean(0).min() - 1e-9 <= x.low and x.high <= (a - b).mean(0).max() + 1e-9
+    assert x == paired_bootstrap(a, b, n=200)
+    assert np.allclose([x.low, x.high], [(y := paired_bootstrap(a[order], b[order], n=200)).low, y.high])
+    assert np.allclose([x.low, x.high], [-(y := paired_bootstrap(b, a, n=200)).high, -y.low], atol=.4)
+    assert np.allclose([x.low + 3, x.high + 3], [(y := paired_bootstrap(a + 3, b, n=200)).low, y.high])
+
+
+def test_bootstrap_keeps_pairs():
+    hard = np.random.default_rng(0).normal(size=300)
+    x = paired_bootstrap(hard + .1, hard)
+    assert np.allclose([x.value, x.low, x.high], .1)
+    torch = pytest.importorskip('torch')
+    assert paired_bootstrap(torch.tensor(hard, requires_grad=True)) == paired_bootstrap(hard)
+    assert paired_bootstrap(torch.tensor([[True, False]])).value == .5
+    big = paired_bootstrap(np.random.default_rng(1).normal(size=(2, 4000)), n=2000)
+    assert abs((big.high - big.low) / 2 - 1.96 / 8000**.5) < .002
+
+
+def test_bootstrap_statistic():
+    rng = np.random.default_rng(0)
+    i, u = rng.random((3, 100)), 1 + rng.random((3, 100))
+    x = bootstrap(lambda i, u: i.sum() / u.sum(), i, u, n=300)
+    assert x.value == i.sum() / u.sum() and x.value in x
+    with pytest.raises(BadInput): bootstrap(lambda i, u: 0., i, u[:, :-1])
+
+
+@pytest.mark.parametrize('a, b', [(.5, None), ([.5], None), ([.1, math.nan], None), ([.1, math.inf], None), ([[.1, .2], [.3]], None), (['a', 'b'], None), (np.zeros((2, 2, 2)), None),
+                                  (np.zeros((3, 0)), None), (np.zeros((3, 4)), np.zeros((3, 5))), (np.zeros(4), [.1, .2, math.nan, .3]), (None, None)])
+def test_bootstrap_refuses(a, b):
+    with pytest.raises(BadInput) as e: paired_bootstrap(a, b)
+    assert '\n' not in str(e.value)
+
+
+@given(finite, finite, finite, finite, st.lists(finite, max_size=3), st.sampled_from(['value', 'low']), st.booleans())
+def test_verdict_mirrored_and_complete(t, v, x, y, seeds, on, exact):
+    ci = None if exact else sorted((x, y))
+    got = verdict('higher', t, v, ci, seeds, on)
+    assert got in VERDICTS[:3] and (ci is not None or got != 'inconclusive')
+    assert got == verdict('lower', -t, -v, None if exact else [-ci[1], -ci[0]], [-s for s in seeds], on)
+    if got == 'holds': assert verdict('higher', t - 1, v, ci, seeds, on) == 'holds'
+    if got == 'fails': assert verdict('higher', t + 1, v, ci, seeds, on) == 'fails'
+
+
+@pytest.mark.parametrize('on, ci, value, per_seed, expected', [
+    ('value', (.6, .8), .7, [.7], 'holds'), ('value', (.4, .6), .5, [], 'holds'), ('value', (.4, .5), .45, [], 'inconclusive'), ('value', (.4, .49), .45, [], 'fails'),
+    ('low', (.51, .6), .55, [.51, .6], 'holds'), ('low', (.5, .6), .55, [.55], 'inconclusive'), ('low', (.51, .6), .55, [.5, .6], 'inconclusive'), ('low', (.4, .5), .45, [.45], 'fails'), ('low', (.4, .51), .45, [], 'inconclusive')])
+def test_verdict_at_the_threshold(on, ci, value, per_seed, expected): assert verdict('higher', .5, value, ci, per_seed, on) == expected
+
+
+def test_record_has_the_schema():
+    records = recorded().records()
+    assert [r['id'] for r in records] == ['demo.exact', 'demo.gap', 'demo.level', 'demo.loss']
+    exact, gap, level, loss = records
+    for r in records[:3]: assert tuple(r) == KEYS
+    assert tuple(loss) == KEYS + ('reason',) and loss['verdict'] == 'not run' and loss['value'] is None
+    assert level['verdict'] == 'holds' and level['seeds'] == [5, 6, 7] and level['n'] == 50 and len(level['per_seed']) == 3 and level['seconds'] == 2.2 and level['models'] == dict(lm='aa')
+    assert np.isclose(level['value'], np.mean(level['per_seed']), atol=1e-5) and level['ci'][0] < level['value'] < level['ci'][1]
+    assert gap['measure'] == 'gap (lower end of the interval)' and loss['measure'] == 'loss (upper end of the interval)' and level['measure'] == 'recall'
+    assert exact['ci'] is None and exact['value'] == 0 and exact['verdict'] == 'holds'
+    json.dumps(records, allow_nan=False)
+
+
+@pytest.mark.parametrize('change', [dict(verdict='fails'), dict(verdict='yes'), dict(value=None), dict(value=math.nan), dict(ci=[1, 0]), dict(ci=[0]), dict(ci=None, measure='x (lower end of the interval)'),
+                                    dict(seeds=[1]), dict(seeds=[.5]), dict(per_seed='x'), dict(n=1.5), dict(threshold='0'), dict(threshold=True), dict(required=1), dict(better='more'), dict(preset='q'),
+                                    dict(models=[]), dict(models=dict(a=1)), dict(seconds=-1), dict(reason='x'), dict(extra=1), dict(unit=None), dict(threshold=.69)])
+def test_check_record_refuses(change):
+    record = recorded().records()[2]
+    assert check_record(record) == record
+    with pytest.raises(BadInput): check_record(record | change | (dict(threshold=.99) if change == dict(threshold=.69) else {}))
+
+
+def test_check_record_refuses_what_is_missing():
+    record = recorded().records()[2]
+    for key in KEYS:
+        with pytest.raises(BadInput): check_record({k: v for k, v in record.items() if k != key})
+    for junk in [None, [], 'x', {}]:
+        with pytest.raises(BadInput): check_record(junk)
+
+
+def test_ledger_refuses():
+    ledger = recorded()
+    for id in ['demo.level', 'Bad Id', '']:
+        with pytest.raises(BadInput): ledger.claim(id, '', source='', measure='', threshold=1)
+    for kwargs in [dict(threshold=math.nan), dict(threshold='1'), dict(threshold=1, better='up'), dict(threshold=1, on='high')]:
+        with pytest.raises(BadInput): ledger.claim('demo.new', '', source='', measure='', **kwargs)
+    for args, kwargs in [(('demo.new', 1.), {}), (('demo.level', math.nan), {}), (('demo.level', [.1, math.nan]), {}), (('demo.level', [[.1, .2]]), dict(seeds=[1, 2])), (('demo.gap', .5), {}), (('demo.level', 'x'), {}), (('demo.level', None), {})]:
+        with pytest.raises(BadInput): ledger.record(*args, **kwargs)
+    with pytest.raises(BadInput): ledger.not_run('demo.new', 'x')
+    with pytest.raises(BadInput): Ledger('../up')
+    with pytest.raises(AttributeError): ledger.claims['demo.level'].threshold = 0
+
+
+def test_ledger_interval_and_numbers():
+    ledger = a_ledger()
+    assert ledger.record('demo.gap', Interval(.3, .2, .4), per_seed=[.25, .35], seeds=[0, 1], n=77) == 'holds'
+    assert ledger.records()[1]['per_seed'] == [.25, .35] and ledger.records()[1]['n'] == 77
+    for zero in [0, 0., False, np.int64(0), np.float32(0), np.bool_(False)]: assert ledger.record('demo.exact', zero) == 'holds'
+    assert ledger.record('demo.exact', 2) == 'fails'
+
+
+def test_save_merges(monkeypatch, tmp_path):
+    file = recorded().save()
+    assert file.resolve() == (tmp_path/'_out'/'claims'/'demo.json').resolve()
+    assert load_records(file) == recorded().records() and [p.name for p in file.parent.iterdir()] == ['demo.json']
+    text = file.read_bytes()
+    assert recorded().save().read_bytes() == text
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'full')
+    full = recorded()
+    full.record('demo.level', [.9, .91])
+    full.save()
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'quick')
+    recorded().save()
+    by_id = {r['id']: r for r in load_records(file)}
+    assert by_id['demo.level']['preset'] == 'full' and by_id['demo.level']['value'] == .905
+    a_ledger(required=False).save()
+    by_id = {r['id']: r for r in load_records(file)}
+    assert by_id['demo.level']['value'] == .905 and by_id['demo.level']['required'] is False
+    monkeypatch.setenv('FROZEN_NB_OUT', str(tmp_path/'other'))
+    assert recorded().save() == tmp_path/'other'/'claims'/'demo.json'
+
+
+def test_terms_stand(tmp_path):
+    recorded().save(tmp_path/'shipped'/'claims')
+    a_ledger()
+    for change in [dict(threshold=.4), dict(unit='points'), dict(better='lower'), dict(on='low')]:
+        with pytest.raises(BadInput, match='measured already'): a_ledger(**change)
+        with pytest.raises(BadInput, match='measured already'): merge([r for r in recorded().records()], [r | change if r['id'] == 'demo.level' and 'on' not in change else
+            r | dict(measure='recall (lower end of the interval)') if r['id'] == 'demo.level' else r for r in recorded().records()])
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    file = recorded().save()
+    old = file.read_bytes()
+    with pytest.raises(BadInput): write_records([recorded().records()[2] | dict(value=math.nan)], file)
+    with pytest.raises(BadInput): write_records([recorded().records()[2]] * 2, file)
+    monkeypatch.setattr(claims.os, 'replace', lambda *a: (_ for _ in ()).throw(OSError('full')))
+    with pytest.raises(OSError): recorded().save()
+    assert file.read_bytes() == old
+
+
+@pytest.mark.parametrize('text', ['', '{', '{}', '[1]', '[{}]', 'null', '[{"value": NaN}]', '\x00'])
+def test_load_refuses(text, tmp_path):
+    (tmp_path/'x.json').write_text(text)
+    with pytest.raises(BadInput) as e: load_records(tmp_path)
+    assert 'x.json' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_load(tmp_path):
+    with pytest.raises(BadInput): load_records()
+    with pytest.raises(BadInput): load_records(tmp_path/'none')
+    (tmp_path/'empty').mkdir()
+    assert load_records(tmp_path/'empty') == []
+    recorded().save(tmp_path/'a')
+    (tmp_path/'a'/'copy.json').write_bytes((tmp_path/'a'/'demo.json').read_bytes())
+    with pytest.raises(BadInput, match='two records'): load_records(tmp_path/'a')
+
+
+def test_stale_and_unmet():
+    records = recorded().records()
+    assert stale(records, dict(lm='aa', other='x')) == {} == stale(records, {})
+    assert stale(records, dict(lm='bb')) == {id: ['lm'] for id in ('demo.exact', 'demo.gap', 'demo.level')}
+    assert unmet(records) == [] and [r['id'] for r in unmet(a_ledger().records())] == ['demo.level']
+
+
+def test_table():
+    table = recorded().table()
+    lines = table.markdown().splitlines()
+    assert len(lines) == 2 + 4 and all(line.count('|') == 7 for line in lines)
+    assert ClaimsTable([table.records[2] | dict(statement='a|b\nc')]).markdown().count('\n') == 3
+    assert list(table.frame['verdict']) == ['holds', 'holds', 'holds', 'not run'] and table.frame.loc['demo.level', 'threshold'] == .5
+    assert ClaimsTable([])._repr_html_() and len(ClaimsTable([]).frame) == 0
+    assert '&lt;b&gt;' in ClaimsTable([table.records[2] | dict(statement='<b>')])._repr_html_()
+
+
+@given(finite, st.floats(0, 1e6))
+def test_number_reads_back(x, width): assert abs(float(number(x, width).replace('−', '-')) - x) <= max(.006 * (width or abs(x)), .05 * abs(x) if max(width or abs(x), abs(x)) < .005 else 0, .0006)
+
+
+class Links(HTMLParser):
+    def __init__(self): super().__init__(); self.open, self.links = [], []
+    def handle_starttag(self, tag, attrs):
+        self.links += [v for k, v in attrs if k in ('src', 'href')]
+        if tag not in ('meta', 'link', 'img', 'rect', 'line', 'circle', 'br'): self.open.append(tag)
+    def handle_endtag(self, tag):
+        if tag not in ('rect', 'line', 'circle'): assert self.open.pop() == tag
+
+
+def test_report(tmp_path):
+    from PIL import Image
+    Image.new('RGB', (40, 20)).save(tmp_path/'plain.png')
+    (tmp_path/'drawing.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    records = recorded().records() + [recorded().records()[2] | dict(id='x.other', method='x', statement='<script>alert(1)</script> & "more"')]
+    path = report(tmp_path/'new'/'out', records, [tmp_path/'plain.png', (tmp_path/'drawing.svg', 'A <drawing>.')], [dict(name='n', status='ran', seconds=1)], {'Host': '<b>'})
+    page, links = path.read_text(), Links()
+    links.feed(page)
+    assert not links.open and len(links.links) > 4 and all(re.match('data:|#', link) for link in links.links)
+    assert '<script' not in page and '&lt;drawing&gt;' in page and '&lt;b&gt;' in page and page.count('<svg class="interval"') == 4
+    assert report(tmp_path, []).read_text().count('<h2>') == 1
+    for figure in [tmp_path/'none.png', tmp_path/'new']:
+        with pytest.raises(BadInput): report(tmp_path, [], [figure])

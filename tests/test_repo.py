@@ -1,0 +1,101 @@
+"What has to be in step: notebooks, modules, README, records and models; and what must not be committed."
+import filecmp, json, os, re, shutil, subprocess, sys, sysconfig
+
+import pytest
+
+from conftest import root
+from frozen_nb.claims import ClaimsTable, load_records, stale, unmet
+from frozen_nb.frozen import data_path
+from frozen_nb.zoo import card, load_encoder, load_lm, shipped
+
+def committed():
+    "The files of this checkout that git does not ignore; without git, all but the usual leftovers."
+    try: names = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=root, capture_output=True, text=True, check=True).stdout.split('\0')
+    except (OSError, subprocess.CalledProcessError):
+        junk = re.compile(r'(^|/)(\.venv|\.git|build|dist|_out|__pycache__|[^/]*\.egg-info|\.pytest_cache|\.hypothesis|\.ipynb_checkpoints)/')
+        names = [p for p in (p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file()) if not junk.search(p)]
+    return [root/name for name in sorted(names) if name and (root/name).is_file()]
+
+files = committed()
+notebooks = [p for p in files if p.suffix == '.ipynb']
+text = [p for p in files if p.suffix in ('.py', '.ipynb', '.md', '.json', '.ini', '.toml', '.in', '.txt', '.yml', '') or p.name == 'run']
+records = load_records() if data_path('claims').exists() else []
+recorded = pytest.mark.skipif(not records, reason='data/claims has no records yet')
+
+def tool(name, *args, cwd):
+    found = os.path.join(sysconfig.get_path('scripts'), name)
+    return subprocess.run([found, *map(str, args)], cwd=cwd, capture_output=True, text=True, check=True, env=os.environ | dict(PYTHONPATH=''))
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    "This checkout, exported and cleaned again somewhere else."
+    folder = tmp_path_factory.mktemp('copy')
+    for p in files:
+        if p.is_relative_to(root/'data'): continue
+        (folder/p.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(p, folder/p.relative_to(root))
+    for name in ('nbdev_export', 'nbdev_clean'): tool(name, cwd=folder)
+    return folder
+
+@pytest.mark.parametrize('kind', ['frozen_nb/*.py', 'nbs/*.ipynb'])
+def test_modules_and_notebooks_are_exported_and_clean(copy, kind):
+    names = lambda folder: {p.relative_to(folder).as_posix() for p in folder.glob(kind)}
+    assert names(copy) == {p.relative_to(root).as_posix() for p in files if p.match(kind)}, 'run nbdev_export and commit all modules'
+    changed = filecmp.cmpfiles(root, copy, sorted(names(copy)), shallow=False)
+    assert changed[1:] == ([], []), 'run nbdev_export and nbdev_clean'
+
+def test_readme_is_made_from_the_index(tmp_path):
+    tool('jupyter', 'nbconvert', '--to', 'markdown', '--no-input', '--output-dir', tmp_path, '--output', 'README', root/'nbs'/'index.ipynb', cwd=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['README.md']
+    assert (tmp_path/'README.md').read_text(encoding='utf-8') == (root/'README.md').read_text(encoding='utf-8')
+
+@recorded
+def test_readme_shows_the_records(): assert ClaimsTable(records).markdown().strip() in (root/'README.md').read_text(encoding='utf-8')
+
+@pytest.mark.parametrize('path', notebooks, ids=lambda p: p.stem)
+def test_notebook_file(path):
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    code = [c for c in nb['cells'] if c['cell_type'] == 'code']
+    errors = [o['ename'] for c in code for o in c['outputs'] if o['output_type'] == 'error']
+    assert errors == [] and path.stat().st_size < 1_000_000
+
+def test_a_notebook_imports_lower_floors_only():
+    number = {p.stem[3:]: int(p.stem[:2]) for p in notebooks if p.stem[:2].isdigit()}
+    for name, floor in number.items():
+        if floor >= 90 or not (root/'frozen_nb'/f'{name}.py').exists(): continue
+        above = [other for other in re.findall(r'^ *from \.(\w+) import', (root/'frozen_nb'/f'{name}.py').read_text(encoding='utf-8'), re.M) if number.get(other, -1) >= floor]
+        assert above == [], f'{name} (floor {floor}) imports {above}'
+
+def test_no_path_of_one_machine():
+    found = [f'{p.relative_to(root)}: {m[0]}' for p in text if p.name != 'test_repo.py' for m in re.finditer(r'(?<![\w.:/])/(root|home|work|Users|mnt|opt)/[\w.-]+', p.read_text(encoding='utf-8', errors='replace'))]
+    assert found == []
+
+def test_what_ships_is_small():
+    sizes = {p.relative_to(root).as_posix(): p.stat().st_size for p in files}
+    assert sum(size for name, size in sizes.items() if name.startswith('data/zoo/')) <= 60e6
+    pickles = [name for name in sizes if name.endswith(('.pt', '.pth', '.bin', '.pkl', '.ckpt'))]
+    assert pickles == []
+
+@pytest.mark.skipif(not shipped(), reason='data/zoo has no models yet')
+@pytest.mark.parametrize('name', shipped())
+def test_card_has_the_fingerprint_of_its_weights(name):
+    load = dict(lm=load_lm, encoder=load_encoder).get(card(name)['kind'])
+    if load is None: pytest.skip(f"{name}: a {card(name)['kind']} has a loader of its own")
+    assert load(name, device='cpu').fingerprint == card(name)['fingerprint']
+
+@recorded
+def test_records_are_of_the_models_that_ship():
+    assert stale(records, {name: card(name)['fingerprint'] for name in shipped()}) == {}
+
+@recorded
+def test_required_claims_hold():
+    broken = [f"{r['id']}: {r['verdict']}" for r in unmet(records)]
+    assert broken == []
+
+@recorded
+def test_records_of_a_chapter_are_in_its_file():
+    for path in data_path('claims').glob('*.json'): assert {r['method'] for r in load_records(path)} == {path.stem}
+
+def test_import_is_light():
+    code = 'import sys, time\nt = time.process_time(); import frozen_nb; s = time.process_time() - t\nassert s < 2, s\nassert not {"torch", "transformers", "timm", "open_clip"} & {*sys.modules}'
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=root)
