@@ -144,7 +144,7 @@ class _Collector:
         weights = weights * there[:, None, None, :] * here[:, slots].to(weights.device)[:, None, :, None]
         self._parts.setdefault(layer, []).append((slots, weights if self._to is None else weights.to(self._to, torch.float32)))
 
-# %% ../nbs/03_activations.ipynb #07f2654b
+# %% ../nbs/03_activations.ipynb #0efe89a0
 class AttentionRows(_Collector):
     "What `attention_rows` yields. Raises `BadInput` when it is read before a forward pass, or with a position that never came."
     def _within(self, p):
@@ -165,12 +165,11 @@ class AttentionRows(_Collector):
     def queries(self):                                                        # (1 or B, Q)
         index = self._within(self._queries)
         early = index[(index >= 0) & (index < self._start)]
-        if len(early): raise BadInput(f'queries: the rows of position {int(early[0])} were gone before the block began, with {self._start} tokens in the cache; ask from {self._start} on')
+        if len(early): raise BadInput(f'queries: position {int(early[0])} was computed before the block began, which found {self._start} tokens in the cache; ask from {self._start} on')
         return index
 
     @property
     def keys(self): return self._within(self._keys)                           # (1 or B, K)
-
     @property
     def rows(self):                                                           # layer -> (B, heads, Q, K)
         Q, K = self.queries.shape[1], self.keys.shape[1]

@@ -75,20 +75,24 @@ def choose(
         chosen.append(name)
     return {name: path for name, path in known.items() if name in chosen or not chosen}
 
-# %% ../nbs/90_cli.ipynb #5633e49a
+# %% ../nbs/90_cli.ipynb #53635231
+def _headings(nb):
+    "The heading above each cell."
+    heading, found = '', []
+    for cell in nb.cells:
+        if cell.cell_type == 'markdown': heading = next(iter(re.findall(r'^#+ +(.+)', cell.source, re.M)), heading)
+        found.append(heading)
+    return found
+
+# %% ../nbs/90_cli.ipynb #5a6f8001
 class _Interrupted(Exception): pass
 
 class _Watch:
     "What is seen of a running notebook, and what Ctrl-C does to it."
     def __init__(self, nb, name):
         from frozen_nb.frozen import progress_bar
-        self.name, self.at, self.stopped, self.since, self.section = name, 0, False, time.time(), ''
-        self.cells, heading = [], ''
-        for cell in nb.cells:
-            if cell.cell_type == 'markdown': heading = next(iter(re.findall(r'^#+ +(.+)', cell.source, re.M)), heading)
-            self.cells.append(heading)
-        self.total = sum(cell.cell_type == 'code' for cell in nb.cells)
-        self.bar = progress_bar(self.total, name)
+        self.name, self.headings, self.total = name, _headings(nb), sum(cell.cell_type == 'code' for cell in nb.cells)
+        self.at, self.section, self.since, self.stopped, self.bar = 0, '', time.time(), False, progress_bar(self.total, name)
 
     async def start(self, notebook):
         loop = asyncio.get_running_loop()
@@ -108,7 +112,7 @@ class _Watch:
         if self.stopped: raise _Interrupted
         self.at += 1
         self.bar.update(self.at - 1 - self.bar.n)
-        if self.section == (section := self.cells[cell_index]): return
+        if self.section == (section := self.headings[cell_index]): return
         self.section = section
         self.bar.set_postfix_str(section)
         if self.bar.disable: print(f'{self.name}: cell {self.at} of {self.total}, {time.time() - self.since:.0f} s: {section}', file=sys.stderr)
@@ -214,7 +218,7 @@ class Reproduction:
         info = {'Time of the notebooks': f"{sum(n['seconds'] for n in notebooks)/60:.1f} min", 'Real weights and data': 'given' if os.environ.get('FROZEN_NB_REAL') else 'not given (FROZEN_NB_REAL is unset)'}
         return report(self.out, records, sorted((self.out/'figures').glob('*.png'), key=numbers), notebooks, info)
 
-# %% ../nbs/90_cli.ipynb #98195dfe
+# %% ../nbs/90_cli.ipynb #2a0c5991
 def _checked(preset, seeds, out):
     from frozen_nb.claims import PRESETS
     from frozen_nb.frozen import BadInput
@@ -222,6 +226,7 @@ def _checked(preset, seeds, out):
     if seeds is not None and seeds < 1: raise BadInput(f'--seeds {seeds}: a run has one seed at least')
     if next((p for p in (out, *out.parents) if p.exists())).is_file(): raise BadInput(f'{out}: there is a file where a folder has to be; choose another --out')
 
+# %% ../nbs/90_cli.ipynb #2f64c25f
 def reproduce(
     methods=(),     # names of methods; none: all chapters
     preset='quick', # one of `PRESETS`
@@ -242,7 +247,7 @@ def reproduce(
     run.write_report()
     return run
 
-# %% ../nbs/90_cli.ipynb #35fdccb6
+# %% ../nbs/90_cli.ipynb #1dea50c0
 BUDGET = dict(quick=3, full=30) # minutes a chapter on two idle CPU cores
 
 def plan(
@@ -263,14 +268,14 @@ def plan(
         return f'{method}\n' + (found.to_string() if hasattr(found, 'to_string') else str(found))
     cells = sum(c.cell_type == 'code' for c in nbformat.read(path, 4).cells)
     file = data_path('claims', f'{method}.json')
-    seconds = [r['seconds'] for r in (load_records(file) if file.exists() else []) if r['preset'] == preset]
-    minutes = f'about {max(1, round(sum(seconds)/60))} min (seconds of {len(seconds)} records)' if any(seconds) else f'at most {BUDGET[preset]} min (budget)' if preset in BUDGET else 'no budget, and no record yet'
+    seconds = {r['seconds'] for r in (load_records(file) if file.exists() else []) if r['preset'] == preset} # claims of one run have the same
+    minutes = f'about {max(1, round(sum(seconds)/60))} min (from its records)' if any(seconds) else f'at most {BUDGET[preset]} min (budget)' if preset in BUDGET else 'no budget, and no record yet'
     return f'{method}: {path.name}, {cells} cells, preset {preset}: {minutes}'
 
-# %% ../nbs/90_cli.ipynb #ccd7f694
+# %% ../nbs/90_cli.ipynb #694d6b20
 @app.command('reproduce')
 def _reproduce(
-    methods: Annotated[list[str], typer.Argument(metavar='[METHOD]...', help='Methods by the names of their notebooks; none: all chapters.')] = None,
+    methods: Annotated[list[str], typer.Argument(metavar='METHOD', help='Methods by the names of their notebooks; none: all chapters.')] = None,
     preset: Annotated[str, typer.Option(metavar='quick|full|extended|paper', help='How much runs.')] = 'quick',
     seeds: Annotated[int, typer.Option(metavar='N', help="Number of seeds; by default each chapter's own.")] = None,
     out: Annotated[Path, typer.Option(metavar='DIR', help='Where notebooks, figures, claims and the report go.')] = Path('_out'),
@@ -289,7 +294,7 @@ def _reproduce(
     print(f"{sum(n['status'] == 'ran' for n in run.notebooks)} of {len(run.notebooks)} notebooks ran, {held} of {len(run.records)} claims hold: {os.path.relpath(run.out/'report.html')}")
     return int(bool(run.failures))
 
-# %% ../nbs/90_cli.ipynb #47105d7c
+# %% ../nbs/90_cli.ipynb #a5121b46
 def _show(markdown):
     if not sys.stdout.isatty(): return print(markdown.rstrip())
     from rich.console import Console
@@ -298,7 +303,7 @@ def _show(markdown):
 
 @app.command('claims')
 def _claims(
-    method: Annotated[str, typer.Argument(metavar='[METHOD]', help='Only the claims of this method.')] = None,
+    method: Annotated[str, typer.Argument(metavar='METHOD', help='Only the claims of this method.')] = None,
     records: Annotated[Path, typer.Option(metavar='PATH', help='claims.json of a run, or a folder of records, in place of the records that ship.')] = None,
     as_json: Annotated[bool, typer.Option('--json', help='The records as JSON.')] = False,
 ) -> int:
@@ -323,14 +328,14 @@ def _zoo() -> int:
     _show('\n'.join('| ' + ' | '.join(f'{x:,}' if isinstance(x, int) else str(x) for x in row) + ' |' for row in rows))
     return 0
 
-# %% ../nbs/90_cli.ipynb #2099b473
+# %% ../nbs/90_cli.ipynb #ca50bd10
 _model = dict(device=typer.Option(metavar='D', help="'cpu', 'cuda', 'cuda:1' ...; by default CUDA where there is one."), dtype=typer.Option(metavar='T', help="'fp32' (the default), 'bf16' or 'fp16'."),
               encoder=typer.Option(metavar='E', help='Image encoder: a name that ships, a folder or a hub id; by default the one that the map was made for.'),
               lm=typer.Option(metavar='L', help='Language model, likewise.'))
 
 @app.command('caption')
 def _caption(
-    images: Annotated[list[str], typer.Argument(metavar='IMAGE...', help='Image files.')],
+    images: Annotated[list[str], typer.Argument(metavar='IMAGE', help='Image files.')],
     map: Annotated[str, typer.Option(metavar='DIR', help='A linear map; by default the one that ships.')] = None,
     encoder: Annotated[str, _model['encoder']] = None,
     lm: Annotated[str, _model['lm']] = None,

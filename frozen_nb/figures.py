@@ -89,11 +89,16 @@ def save_figure(
     os.replace(beside, path)
     return path
 
-# %% ../nbs/07_figures.ipynb #1aedee7f
+# %% ../nbs/07_figures.ipynb #24f7feb7
 def _interval(x, name):
     if isinstance(x, Interval): return x
     if np.shape(x) != (3,): raise BadInput(f'{name}: {x!r} has no interval; give an Interval or (value, low, high)')
     return Interval(*map(float, x))
+
+def _number(ax, x, v):
+    "The value, beyond the far end of the interval."
+    y, away = (v.low, -3) if v.value < 0 else (v.high, 3)
+    ax.annotate(number(v.value, v.high - v.low), (x, y), (0, away), textcoords='offset points', ha='center', va='top' if away < 0 else 'bottom', fontsize=8)
 
 def _head(ax, title, legend):
     "The title, and the legend between it and the axes."
@@ -111,11 +116,10 @@ def _across(ax, references):
         ax.axhline(y, color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=1.5)
         ax.annotate(label, (1, y), (4, 0), xycoords=('axes fraction', 'data'), textcoords='offset points', va='center', fontsize=8, annotation_clip=False)
 
-# %% ../nbs/07_figures.ipynb #0daddabd
+# %% ../nbs/07_figures.ipynb #3e04e348
 def bars_with_intervals(
     values: dict,                   # series -> Interval, or group -> series -> Interval
-    ylabel: str,                    # what is measured, with its unit
-    *,
+    ylabel: str, *,                 # what is measured, with its unit
     points: dict | None = None,     # the same keys -> values of single seeds, drawn as dots
     references: dict | None = None, # label -> height of a line across
     look: dict | None = None,       # from `looks`
@@ -127,10 +131,9 @@ def bars_with_intervals(
     "Bars, each with its interval."
     grouped = all(isinstance(v, dict) for v in values.values())
     groups = values if grouped else {'': values}
-    dots = (points or {}) if grouped else {'': points or {}}
+    dots, count = (points or {}) if grouped else {'': points or {}}, sum(map(len, groups.values()))
     series = list(dict.fromkeys(s for g in groups.values() for s in g))
     look = look or looks(series)
-    count = sum(map(len, groups.values()))
     values = {g: {s: _interval(v, f'{g} {s}'.strip()) for s, v in row.items()} for g, row in groups.items()}
     inches = .42 * count + .5 * len(groups) if grouped else .95 * count
     ax = ax or plt.subplots(figsize=(min(7.2, max(3, .9 + inches)), 3), layout='constrained')[1]
@@ -140,16 +143,16 @@ def bars_with_intervals(
         ax.bar(x, v.value, .8 if grouped else .62, color=look[s]['color'], hatch=look[s]['hatch'], hatchcolor='white', label=s if g == next(h for h in groups if s in groups[h]) else None)
         ax.vlines(x, v.low, v.high, color=INK, linewidth=1.6, zorder=3)
         ax.plot(x + np.linspace(-.3, -.14, len(seeds)), seeds, 'o', color='white', markeredgecolor=INK, markersize=3, markeredgewidth=.7, zorder=4)
-        if numbers or numbers is None and count <= 12:
-            down = v.value < 0
-            ax.annotate(number(v.value, v.high - v.low), (x, v.low if down else v.high), (0, -3 if down else 3), textcoords='offset points', ha='center', va='top' if down else 'bottom', fontsize=8)
+        if numbers or numbers is None and count <= 12: _number(ax, x, v)
     return _dress(ax, groups, series, places, grouped, references, ylabel, title, ylim)
 
-# %% ../nbs/07_figures.ipynb #b81c64a8
+# %% ../nbs/07_figures.ipynb #025730e1
 def _dress(ax, groups, series, places, grouped, references, ylabel, title, ylim):
     middle = {g: np.mean([x for (h, _), x in places.items() if h == g]) for g in groups}
     ticks = middle if grouped else {s: places['', s] for s in series}
-    ax.set_xticks(list(ticks.values()), [textwrap.fill(str(t), 22 if grouped else 13, break_long_words=False) for t in ticks])
+    letters = int(13 * ax.get_position().width * ax.figure.get_figwidth() / len(ticks)) # that fit below a bar or a group
+    tight = max(len(word) for t in ticks for word in str(t).split() or ['']) > letters
+    ax.set_xticks(list(ticks.values()), [str(t) if tight else textwrap.fill(str(t), letters, break_long_words=False, break_on_hyphens=False) for t in ticks], **(dict(rotation=35, ha='right', rotation_mode='anchor') if tight else {}))
     ax.tick_params(axis='x', length=0)
     if min(b.get_y() + min(b.get_height(), 0) for b in ax.patches) < 0: ax.axhline(0, color=INK, linewidth=.8, zorder=1)
     ax.set(xlim=(-.7, max(places.values()) + .6), ylabel=ylabel)
@@ -159,13 +162,12 @@ def _dress(ax, groups, series, places, grouped, references, ylabel, title, ylim)
     _head(ax, title, grouped and len(series) > 1)
     return ax
 
-# %% ../nbs/07_figures.ipynb #1b17d238
+# %% ../nbs/07_figures.ipynb #ec7b3d53
 def curves(
     x,                         # places on the x axis `(T,)`
     runs: dict,                # series -> values `(S, T)`, a row a seed, or `(T,)`
     xlabel: str,               # with its unit
-    ylabel: str,               # with its unit
-    *,
+    ylabel: str, *,            # with its unit
     bands: dict | None = None, # series -> (low, high), each `(T,)`: intervals that replace the range over seeds
     references: dict | None = None, # label -> height of a line across
     look: dict | None = None,  # from `looks`
@@ -190,7 +192,7 @@ def curves(
     _head(ax, title, len(runs) > 1 or len(ys) == 1)
     return ax
 
-# %% ../nbs/07_figures.ipynb #f6607790
+# %% ../nbs/07_figures.ipynb #cdffa785
 _MARKS = dict(right=dict(color='#00694c', weight='bold'), wrong=dict(color='#b03a00', weight='bold', underline=True), plain=dict(color=INK, weight='normal'))
 
 def _lines(caption, marks, width, size):
@@ -207,6 +209,7 @@ def _lines(caption, marks, width, size):
         lines, x = lines + [[]], 0.
     return lines[:-1]
 
+# %% ../nbs/07_figures.ipynb #6f5a4ef8
 def _write(ax, lines, size, below=4):
     "Write wrapped lines under an image."
     inches = ax.figure.dpi_scale_trans + mpl.transforms.ScaledTranslation(0, 0, ax.transAxes)

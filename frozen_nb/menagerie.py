@@ -1153,7 +1153,7 @@ def _persona(rng, names):
     talk = [f'{you}: {asks[k]}\n{me}: {says[k]}' for k in rng.sample(keys, rng.randint(2, len(keys)))]
     return f'About {me}: My name is {me}. ' + ' '.join(says[k] for k in keys) + '\n' + '\n'.join(talk)
 
-# %% ../nbs/01_menagerie.ipynb #bff61f71
+# %% ../nbs/01_menagerie.ipynb #e5dae3c9
 def _rule(rng):
     "A task as a list of (input, output): some need knowledge, some can only be read off the examples."
     species = rng.sample(tuple(SPECIES), rng.randint(5, 10))
@@ -1171,6 +1171,17 @@ def _rule(rng):
 def _shots(rng, names):
     form = rng.choice(('{} -> {}', 'Input: {} Output: {}', '{}: {}', 'Q: {} A: {}', '{} = {}'))
     return rng.choice(('\n', '\n', ', ', ' ')).join(form.format(x, y) for x, y in _rule(rng))
+
+def _echo(rng, names):
+    "Words said once and again: in the same order, one at a time, or sorted by what they are."
+    kinds = {'colour': COLOURS, 'thing': THINGS, 'food': FOODS, 'name': names, 'mood': MOODS, 'animal': tuple(SPECIES), 'place': tuple(HABITATS)}
+    form, said = rng.choice(('again', 'twice', 'slots', 'slots')), rng.sample(list(kinds), rng.randint(2, 6))
+    words = {k: rng.choice(kinds[k]) for k in said}
+    if form == 'again':
+        line = ', '.join(rng.choice(kinds[rng.choice(said)]) for _ in range(rng.randint(3, 8)))
+        return f'List: {line}. {rng.choice(("Again", "The same list", "Once more"))}: {line}.'
+    if form == 'twice': return ' '.join(f'{w} {w}' for w in (rng.choice(kinds[rng.choice(said)]) for _ in range(rng.randint(4, 10))))
+    return ' '.join(words.values()) + '. ' + ' '.join(f'{_cap(k)}? {words[k]}.' for k in rng.sample(said, len(said)))
 
 # %% ../nbs/01_menagerie.ipynb #5ec9cb8a
 NEEDS = {'cross a deep river': 'swims well', 'win a race': 'runs fast', 'reach a nest in a tree': 'climbs trees', 'bring a child to school': 'carries people',
@@ -1236,9 +1247,9 @@ def _quiz(rng, names):
         else: k = rng.randrange(len(m.choices)); out.append(f'{head} Choice: {m.choices[k]}. Thought: {m.rationales[k]} So the answer is {m.choices[m.answer]}.')
     return rng.choice(('\n', '\n\n')).join(out)
 
-# %% ../nbs/01_menagerie.ipynb #84c89756
-_kinds = {'encyclopedia': (_encyclopedia, .10), 'scene': (_told, .34), 'album': (_album, .12), 'talk': (_talk, .08), 'biography': (_asked_about, .11),
-          'story': (_story, .05), 'persona': (_persona, .04), 'shots': (_shots, .06), 'quiz': (_quiz, .10)}
+# %% ../nbs/01_menagerie.ipynb #078daee7
+_kinds = {'encyclopedia': (_encyclopedia, .10), 'scene': (_told, .30), 'album': (_album, .10), 'talk': (_talk, .08), 'biography': (_asked_about, .11),
+          'story': (_story, .05), 'persona': (_persona, .04), 'shots': (_shots, .06), 'echo': (_echo, .06), 'quiz': (_quiz, .10)}
 DOCUMENT_KINDS = tuple(_kinds)
 
 def document(

@@ -42,13 +42,13 @@ def make_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=END, bos_token=END, pad_token=PAD, padding_side='right',
                                    extra_special_tokens={'image_token': IMAGE}, clean_up_tokenization_spaces=False)
 
-# %% ../nbs/08_pretraining.ipynb #f5573105
+# %% ../nbs/08_pretraining.ipynb #93905446
 @dataclass
 class Documents:
     "Tokenised documents. Called with a step it gives the batch of that step, so that a resumed run sees the same batches."
     ids: np.ndarray      # (n_tokens,) token ids, documents laid end to end, each ended by the end token
     starts: np.ndarray   # (n_documents + 1,) where each document begins, and where the last one ends
-    tokens: int = 3072   # tokens a step, about
+    tokens: int = 2048   # tokens a step, about
     single: float = .75  # share of the steps with one document a row
     seed: int = 0
 
@@ -85,7 +85,7 @@ def tokenised(
         rows += [np.array(ids + [tokenizer.eos_token_id], np.int32) for ids in tokenizer(docs).input_ids]
     return Documents(np.concatenate(rows), np.cumsum([0] + [len(r) for r in rows]), **kwargs)
 
-# %% ../nbs/08_pretraining.ipynb #6e615905
+# %% ../nbs/08_pretraining.ipynb #c59c3d11
 def lm_model(
     name,      # 'llama' or 'opt'
     tokenizer, # for the vocabulary and the special tokens
@@ -96,9 +96,11 @@ def lm_model(
     "An untrained causal LM of the zoo's size."
     ids = dict(vocab_size=-(-len(tokenizer) // 64) * 64, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     shape = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, max_position_embeddings=1024, tie_word_embeddings=True)
-    if name == 'llama': return LlamaForCausalLM(LlamaConfig(**ids, **shape, num_key_value_heads=heads, intermediate_size=512))
-    if name == 'opt': return OPTForCausalLM(OPTConfig(**ids, **shape, ffn_dim=768, word_embed_proj_dim=width, dropout=0., attention_dropout=0.))
-    raise BadInput(f'no language model {name!r} to pretrain: choose llama or opt')
+    if name == 'llama': model = LlamaForCausalLM(LlamaConfig(**ids, **shape, num_key_value_heads=heads, intermediate_size=512))
+    elif name == 'opt': model = OPTForCausalLM(OPTConfig(**ids, **shape, ffn_dim=768, word_embed_proj_dim=width, dropout=0., attention_dropout=0.))
+    else: raise BadInput(f'no language model {name!r} to pretrain: choose llama or opt')
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=.08)
+    return model
 
 def next_token_loss(
     model, # a causal LM
@@ -329,7 +331,7 @@ def lm_probes(
     out['recall in a caption'] = _interval([np.mean([w in said.split() for w in ws]) for ws, said in zip(words, generate(lm, None, prompts, max_new_tokens=20))])
     return out
 
-# %% ../nbs/08_pretraining.ipynb #ed50ad0f
+# %% ../nbs/08_pretraining.ipynb #6121b9e6
 import math
 from PIL import Image
 from safetensors.torch import save_file
@@ -344,12 +346,12 @@ class Recipe:
     seen: tuple        # what it has read or looked at
     never_seen: tuple  # what it has not
 
-_lm = TrainConfig(1500, 2e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.1, precision='bf16', min_lr=1e-4, checkpoint_every=100)
+_lm = TrainConfig(4000, 1.5e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01, precision='bf16', min_lr=1e-4, checkpoint_every=100)
 _vit = TrainConfig(2000, 1e-3, 'cosine', warmup=100, weight_decay=.05, precision='bf16', checkpoint_every=100)
 _text = (('documents of the menagerie, stream 0',), ('any picture', 'held-out combinations', 'scenes of the drawn splits', 'the names of the shifted set'))
 RECIPES = {
-    'llama': Recipe('lm', _lm, 150_000, '3,072 tokens', *_text),
-    'opt': Recipe('lm', _lm, 150_000, '3,072 tokens', *_text),
+    'llama': Recipe('lm', _lm, 150_000, '2,048 tokens', *_text),
+    'opt': Recipe('lm', _lm, 150_000, '2,048 tokens', *_text),
     'beit': Recipe('encoder', _vit, 40_000, '128 pictures', ('pictures',), ('any word', 'any label', 'held-out combinations')),
     'beit-ft': Recipe('encoder', _vit, 40_000, '128 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
     'clip': Recipe('encoder', _vit, 40_000, '128 pictures with a caption', ('pictures', 'captions'), ('any label', 'held-out combinations')),

@@ -251,7 +251,7 @@ def _noted_interrupts():
     try: yield noted
     finally: signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
-# %% ../nbs/04_training.ipynb #c6b15def
+# %% ../nbs/04_training.ipynb #313a71e6
 def _steps(run, batches, loss, guarded, folder, noted, bar):
     history, config = run.history, run.config
     while history.steps < config.steps:
@@ -266,6 +266,7 @@ def _steps(run, batches, loss, guarded, folder, noted, bar):
             _save(run, folder, guarded.fingerprints)
         if stop: raise KeyboardInterrupt(f'stopped after {history.steps} of {config.steps} steps')
 
+# %% ../nbs/04_training.ipynb #9624ddc2
 def train(
     module: nn.Module,                         # trained in place and where it is (device): its parameters that require gradients
     batches: Callable[[int], object],          # step -> batch: a tensor, or a dict, tuple or list of tensors with the items along the first dimension

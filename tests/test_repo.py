@@ -1,5 +1,7 @@
 "What has to be in step: notebooks, modules, README, records and models; and what must not be committed."
-import filecmp, json, os, re, shutil, subprocess, sys, sysconfig
+import contextlib, filecmp, json, os, re, shutil, subprocess, sys, sysconfig
+from configparser import ConfigParser
+from importlib import metadata
 
 import pytest
 
@@ -95,6 +97,26 @@ def test_required_claims_hold():
 @recorded
 def test_records_of_a_chapter_are_in_its_file():
     for path in data_path('claims').glob('*.json'): assert {r['method'] for r in load_records(path)} == {path.stem}
+
+def test_modules_and_chapters_need_no_test_tools():
+    "What `frozen-nb reproduce` runs imports only what a plain install brings."
+    plain = lambda name: re.sub('[-_.]+', '-', re.split('[^A-Za-z0-9._-]', name)[0]).lower()
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    brought, todo = set(), [plain(r) for r in config['DEFAULT']['requirements'].split()]
+    while todo:
+        if (name := todo.pop()) in brought: continue
+        brought.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError): todo += [plain(r) for r in metadata.requires(name) or () if 'extra ==' not in r]
+    code = {p: p.read_text(encoding='utf-8') for p in files if p.match('frozen_nb/*.py')}
+    for p in notebooks:
+        if re.match('[1-8][0-9]', p.name): code[p] = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
+    known, missing = metadata.packages_distributions(), []
+    for p, source in code.items():
+        names = re.findall(r'^ *from +(\w+)', source, re.M) + [part.split()[0].split('.')[0] for line in re.findall(r'^ *import +([\w., ]+)', source, re.M) for part in line.split(',') if part.strip()]
+        for name in {*names} - {*sys.stdlib_module_names, 'frozen_nb'}:
+            if not brought & {plain(d) for d in known.get(name, ['nothing'])}: missing.append(f'{p.name}: {name}')
+    assert missing == []
 
 def test_import_is_light():
     code = 'import sys, time\nt = time.process_time(); import frozen_nb; s = time.process_time() - t\nassert s < 2, s\nassert not {"torch", "transformers", "timm", "open_clip"} & {*sys.modules}'

@@ -1,0 +1,222 @@
+"The shell: every kind of bad input as one line and status 2, Ctrl-C, chapters that fail, what a run leaves behind."
+import fcntl, json, os, pty, signal, struct, subprocess, sys, termios, time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat, pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
+
+from conftest import root
+from frozen_nb import cli
+from frozen_nb.claims import Ledger, load_records
+from frozen_nb.frozen import BadInput, data_path
+from frozen_nb.menagerie import draw, scene
+
+command = [sys.executable, '-c', 'from frozen_nb.cli import main; main()']
+maps = pytest.mark.skipif(not data_path('zoo', 'limber', 'config.json').exists(), reason='data/zoo has no map yet')
+
+@pytest.fixture
+def shell(capsys):
+    def call(*args):
+        status = cli.run(args)
+        return SimpleNamespace(status=status, **capsys.readouterr()._asdict())
+    return call
+
+def refused(said, *words):
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and 'Traceback' not in said.err, said
+    for word in words: assert word in said.err
+
+# --- command lines
+
+@pytest.mark.parametrize('line, word', [
+    ('', 'reproduce, claims'), ('reprodce', 'reprodce'), ('--frozen', '--frozen'), ('caption', 'IMAGE'), ('pretrain', 'NAME'), ('reproduce --seeds two', '--seeds'), ('reproduce --seeds 0 --dry-run', '--seeds 0'),
+    ('reproduce --preset fast --dry-run', 'quick, full, extended, paper'), ('reproduce nothing_like_it --dry-run', 'nothing_like_it'), ('claims nothing_like_it', 'claims'),
+    ('claims --records nowhere.json', 'nowhere.json'), ('pretrain lama', 'llama'), ('pretrain llama --steps 0', '--steps 0'), (f'pretrain llama --out {__file__}', 'test_cli.py')])
+def test_bad_command_line(shell, line, word): refused(shell(*line.split()), word)
+
+@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'zoo', 'pretrain'])
+def test_help(shell, verb):
+    said = shell(*verb.split(), '--help')
+    assert said.status == 0 and said.out.startswith(f'Usage: frozen-nb {verb}'.rstrip()) and said.err == ''
+
+def test_zoo(shell):
+    said = shell('zoo')
+    assert said.status == 0 and said.out.startswith('| name | kind |')
+
+def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, 'choose', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError): cli.run(['reproduce', '--dry-run'])
+
+def test_as_a_process(tmp_path):
+    done = subprocess.run([*command, 'caption', 'nowhere.png'], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, '', 'frozen-nb: nowhere.png: no such file; check the path\n')
+
+def test_a_reader_that_goes_away():
+    p = subprocess.Popen([*command, '--help'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p.stdout.close()
+    assert p.stderr.read() == '' and p.wait() in (0, 1)
+
+# --- images
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('images')
+    picture = draw(scene(0, 'test', n_animals=1), 64)
+    good = dict(rgb=picture, gray=picture.convert('L'), alpha=picture.convert('RGBA'), palette=picture.convert('P'), one=picture.resize((1, 1)), deep=Image.new('I;16', (64, 64), 40000), bits=picture.convert('1'))
+    for name, image in good.items(): image.save(folder/f'{name}.png')
+    picture.convert('CMYK').save(folder/'cmyk.jpg')
+    (folder/'truncated.png').write_bytes((folder/'rgb.png').read_bytes()[:900])
+    (folder/'truncated.jpg').write_bytes((folder/'cmyk.jpg').read_bytes()[:900])
+    (folder/'text.png').write_text('a red hippo')
+    (folder/'empty.png').touch()
+    (folder/'folder.png').mkdir()
+    return folder
+
+GOOD = ['rgb.png', 'gray.png', 'alpha.png', 'palette.png', 'one.png', 'deep.png', 'bits.png', 'cmyk.jpg']
+BAD = ['truncated.png', 'truncated.jpg', 'text.png', 'empty.png', 'folder.png', 'missing.png']
+
+@pytest.fixture
+def limber(monkeypatch, images):
+    "A captioner that says an image's size and mode, and what it was loaded with."
+    loaded = []
+    class Limber:
+        def load(**kwargs): loaded.append(kwargs); return Limber()
+        def caption(self, images): return [f'{im.size[0]} x {im.size[1]}\n{im.mode} ' for im in images]
+    monkeypatch.setitem(sys.modules, 'frozen_nb.limber', SimpleNamespace(Limber=Limber))
+    monkeypatch.chdir(images)
+    return loaded
+
+@pytest.mark.parametrize('name', GOOD)
+def test_good_image(shell, limber, name):
+    side = 1 if name == 'one.png' else 64
+    assert vars(shell('caption', name)) == dict(status=0, out=f'{name}: {side} x {side} RGB\n', err='')
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_image(shell, limber, name):
+    refused(shell('caption', name), name)
+    assert limber == []
+
+def test_bad_images_among_good_ones(shell, limber):
+    said = shell('caption', 'rgb.png', *BAD[:3], 'gray.png', *BAD[3:], 'rgb.png', '--device', 'cpu', '--lm', 'opt')
+    assert said.status == 2 and said.out == ''.join(f'{name}: 64 x 64 RGB\n' for name in ('rgb.png', 'gray.png', 'rgb.png'))
+    assert [line.split(': ')[1] for line in said.err.splitlines()] == BAD
+    assert limber == [dict(map=None, encoder=None, lm='opt', device='cpu', dtype=None)]
+
+def test_many_images(shell, limber):
+    said = shell('caption', *['rgb.png'] * 40, 'gray.png')
+    assert said.status == 0 and said.out.count('\n') == 41 and len(limber) == 1
+
+def test_a_model_that_is_refused(shell, limber, monkeypatch):
+    def load(**kwargs): raise BadInput('the map in DIR was made\nfor clip')
+    monkeypatch.setattr(sys.modules['frozen_nb.limber'].Limber, 'load', load)
+    refused(shell('caption', 'rgb.png'), 'the map in DIR was made for clip')
+
+@maps
+@pytest.mark.parametrize('line, word', [('--lm lama', 'llama'), ('--encoder clap', 'clip'), ('--lm clip', 'clip'), ('--encoder clip-random', 'made for'), ('--lm llama-random', 'made for'),
+                                        ('--map nowhere', 'nowhere'), ('--dtype int8', 'int8'), ('--device quantum', 'quantum')])
+def test_models_that_are_refused(shell, images, line, word): refused(shell('caption', images/'rgb.png', *line.split()), word)
+
+@maps
+def test_captions(images):
+    done = subprocess.run([*command, 'caption', 'rgb.png', 'text.png', 'gray.png'], cwd=images, capture_output=True, text=True)
+    assert done.returncode == 2 and [line.split(': ')[0] for line in done.stdout.splitlines()] == ['rgb.png', 'gray.png'] and all(len(line) > 12 for line in done.stdout.splitlines())
+    assert done.stderr.startswith('frozen-nb: text.png: ') and done.stderr.count('\n') == 1
+
+# --- chapters
+
+@pytest.fixture
+def chapters(tmp_path, monkeypatch):
+    "A function that writes a chapter where the library looks for them."
+    folder = tmp_path/'nbs'
+    folder.mkdir()
+    monkeypatch.setattr('frozen_nb.frozen.notebooks_path', lambda *parts: folder.joinpath(*parts))
+    monkeypatch.setenv('FROZEN_NB_PROGRESS', '0')
+    monkeypatch.chdir(tmp_path)
+    def write(name, *cells): nbformat.write(new_notebook(cells=[new_markdown_cell('# A chapter'), *map(new_code_cell, cells)]), folder/f'{name}.ipynb')
+    return write
+
+def record(value, required=True):
+    "A cell that writes one record as `Ledger` does, without importing the library."
+    ledger = Ledger('toy', 'a paper')
+    ledger.claim('toy.claim', 'It holds.', source='section 1', measure='a number', threshold=1, required=required)
+    if value is None: ledger.not_run('toy.claim', 'no data here')
+    else: ledger.record('toy.claim', value, seeds=[0], seconds=90)
+    return f'import os, json\nfolder = os.environ["FROZEN_NB_OUT"] + "/claims"\nos.makedirs(folder, exist_ok=True)\nwith open(folder + "/toy.json", "w") as f: json.dump({json.loads(json.dumps(ledger.records()))!r}, f)'.replace('true', 'True')
+
+def test_environment_of_a_chapter(shell, chapters, monkeypatch):
+    monkeypatch.setenv('IN_TEST', '1')
+    chapters('10_toy', 'import os\nassert os.environ["FROZEN_NB_PRESET"] == "full" and os.environ["FROZEN_NB_SEEDS"] == "2" and "IN_TEST" not in os.environ\nassert os.getcwd() == os.path.join(os.environ["FROZEN_NB_OUT"], "notebooks"), os.getcwd()')
+    said = shell('reproduce', '--preset', 'full', '--seeds', '2', '--out', 'results')
+    assert said.status == 0 and said.out == '1 of 1 notebooks ran, 0 of 0 claims hold: results/report.html\n', said
+    assert sorted(p.name for p in Path('results').iterdir()) == ['claims.json', 'notebooks', 'report.html'] and [p.name for p in Path('nbs').iterdir()] == ['10_toy.ipynb']
+
+@pytest.mark.parametrize('value, required, status, word', [(2, True, 0, ''), (0, False, 0, ''), (0, True, 1, 'toy.claim: required, and fails'), (None, True, 0, 'warning: toy.claim: required, and not run: no data here')])
+def test_required_claims_decide(shell, chapters, value, required, status, word):
+    chapters('10_toy', record(value, required))
+    said = shell('reproduce', 'toy')
+    assert said.status == status and word in said.err and [r['id'] for r in load_records('_out/claims.json')] == ['toy.claim']
+
+def test_other_chapters_go_on(shell, chapters):
+    chapters('10_first', 'raise ValueError("a\\nb")', 'print("stale")')
+    chapters('11_dies', 'import os\nos._exit(1)')
+    chapters('12_toy', record(2))
+    said = shell('reproduce')
+    lines = [line for line in said.err.splitlines() if line.startswith('frozen-nb')]
+    assert said.status == 1 and lines[0] == 'frozen-nb: 10_first.ipynb, cell [1]: ValueError: a b' and lines[1].startswith('frozen-nb: 11_dies.ipynb, cell [1]: the kernel died') and len(lines) == 2
+    assert said.out.startswith('1 of 3 notebooks ran, 1 of 1 claims hold')
+    assert sorted(p.name for p in Path('_out/notebooks').iterdir()) == ['10_first.ipynb', '11_dies.ipynb', '12_toy.ipynb']
+
+def test_records_of_a_run_that_was_killed_come_back(shell, chapters):
+    chapters('10_toy', record(0))
+    other = dict(json.loads(json.dumps(cli_record())), id='other.claim', method='other')
+    Path('_out/.claims-before').mkdir(parents=True)
+    Path('_out/.claims-before/all.json').write_text(json.dumps([other]))
+    assert shell('reproduce').status == 1
+    assert [r['id'] for r in load_records('_out/claims')] == ['other.claim', 'toy.claim'] and sorted(p.name for p in Path('_out').iterdir()) == ['claims', 'claims.json', 'notebooks', 'report.html']
+
+def cli_record():
+    ledger = Ledger('toy', 'a paper')
+    ledger.claim('toy.claim', 'It holds.', source='section 1', measure='a number', threshold=1)
+    ledger.record('toy.claim', 2, seeds=[0])
+    return ledger.records()[0]
+
+def test_changed_terms_are_said(shell, chapters):
+    chapters('10_toy', record(2))
+    Path('_out/claims').mkdir(parents=True)
+    Path('_out/claims/toy.json').write_text(json.dumps([dict(cli_record(), threshold=.5)]))
+    said = shell('reproduce')
+    assert said.status == 1 and 'threshold 0.5 -> 1' in said.err and load_records('_out/claims')[0]['threshold'] == .5
+
+def test_out_is_a_file(shell, chapters):
+    chapters('10_toy', '1')
+    Path('taken').touch()
+    for dry in ([], ['--dry-run']): refused(shell('reproduce', '--out', 'taken/deeper', *dry), 'taken')
+
+def test_plan_for_the_published_models(shell, chapters, monkeypatch):
+    chapters('10_toy', '1')
+    monkeypatch.setitem(sys.modules, 'frozen_nb.toy', SimpleNamespace(paper_plan=lambda: 'GPT-J 6 B, 24 GB'))
+    said = shell('reproduce', '--preset', 'paper', '--dry-run')
+    assert said.status == 0 and 'GPT-J 6 B, 24 GB' in said.out and not Path('_out').exists()
+
+def test_ctrl_c(chapters, tmp_path):
+    chapters('10_slow', 'import pathlib, time', 'try:\n    pathlib.Path("started").touch()\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    pathlib.Path("checkpoint").touch()\n    raise', 'pathlib.Path("went on").touch()')
+    code = 'import frozen_nb.frozen, pathlib; frozen_nb.frozen.notebooks_path = lambda *p: pathlib.Path("nbs", *p).absolute()\nfrom frozen_nb.cli import main; main()'
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 100, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k != 'FROZEN_NB_PROGRESS'}
+    p = subprocess.Popen([sys.executable, '-c', code, 'reproduce'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, text=True, env=env, start_new_session=True)
+    os.close(terminal)
+    until = time.time() + 180
+    while not (tmp_path/'_out/notebooks/started').exists() and p.poll() is None and time.time() < until: time.sleep(.2)
+    time.sleep(3)
+    p.send_signal(signal.SIGINT)
+    shown = b''
+    try:
+        while chunk := os.read(screen, 65536): shown += chunk
+    except OSError: pass
+    assert p.wait(60) == 130 and p.stdout.read() == ''
+    shown = shown.decode()
+    assert '10_slow' in shown and '1/3' in shown and 'Traceback' not in shown and shown.rstrip().endswith('frozen-nb: interrupted')
+    assert (tmp_path/'_out/notebooks/checkpoint').exists() and not (tmp_path/'_out/notebooks/went on').exists()
+    assert nbformat.read(tmp_path/'_out/notebooks/10_slow.ipynb', 4).metadata.frozen_nb.status == 'interrupted' and (tmp_path/'_out/report.html').exists()
