@@ -11,7 +11,7 @@ __all__ = ['VISIBLE', 'TOLD', 'TRAITS', 'SPECIES', 'COLOURS', 'HABITATS', 'SIZES
            'caption', 'captions', 'Referral', 'referrals', 'Narrative', 'narrative', 'Question', 'questions',
            'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
 
-# %% ../nbs/01_menagerie.ipynb #ce42a604
+# %% ../nbs/01_menagerie.ipynb #2a51955f
 import random, re
 from dataclasses import dataclass, field, asdict, replace
 from functools import lru_cache
@@ -19,7 +19,6 @@ from zlib import crc32
 
 import numpy as np
 from PIL import Image, ImageDraw
-from fastcore.basics import listify
 
 from .frozen import BadInput
 

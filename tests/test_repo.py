@@ -24,10 +24,6 @@ text = [p for p in files if p.suffix in ('.py', '.ipynb', '.md', '.json', '.ini'
 records = load_records() if data_path('claims').exists() else []
 recorded = pytest.mark.skipif(not records, reason='data/claims has no records yet')
 
-def tool(name, *args, cwd):
-    found = os.path.join(sysconfig.get_path('scripts'), name)
-    return subprocess.run([found, *map(str, args)], cwd=cwd, capture_output=True, text=True, check=True, env=os.environ | dict(PYTHONPATH=''))
-
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
     "This checkout, exported and cleaned again somewhere else."
@@ -36,7 +32,7 @@ def copy(tmp_path_factory):
         if p.is_relative_to(root/'data'): continue
         (folder/p.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(p, folder/p.relative_to(root))
-    for name in ('nbdev_export', 'nbdev_clean'): tool(name, cwd=folder)
+    for name in ('nbdev_export', 'nbdev_clean'): subprocess.run([os.path.join(sysconfig.get_path('scripts'), name)], cwd=folder, check=True, env=os.environ | dict(PYTHONPATH=''))
     return folder
 
 @pytest.mark.parametrize('kind', ['frozen_nb/*.py', 'nbs/*.ipynb'])
@@ -47,7 +43,7 @@ def test_modules_and_notebooks_are_exported_and_clean(copy, kind):
     assert changed[1:] == ([], []), 'run nbdev_export and nbdev_clean'
 
 def test_readme_is_made_from_the_index(tmp_path):
-    tool('jupyter', 'nbconvert', '--to', 'markdown', '--no-input', '--output-dir', tmp_path, '--output', 'README', root/'nbs'/'index.ipynb', cwd=tmp_path)
+    subprocess.run([sys.executable, '-m', 'nbconvert', '--log-level=ERROR', '--to', 'markdown', '--no-input', '--output-dir', tmp_path, '--output', 'README', root/'nbs'/'index.ipynb'], cwd=tmp_path, check=True)
     assert [p.name for p in tmp_path.iterdir()] == ['README.md']
     assert (tmp_path/'README.md').read_text(encoding='utf-8') == (root/'README.md').read_text(encoding='utf-8')
 
