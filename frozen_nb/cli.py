@@ -272,16 +272,16 @@ def plan(
     minutes = f'about {max(1, round(sum(seconds)/60))} min (from its records)' if any(seconds) else f'at most {BUDGET[preset]} min (budget)' if preset in BUDGET else 'no budget, and no record yet'
     return f'{method}: {path.name}, {cells} cells, preset {preset}: {minutes}'
 
-# %% ../nbs/90_cli.ipynb #694d6b20
+# %% ../nbs/90_cli.ipynb #26899cfc
 @app.command('reproduce')
 def _reproduce(
     methods: Annotated[list[str], typer.Argument(metavar='METHOD', help='Methods by the names of their notebooks; none: all chapters.')] = None,
-    preset: Annotated[str, typer.Option(metavar='quick|full|extended|paper', help='How much runs.')] = 'quick',
-    seeds: Annotated[int, typer.Option(metavar='N', help="Number of seeds; by default each chapter's own.")] = None,
+    preset: Annotated[str, typer.Option(metavar='quick|full|extended|paper', envvar='FROZEN_NB_PRESET', help='How much runs.')] = 'quick',
+    seeds: Annotated[int, typer.Option(metavar='N', envvar='FROZEN_NB_SEEDS', help="Number of seeds; by default each chapter's own.")] = None,
     out: Annotated[Path, typer.Option(metavar='DIR', help='Where notebooks, figures, claims and the report go.')] = Path('_out'),
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Say what would run and how long it takes, and stop.')] = False,
 ) -> int:
-    "Run chapters, and write the executed notebooks, figures/*.png, claims.json and report.html."
+    "Run chapters and write a report. In DIR: the executed notebooks, figures/*.png, claims.json and report.html."
     if dry_run:
         chosen = choose(methods or ())
         _checked(preset, seeds, out.absolute())
@@ -294,7 +294,7 @@ def _reproduce(
     print(f"{sum(n['status'] == 'ran' for n in run.notebooks)} of {len(run.notebooks)} notebooks ran, {held} of {len(run.records)} claims hold: {os.path.relpath(run.out/'report.html')}")
     return int(bool(run.failures))
 
-# %% ../nbs/90_cli.ipynb #a5121b46
+# %% ../nbs/90_cli.ipynb #15928752
 def _show(markdown):
     if not sys.stdout.isatty(): return print(markdown.rstrip())
     from rich.console import Console
@@ -307,7 +307,7 @@ def _claims(
     records: Annotated[Path, typer.Option(metavar='PATH', help='claims.json of a run, or a folder of records, in place of the records that ship.')] = None,
     as_json: Annotated[bool, typer.Option('--json', help='The records as JSON.')] = False,
 ) -> int:
-    "What the papers claim and what was measured: value, interval, threshold, verdict."
+    "Show what holds. Every claim with its value, interval, threshold and verdict."
     from frozen_nb.claims import ClaimsTable, load_records
     from frozen_nb.frozen import BadInput, data_path
     found = load_records(records) if records or data_path('claims').exists() else []
@@ -318,17 +318,18 @@ def _claims(
     else: _show('\n\n'.join(f"{name}\n\n{ClaimsTable([r for r in found if r['method'] == name])}" for name in methods if any(r['method'] == name for r in found)))
     return 0
 
-# %% ../nbs/90_cli.ipynb #9ddd84d5
+# %% ../nbs/90_cli.ipynb #3e4d99c0
 @app.command('zoo')
 def _zoo() -> int:
-    "The models that ship: class, size, what they have seen, what a probe finds in them."
+    "List the models that ship. Class, size, what they have seen, what a probe finds in them; the intervals are in the cards."
     from frozen_nb.zoo import zoo
     table = zoo().reset_index()
+    if len(table): table['probes'] = table['probes'].str.replace(r' \[[^]]*\]', '', regex=True)
     rows = [table.columns, ['---'] * len(table.columns), *table.itertuples(index=False)]
     _show('\n'.join('| ' + ' | '.join(f'{x:,}' if isinstance(x, int) else str(x) for x in row) + ' |' for row in rows))
     return 0
 
-# %% ../nbs/90_cli.ipynb #ca50bd10
+# %% ../nbs/90_cli.ipynb #360dd6a7
 _model = dict(device=typer.Option(metavar='D', help="'cpu', 'cuda', 'cuda:1' ...; by default CUDA where there is one."), dtype=typer.Option(metavar='T', help="'fp32' (the default), 'bf16' or 'fp16'."),
               encoder=typer.Option(metavar='E', help='Image encoder: a name that ships, a folder or a hub id; by default the one that the map was made for.'),
               lm=typer.Option(metavar='L', help='Language model, likewise.'))
@@ -342,7 +343,7 @@ def _caption(
     device: Annotated[str, _model['device']] = None,
     dtype: Annotated[str, _model['dtype']] = None,
 ) -> int:
-    "What a frozen language model says about images: a line 'IMAGE: caption' for each."
+    "Caption images. A line 'IMAGE: caption' for each."
     from frozen_nb.frozen import BadInput
     from frozen_nb.zoo import open_image
     status, limber = 0, None
@@ -360,14 +361,14 @@ def _caption(
             if path in said: print(f"{path}: {' '.join(said[path].split())}", flush=True)
     return status
 
-# %% ../nbs/90_cli.ipynb #3126b0bf
+# %% ../nbs/90_cli.ipynb #ea70dad4
 @app.command('pretrain')
 def _pretrain(
     name: Annotated[str, typer.Argument(metavar='NAME', help='A model that ships, as frozen-nb zoo lists them.')],
     out: Annotated[Path, typer.Option(metavar='DIR', help='Where the model goes; by default zoo/NAME in the cache.')] = None,
     steps: Annotated[int, typer.Option(metavar='N', help="Training steps; by default the recipe's.")] = None,
 ) -> int:
-    "Remake a model of the zoo from nothing, and print what its probes find."
+    "Remake a model that ships, from nothing. Prints what its probes find."
     from frozen_nb.frozen import BadInput, cache_path
     from frozen_nb.pretraining import pretrain
     if steps is not None and steps < 1: raise BadInput(f'--steps {steps}: a training has one step at least')

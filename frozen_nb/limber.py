@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPE', 'image_features', 'new_map', 'caption_batches', 'fit_map', 'Limber']
 
-# %% ../nbs/10_limber.ipynb #94c173b2
+# %% ../nbs/10_limber.ipynb #ffef462c
 import math, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from .frozen import *
 from .activations import FeatureStore, feature_key
 from .training import TrainConfig, History, train
 from .prefix import *
-from .zoo import Encoder, LM, load_encoder, load_lm
+from .zoo import Encoder, LM, load_encoder, load_lm, pool_tokens
 
 # %% ../nbs/10_limber.ipynb #85495807
 def image_features(

@@ -7,13 +7,16 @@ __all__ = ['END', 'PAD', 'IMAGE', 'SIDE', 'MEAN', 'STD', 'CLIP_CONFIG', 'PROBED'
            'tokenised', 'lm_model', 'next_token_loss', 'pictures', 'to_pixels', 'patches', 'beit_model',
            'MaskedPatches', 'patch_codes', 'species_targets', 'label_loss', 'nfnet_model', 'clip_model',
            'contrastive_loss', 'caption_tokens', 'scene_labels', 'encode_all', 'LinearProbe', 'encoder_probes',
-           'perplexity', 'lm_probes', 'Recipe', 'write_card', 'save_timm', 'save_clip', 'train_encoder', 'pretrain']
+           'perplexity', 'continuations', 'lm_probes', 'Recipe', 'write_card', 'save_timm', 'save_clip',
+           'train_encoder', 'pretrain']
 
-# %% ../nbs/08_pretraining.ipynb #85eeec19
-import json, os, time, platform
+# %% ../nbs/08_pretraining.ipynb #79bd3896
+import json, math, os, platform
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+
+from .frozen import *
 
 import numpy as np
 import torch
@@ -21,7 +24,6 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, decoders, trainers
 from transformers import PreTrainedTokenizerFast, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from .frozen import *
 from .menagerie import *
 from .menagerie import DOCUMENT_KINDS
 from .training import *
@@ -204,11 +206,11 @@ def nfnet_model(
     "A timm NF-ResNet of the zoo's size; its pooled feature has 512 channels."
     return timm.create_model('nf_resnet26', channels=(64, 128, 256, 512), depths=(1, 1, 1, 1), stem_type='3x3', num_classes=num_classes)
 
-# %% ../nbs/08_pretraining.ipynb #c9092b86
+# %% ../nbs/08_pretraining.ipynb #5029fc49
 import open_clip
 from open_clip.model import CLIP, CLIPVisionCfg, CLIPTextCfg
 
-CLIP_CONFIG = dict(embed_dim=128, vision_cfg=dict(layers=4, width=192, head_width=32, patch_size=8, image_size=SIDE),
+CLIP_CONFIG = dict(embed_dim=128, vision_cfg=dict(layers=4, width=192, head_width=32, patch_size=8, image_size=SIDE, pool_type='avg'),
                    text_cfg=dict(context_length=48, vocab_size=1408, width=128, heads=4, layers=2, pool_type='eos', eos_id=0, pad_id=1))
 
 def clip_model():
@@ -234,10 +236,9 @@ def caption_tokens(
     enc = tokenizer([t + END for t in texts], padding='max_length', truncation=True, max_length=length, return_tensors='pt')
     return enc.input_ids
 
-# %% ../nbs/08_pretraining.ipynb #440bda19
+# %% ../nbs/08_pretraining.ipynb #ac03932d
 from .claims import paired_bootstrap
-from .prefix import pool_tokens, generate
-from .zoo import Encoder, LM, load_encoder, load_lm
+from .zoo import Encoder, LM, load_encoder, load_lm, pool_tokens
 
 PROBED = {'species': tuple(SPECIES), 'colour': COLOURS, 'size': SIZES, 'habitat': tuple(HABITATS), 'position': POSITIONS}
 
@@ -298,7 +299,7 @@ def encoder_probes(
     probe = LinearProbe().fit(encode_all(encoder, fit_images), scene_labels(fit_scenes))
     return {a: _interval(c) for a, c in probe.correct(encode_all(encoder, test_images), scene_labels(test_scenes)).items()}
 
-# %% ../nbs/08_pretraining.ipynb #891039ac
+# %% ../nbs/08_pretraining.ipynb #1c34b7b9
 @torch.no_grad()
 def perplexity(
     lm,    # an `LM`
@@ -310,6 +311,20 @@ def perplexity(
         ids = torch.tensor([[lm.tokenizer.eos_token_id] + lm.tokenizer(t, add_special_tokens=False).input_ids[:1022] + [lm.tokenizer.eos_token_id]], device=lm.device)
         out.append(lm.model(input_ids=ids, labels=ids).loss.item())
     return np.array(out)
+
+@torch.no_grad()
+def continuations(
+    lm,      # an `LM`
+    prompts, # list of texts
+    max_new_tokens=20,
+):
+    "Greedy continuation of each prompt."
+    out = []
+    for p in prompts:
+        ids = torch.tensor([lm.tokenizer(p).input_ids], device=lm.device)
+        new = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=lm.tokenizer.eos_token_id, pad_token_id=lm.tokenizer.pad_token_id)
+        out.append(lm.tokenizer.decode(new[0, ids.shape[1]:], skip_special_tokens=True))
+    return out
 
 def _said(answers, said): return [float(s.strip().startswith(a)) for a, s in zip(answers, said)]
 
@@ -323,16 +338,15 @@ def lm_probes(
         nll = _interval(perplexity(lm, [document(i, kind, seed=1).text for i in range(n)]))
         out[f'perplexity of {kind}'] = dict(value=round(math.exp(nll['value']), 3), ci=[round(math.exp(x), 3) for x in nll['ci']], n=n)
     lives = [(b.text, *b.questions[0]) for b in (biography(i, 2, seed=1) for i in range(2 * n))]
-    said = generate(lm, None, [f'{t} Q: {q} A:' for t, q, _ in lives], max_new_tokens=6)
+    said = continuations(lm, [f'{t} Q: {q} A:' for t, q, _ in lives], 6)
     out['recall of an individual'] = _interval(_said([a for *_, a in lives], said))
     scenes = [scene(i, 'test', n_animals=1) for i in range(2 * n)]
     prompts = [f'The {s.animals[0].species} is {s.animals[0].size}. It is {s.time} {s.place}. The {s.animals[0].species} is {s.animals[0].colour}. A picture of' for s in scenes]
     words = [[s.animals[0].species, s.animals[0].colour, s.animals[0].size, s.habitat] for s in scenes]
-    out['recall in a caption'] = _interval([np.mean([w in said.split() for w in ws]) for ws, said in zip(words, generate(lm, None, prompts, max_new_tokens=20))])
+    out['recall in a caption'] = _interval([np.mean([w in said.split() for w in ws]) for ws, said in zip(words, continuations(lm, prompts))])
     return out
 
-# %% ../nbs/08_pretraining.ipynb #6121b9e6
-import math
+# %% ../nbs/08_pretraining.ipynb #01d84b14
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -404,7 +418,7 @@ def save_clip(
     config = dict(model_cfg=CLIP_CONFIG, preprocess_cfg=dict(size=SIDE, mean=MEAN, std=STD, interpolation='bicubic', resize_mode='squash'))
     (Path(folder)/'open_clip_config.json').write_text(json.dumps(config, indent=1))
 
-# %% ../nbs/08_pretraining.ipynb #ed9255ff
+# %% ../nbs/08_pretraining.ipynb #405f7629
 def _picture_batches(images, extra, n=128, seed=0):
     "step -> a batch of pictures with whatever `extra(indices, rng)` adds."
     def batch(step):
@@ -414,14 +428,15 @@ def _picture_batches(images, extra, n=128, seed=0):
     return batch
 
 def _hard_batches(scenes, images, extra, n=128, seed=0):
-    "As `_picture_batches`, but every second batch shares habitat and number of animals."
+    "As `_picture_batches`, but every second batch is of single animals of one colour in one habitat."
     groups = {}
-    for i, s in enumerate(scenes): groups.setdefault((s.habitat, len(s.animals)), []).append(i)
-    groups = [np.array(g) for g in groups.values() if len(g) >= n]
+    for i, s in enumerate(scenes):
+        if len(s.animals) == 1: groups.setdefault((s.habitat, s.animals[0].colour), []).append(i)
+    groups = [np.array(g) for g in groups.values() if len(g) >= n // 2]
     def batch(step):
         rng = np.random.default_rng([seed, step])
-        pool = groups[rng.choice(len(groups), p=np.array([len(g) for g in groups]) / sum(map(len, groups)))] if step % 2 and groups else np.arange(len(images))
-        i = rng.choice(pool, n, replace=False)
+        pool = groups[rng.integers(len(groups))] if step % 2 and groups else np.arange(len(images))
+        i = rng.choice(pool, min(n, len(pool)), replace=False)
         return {'x': to_pixels(images[i]), **extra(i, rng)}
     return batch
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RANDOM', 'shipped', 'weight_files', 'configuration', 'hub_reachable', 'hub_folder', 'Found', 'find_model',
-           'load_tokenizer', 'LM', 'load_lm', 'to_rgb', 'open_image', 'visual_tokens', 'Encoder', 'load_encoder',
-           'clip_vision_model', 'Card', 'card', 'zoo']
+           'load_tokenizer', 'LM', 'load_lm', 'to_rgb', 'open_image', 'visual_tokens', 'pool_tokens', 'Encoder',
+           'load_encoder', 'clip_vision_model', 'Card', 'card', 'zoo']
 
-# %% ../nbs/02_zoo.ipynb #b512dbc1
-import difflib, hashlib, inspect, json, logging, re, sys, warnings
+# %% ../nbs/02_zoo.ipynb #021933e7
+import difflib, hashlib, inspect, json, logging, math, re, sys, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -363,6 +363,19 @@ def visual_tokens(
     x = x[:, prefix:]
     if tokens == 'pooled': return x.mean(1, keepdim=True), None # (B, 1, d)
     return x, grid                                              # (B, h w, d)
+
+# %% ../nbs/02_zoo.ipynb #418d43a1
+def pool_tokens(
+    features, # (B, n, d): a square grid of n visual tokens, row by row, or n = 1
+    k=None,   # how many to keep, a square number; `None`: all n
+) -> torch.Tensor: # (B, k, d)
+    "Average neighbouring cells of the grid down to `k` visual tokens. Raises `BadInput` if n or k is no square number, or k is larger than n."
+    B, n, d = features.shape
+    if k in (None, n): return features
+    side, out = math.isqrt(n), math.isqrt(k)
+    if side*side != n or out*out != k or out > side: raise BadInput(f'cannot make {k} visual tokens of {n}: both must be square numbers, and {k} at most {n}')
+    grid = features.transpose(1, 2).reshape(B, d, side, side)                                          # (B, d, side, side)
+    return nn.functional.adaptive_avg_pool2d(grid, out).flatten(2).transpose(1, 2).contiguous()        # (B, k, d)
 
 # %% ../nbs/02_zoo.ipynb #0d6ff8e4
 @dataclass

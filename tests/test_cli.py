@@ -188,6 +188,13 @@ def test_changed_terms_are_said(shell, chapters):
     said = shell('reproduce')
     assert said.status == 1 and 'threshold 0.5 -> 1' in said.err and load_records('_out/claims')[0]['threshold'] == .5
 
+def test_preset_of_the_environment(shell, chapters, monkeypatch):
+    chapters('10_toy', '1')
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'extended')
+    assert 'preset extended' in shell('reproduce', '--dry-run').out and 'preset full' in shell('reproduce', '--dry-run', '--preset', 'full').out
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'fast')
+    refused(shell('reproduce', '--dry-run'), "'fast'")
+
 def test_out_is_a_file(shell, chapters):
     chapters('10_toy', '1')
     Path('taken').touch()
