@@ -12,6 +12,8 @@ from frozen_nb.training import *
 
 here = Path(__file__).resolve()
 root = Path(frozen_nb.__file__).parent.parent
+torch.set_num_threads(1) # in this process and in the ones that are killed: sums depend on the number of threads in the last bit
+
 config = TrainConfig(20, lr=1e-2, warmup=3, weight_decay=.01)
 
 class Tagger(nn.Module):
