@@ -44,12 +44,13 @@ def new_map(
     features,     # (n, k, e) of the training set
     prompt='A picture of',
     seed=0,
+    **kwargs,     # further arguments of `LinearMap`: out_tokens, dropout ...
 )->LinearMap:
     "An untrained map between two frozen models, started at the scale of the token embeddings."
     flat = features.float().flatten(0, 1)
     with seeded(seed):
         return LinearMap(features.shape[-1], lm.width, mean=flat.mean(0), std=flat.std(0) if encoder else torch.ones(flat.shape[1]), scale=lm.embeddings.weight.float().std().item(),
-                         encoder=encoder.name if encoder else 'blind', encoder_fingerprint=encoder.fingerprint if encoder else '', lm=lm.name, lm_fingerprint=lm.fingerprint, k=features.shape[1], prompt=prompt).to(lm.device)
+                         encoder=encoder.name if encoder else 'blind', encoder_fingerprint=encoder.fingerprint if encoder else '', lm=lm.name, lm_fingerprint=lm.fingerprint, k=features.shape[1], prompt=prompt, **kwargs).to(lm.device)
 
 def caption_batches(
     features,     # (n, k, e)
@@ -74,9 +75,10 @@ def fit_map(
     batch_size=32,
     folder=None,  # for checkpoints
     desc='',
+    **kwargs,     # further arguments of `LinearMap`: out_tokens, dropout ...
 ):
     "Train the one linear map: (`LinearMap`, `History`). Both models are checked to be the same bytes before and after."
-    m = new_map(encoder, lm, features, prompt, config.seed)
+    m = new_map(encoder, lm, features, prompt, config.seed, **kwargs)
     loss = lambda m, b: target_loss(lm, sequence(lm, m(b['features']), prompt, b['texts']))
     frozen = [lm.model] + ([encoder.model] if encoder else [])
     history = train(m, caption_batches(features, captions, batch_size, config.seed), loss, config, frozen=frozen, folder=folder, desc=desc)

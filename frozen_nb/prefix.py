@@ -18,7 +18,7 @@ from torch import nn
 
 from .frozen import *
 
-# %% ../nbs/09_prefix.ipynb #d3ac2534
+# %% ../nbs/09_prefix.ipynb #a181ee6c
 class LinearMap(nn.Module):
     "One linear map from visual tokens to the embeddings of a language model. Its weight and bias are all that is trained."
     def __init__(self,
@@ -29,10 +29,12 @@ class LinearMap(nn.Module):
         std=None,         # (e,) their standard deviation; None: 1
         scale=0.02,       # standard deviation of the outputs at the start: that of the token embeddings
         dropout=0.,       # on the projected embeddings while training (the paper: 0.1)
+        feature_dropout=0.,# on the standardised features while training
         **made_for,       # what the map belongs to: encoder, encoder_fingerprint, lm, lm_fingerprint, k, prompt ...
     ):
         super().__init__()
         self.linear, self.dropout, self.made_for = nn.Linear(width_in, width_out * out_tokens), nn.Dropout(dropout), made_for
+        self.feature_dropout = nn.Dropout(feature_dropout)
         self.out_tokens, self.width_out = out_tokens, width_out
         self.register_buffer('mean', torch.zeros(width_in) if mean is None else mean.float().clone())
         self.register_buffer('std', torch.ones(width_in) if std is None else std.float().clamp_min(1e-6))
@@ -43,7 +45,7 @@ class LinearMap(nn.Module):
     ):            # (B, k * out_tokens, d)
         if features.shape[-1] != self.mean.numel(): raise BadInput(f'this map takes features of width {self.mean.numel()}, not {features.shape[-1]}: it was made for {self.made_for.get("encoder", "another encoder")}')
         x = (features.to(self.mean.dtype) - self.mean) / self.std
-        return self.dropout(self.linear(x).reshape(len(x), -1, self.width_out))
+        return self.dropout(self.linear(self.feature_dropout(x)).reshape(len(x), -1, self.width_out))
 
     @torch.no_grad()
     def fold(self):
@@ -90,7 +92,7 @@ def load_map(
     m.linear.load_state_dict(weights)
     return freeze(m)
 
-# %% ../nbs/09_prefix.ipynb #7add9357
+# %% ../nbs/09_prefix.ipynb #ad84a80e
 MARK = '<image>'
 
 @dataclass
@@ -110,12 +112,18 @@ def _token_ids(lm, prompt, n_images, k):
         if piece: ids += lm.tokenizer(piece, add_special_tokens=False).input_ids
     return ids
 
+def _continued(lm, targets):
+    "Token ids of texts that continue a prompt. A tokenizer that itself puts a space before a text (SentencePiece) gets texts without theirs."
+    adds = lm.tokenizer.convert_ids_to_tokens(lm.tokenizer('a', add_special_tokens=False).input_ids[0]).startswith('\u2581')
+    return lm.tokenizer([t.removeprefix(' ') if adds else t for t in targets], add_special_tokens=False).input_ids
+
 def sequence(
     lm,              # a frozen `LM`
     images,          # (B, k, d) embeddings of one image each, (B, n, k, d) of n images, or None
     prompts,         # B texts, or one for all; `<image>` marks where images go
     targets=None,    # B texts to learn or score, or None (generation)
     padding='right', # 'right' for a loss, 'left' for generation
+    end=True,        # whether an end token follows each target
 )->Sequence:
     "Images and text as one batch of embeddings. Loss counts on targets and their end token only."
     if images is not None and images.dim() == 3: images = images[:, None]
@@ -124,7 +132,7 @@ def sequence(
     prompts = [prompts] * B if isinstance(prompts, str) else prompts
     cache = {p: _token_ids(lm, p, n, k) for p in set(prompts)}
     heads = [cache[p] for p in prompts]
-    tails = [[]] * B if targets is None else [ids + [lm.tokenizer.eos_token_id] for ids in lm.tokenizer(list(targets), add_special_tokens=False).input_ids]
+    tails = [[]] * B if targets is None else [ids + [lm.tokenizer.eos_token_id] * end for ids in _continued(lm, targets)]
     return _embed(lm, images, heads, tails, padding)
 
 def _embed(lm, images, heads, tails, padding):
@@ -158,7 +166,7 @@ def target_log_likelihood(
     nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction='none').view(labels.shape)   # (B, T-1)
     return -nll.sum(-1), (labels != -100).sum(-1)
 
-# %% ../nbs/09_prefix.ipynb #e7481991
+# %% ../nbs/09_prefix.ipynb #65a60d9d
 @torch.no_grad()
 def generate(
     lm,                 # a frozen `LM`
@@ -184,6 +192,7 @@ def choose(
     prompts,         # B texts, or one for all
     choices,         # C texts that all examples choose from
     normalise=True,  # divide by the number of tokens
+    end=True,        # whether the end token counts, too
     batch_size=32,
 )->torch.Tensor:
     "Log-likelihood of every choice for every example: (B, C)."
@@ -191,6 +200,6 @@ def choose(
     for lo in range(0, B, batch_size):
         n = min(batch_size, B - lo)
         p = prompts if isinstance(prompts, str) else [q for q in prompts[lo:lo + n] for _ in choices]
-        ll, length = target_log_likelihood(lm, sequence(lm, None if images is None else images[lo:lo + n].repeat_interleave(C, 0), p, list(choices) * n))
+        ll, length = target_log_likelihood(lm, sequence(lm, None if images is None else images[lo:lo + n].repeat_interleave(C, 0), p, list(choices) * n, end=end))
         out.append((ll / length if normalise else ll).view(n, C))
     return torch.cat(out)

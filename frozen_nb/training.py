@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rates', 'History', 'split_batch', 'write_checkpoint', 'read_checkpoint', 'train']
 
-# %% ../nbs/04_training.ipynb #3ae5066e
+# %% ../nbs/04_training.ipynb #5050d7d5
 import hashlib, json, math, os, shutil, signal, threading, time, warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import is_initialized
 from accelerate.utils import broadcast, gather_object, send_to_device
 
-# %% ../nbs/04_training.ipynb #3df2273a
+# %% ../nbs/04_training.ipynb #0f3df799
 @dataclass
 class TrainConfig:
     "How a module is trained. Everything but `checkpoint_every` is part of what the run computes."
@@ -31,6 +32,7 @@ class TrainConfig:
     warmup: int = 0             # steps over which the rate rises linearly from 0 (not for 'constant')
     weight_decay: float = 0.    # decoupled, as in AdamW
     betas: tuple = (0.9, 0.95)  # decay of AdamW's first and second moment
+    optimizer: str = 'adamw'    # 'adamw'; or 'muon': Muon for the matrices of linear and attention layers, AdamW for the rest
     clip: float = 1.            # largest norm of the whole gradient; 0: no clipping
     precision: str = 'fp32'     # 'fp32', or 'bf16' for autocast; trained weights are float32 in both
     seed: int = 0               # of what is drawn during the run, such as dropout
@@ -40,6 +42,7 @@ class TrainConfig:
     def __post_init__(self):
         if self.precision not in ('fp32', 'bf16'): raise BadInput(f"precision {self.precision!r} is unknown; use 'fp32' or 'bf16'")
         if self.steps < 0: raise BadInput(f'steps={self.steps} is negative')
+        if self.optimizer not in ('adamw', 'muon'): raise BadInput(f"optimizer {self.optimizer!r} is unknown; use 'adamw' or 'muon'")
         if self.min_lr and 'min_lr' not in self.schedule: raise BadInput(f"schedule {self.schedule!r} has no min_lr; use 'cosine_with_min_lr'")
 
 # %% ../nbs/04_training.ipynb #422582ca
@@ -109,7 +112,19 @@ def split_batch(
     if n < processes: raise BadInput(f'a batch of {n} items cannot be split between {processes} processes')
     return part, (n*(rank + 1)//processes - n*rank//processes)/n
 
-# %% ../nbs/04_training.ipynb #18f63c40
+# %% ../nbs/04_training.ipynb #d77a066a
+def _optimizers(module, config):
+    adamw = partial(torch.optim.AdamW, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    params = [p for p in module.parameters() if p.requires_grad]
+    if config.optimizer == 'adamw': return [adamw(params)]
+    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.MultiheadAttention))]
+    tables = {p for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}   # a tied output head is an embedding
+    hidden = {p for m in layers for p in m.parameters(recurse=False) if p.ndim == 2 and p.requires_grad} - tables
+    rest = [p for p in params if p not in hidden]
+    muon = partial(torch.optim.Muon, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn='match_rms_adamw')
+    return [make(group) for make, group in ((muon, [p for p in params if p in hidden]), (adamw, rest)) if group]
+
+# %% ../nbs/04_training.ipynb #44913c3d
 class _Run:
     def __init__(self, module, config):
         self.module, self.config, self.history = module, config, History()
@@ -120,8 +135,8 @@ class _Run:
         self.device = self.params[0].device
         self.accelerator = Accelerator(cpu=self.device.type == 'cpu' and not is_initialized())
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.optimizer = torch.optim.AdamW(self.params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-        self.scheduler = _scheduler(self.optimizer, config)
+        self.optimizers = _optimizers(module, config)
+        self.schedulers = [_scheduler(o, config) for o in self.optimizers]
         broadcast(list(self.tensors().values()))
 
     def tensors(self):
@@ -154,17 +169,16 @@ def _sum_gradients(run):
     flat = run.accelerator.reduce(torch.cat([g.flatten() for g in gradients]))
     for p, g in zip(run.params, flat.split([p.numel() for p in run.params])): p.grad = g.view_as(p)
 
-# %% ../nbs/04_training.ipynb #6f82ef98
+# %% ../nbs/04_training.ipynb #024ef816
 def _step(run, batch, loss):
     start = time.perf_counter()
-    run.optimizer.zero_grad()
+    for o in run.optimizers: o.zero_grad()
     value, metrics = _backward(run, batch, loss)
     _sum_gradients(run)
     norm = nn.utils.clip_grad_norm_(run.params, run.config.clip or math.inf).item()
     for name, number in dict(loss=value, gradient=norm).items():
-        if not math.isfinite(number): raise FloatingPointError(f'the {name} is {number} at step {run.history.steps} (lr {run.scheduler.get_last_lr()[0]:.2g})')
-    run.optimizer.step()
-    run.scheduler.step()
+        if not math.isfinite(number): raise FloatingPointError(f'the {name} is {number} at step {run.history.steps} (lr {run.schedulers[0].get_last_lr()[0]:.2g})')
+    for o in (*run.optimizers, *run.schedulers): o.step()
     run.history.append(value, metrics, time.perf_counter() - start)
 
 # %% ../nbs/04_training.ipynb #79434799
@@ -211,14 +225,14 @@ def read_checkpoint(
             return load_file(path/'weights.safetensors'), state, json.loads((path/'info.json').read_text())
         warnings.warn(f'checkpoint {path} is damaged and passed over', stacklevel=2)
 
-# %% ../nbs/04_training.ipynb #6643daad
+# %% ../nbs/04_training.ipynb #f93592ac
 def _identity(run, fingerprints):
     config = {name: value for name, value in asdict(run.config).items() if name != 'checkpoint_every'}
     shapes = {name: list(t.shape) for name, t in run.tensors().items()}
     return json.loads(json.dumps(config | dict(processes=run.processes, frozen=[f[:16] for f in fingerprints]) | shapes))
 
 def _save(run, folder, fingerprints):
-    state = dict(optimizer=run.optimizer.state_dict(), scheduler=run.scheduler.state_dict(), rng=gather_object([rng_state()]))
+    state = dict(optimizers=[o.state_dict() for o in run.optimizers], schedulers=[o.state_dict() for o in run.schedulers], rng=gather_object([rng_state()]))
     info = dict(identity=_identity(run, fingerprints), history=asdict(run.history))
     if run.accelerator.is_main_process: write_checkpoint(folder, run.history.steps, run.tensors(), state, info)
     run.accelerator.wait_for_everyone()
@@ -231,8 +245,7 @@ def _resume(run, folder, fingerprints):
     different = [f'{k}={theirs.get(k)}, not {ours.get(k)}' for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
     if different: raise BadInput(f"{folder} holds a run with {'; '.join(different[:3])}; name another folder or delete it")
     for name, t in run.tensors().items(): t.copy_(tensors[name])
-    run.optimizer.load_state_dict(state['optimizer'])
-    run.scheduler.load_state_dict(state['scheduler'])
+    for o, kept in zip((*run.optimizers, *run.schedulers), (*state['optimizers'], *state['schedulers'])): o.load_state_dict(kept)
     set_rng_state(state['rng'][run.rank])
     run.history = History(**info['history'])
     run.history.resumed_at = run.history.steps
