@@ -17,7 +17,7 @@ from .frozen import *
 from .activations import FeatureStore, feature_key
 from .training import TrainConfig, History, train
 from .prefix import *
-from .zoo import Encoder, LM, load_encoder, load_lm, pool_tokens
+from .zoo import Encoder, LM, load_encoder, load_lm, open_image, pool_tokens
 
 # %% ../nbs/10_limber.ipynb #85495807
 def image_features(
@@ -36,7 +36,7 @@ def image_features(
     return (store or FeatureStore()).features(feature_key(encoder, k=k), items, compute, progress=progress)[:]
 
 # %% ../nbs/10_limber.ipynb #16884d97
-RECIPE = TrainConfig(steps=600, lr=3e-3, schedule='cosine', warmup=30)
+RECIPE = TrainConfig(steps=800, lr=1e-2, schedule='cosine', warmup=30, optimizer='muon', precision='auto')
 
 def new_map(
     encoder,      # an `Encoder`, or None for a blind map
@@ -75,11 +75,12 @@ def fit_map(
     batch_size=32,
     folder=None,  # for checkpoints
     desc='',
+    end=True,     # whether captions are learnt with an end token
     **kwargs,     # further arguments of `LinearMap`: out_tokens, dropout ...
 ):
     "Train the one linear map: (`LinearMap`, `History`). Both models are checked to be the same bytes before and after."
     m = new_map(encoder, lm, features, prompt, config.seed, **kwargs)
-    loss = lambda m, b: target_loss(lm, sequence(lm, m(b['features']), prompt, b['texts']))
+    loss = lambda m, b: target_loss(lm, sequence(lm, m(b['features']), prompt, b['texts'], end=end))
     frozen = [lm.model] + ([encoder.model] if encoder else [])
     history = train(m, caption_batches(features, captions, batch_size, config.seed), loss, config, frozen=frozen, folder=folder, desc=desc)
     return freeze(m), history

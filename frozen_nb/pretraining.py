@@ -399,15 +399,15 @@ class Recipe:
     seen: tuple        # what it has read or looked at
     never_seen: tuple  # what it has not
 
-_lm = TrainConfig(2500, 3e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01, optimizer='muon', precision='bf16', min_lr=1e-4, checkpoint_every=250)
-_vit = TrainConfig(6000, 4e-3, 'cosine', warmup=200, weight_decay=.05, optimizer='muon', precision='bf16', checkpoint_every=250)
+_lm = TrainConfig(2500, 3e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01, optimizer='muon', precision='auto', min_lr=1e-4, checkpoint_every=250)
+_vit = TrainConfig(6000, 4e-3, 'cosine', warmup=200, weight_decay=.05, optimizer='muon', precision='auto', checkpoint_every=250)
 _cnn = replace(_vit, lr=2e-3, optimizer='adamw', precision='fp32')
 _text = (('documents of the menagerie, stream 0',), ('any picture', 'held-out combinations', 'scenes of the drawn splits', 'the names of the shifted set'))
 RECIPES = {
     'llama': Recipe('lm', _lm, 60_000, '2,048 tokens', *_text),
     'opt': Recipe('lm', _lm, 60_000, '2,048 tokens', *_text),
     'beit': Recipe('encoder', _vit, 80_000, '64 pictures', ('pictures',), ('any word', 'any label', 'held-out combinations')),
-    'beit-ft': Recipe('encoder', _vit, 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
+    'beit-ft': Recipe('encoder', replace(_vit, steps=4000), 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
     'clip': Recipe('encoder', _vit, 80_000, '64 pictures with a caption', ('pictures', 'captions'), ('any label', 'held-out combinations')),
     'nfnet': Recipe('encoder', _cnn, 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
 }

@@ -34,13 +34,13 @@ class TrainConfig:
     betas: tuple = (0.9, 0.95)  # decay of AdamW's first and second moment
     optimizer: str = 'adamw'    # 'adamw'; or 'muon': Muon for the matrices of linear and attention layers, AdamW for the rest
     clip: float = 1.            # largest norm of the whole gradient; 0: no clipping
-    precision: str = 'fp32'     # 'fp32', or 'bf16' for autocast; trained weights are float32 in both
+    precision: str = 'fp32'     # 'fp32'; 'bf16' for autocast; 'auto': bf16 where the processor multiplies it (CUDA, AMX), else fp32. Trained weights are float32 in all
     seed: int = 0               # of what is drawn during the run, such as dropout
     checkpoint_every: int = 0   # steps between checkpoints; 0: only at the end
     min_lr: float = 0.          # where 'cosine_with_min_lr' ends
 
     def __post_init__(self):
-        if self.precision not in ('fp32', 'bf16'): raise BadInput(f"precision {self.precision!r} is unknown; use 'fp32' or 'bf16'")
+        if self.precision not in ('fp32', 'bf16', 'auto'): raise BadInput(f"precision {self.precision!r} is unknown; use 'fp32', 'bf16' or 'auto'")
         if self.steps < 0: raise BadInput(f'steps={self.steps} is negative')
         if self.optimizer not in ('adamw', 'muon'): raise BadInput(f"optimizer {self.optimizer!r} is unknown; use 'adamw' or 'muon'")
         if self.min_lr and 'min_lr' not in self.schedule: raise BadInput(f"schedule {self.schedule!r} has no min_lr; use 'cosine_with_min_lr'")
@@ -149,7 +149,8 @@ class _Run:
 # %% ../nbs/04_training.ipynb #78a63651
 def _backward(run, batch, loss):
     part, share = split_batch(batch, run.rank, run.processes)
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == 'bf16'):
+    native = run.device.type != 'cpu' or getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16', False)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == 'bf16' or run.config.precision == 'auto' and native):
         result = loss(run.module, send_to_device(part, run.device))
     value, *rest = result if isinstance(result, tuple) else (result,)
     metrics = next((r for r in rest if isinstance(r, dict)), {})
