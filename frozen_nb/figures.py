@@ -59,8 +59,8 @@ def looks(
     names, # of the series, in an order that stays the same over a chapter
 ) -> dict: # name -> color, hatch, marker, linestyle
     "What each series looks like; pass it to the plots of a chapter, so that a series keeps its look where others are missing."
-    pick = lambda choices, i: choices[i % len(choices)]
-    return {name: dict(color=pick(PALETTE, i), hatch=pick(HATCHES, i), marker=pick(MARKERS, i), linestyle=pick(DASHES, i)) for i, name in enumerate(dict.fromkeys(names))}
+    pick = lambda choices, i: choices[i % len(choices)]   # a colour comes again with another hatch
+    return {name: dict(color=pick(PALETTE, i), hatch=pick(HATCHES, i + i // len(PALETTE)), marker=pick(MARKERS, i + i // len(PALETTE)), linestyle=pick(DASHES, i)) for i, name in enumerate(dict.fromkeys(names))}
 
 # %% ../nbs/07_figures.ipynb #3e0d72e5
 def _as_figure(fig): return fig if hasattr(fig, 'savefig') else fig.figure

@@ -129,7 +129,7 @@ def test_checkpoint_holds_what_is_trained(tmp_path):
     assert not any('embed' in name for name in tensors) and 'again.weight' not in tensors
     assert {'inner.weight', 'again.bias', 'norm.running_mean', 'norm.num_batches_tracked', 'out.weight'} <= set(tensors)
 
-@pytest.mark.parametrize('change', [dict(lr=2e-2), dict(steps=30), dict(seed=1), dict(schedule='linear'), dict(precision='bf16'), dict(betas=(.9, .99))])
+@pytest.mark.parametrize('change', [dict(lr=2e-2), dict(steps=30), dict(seed=1), dict(schedule='linear'), dict(precision='bf16'), dict(betas=(.9, .99)), dict(optimizer='muon')])
 def test_another_run_is_refused(tmp_path, change):
     train(Tagger(), batches, noisy_loss, TrainConfig(1), folder=tmp_path)
     with pytest.raises(BadInput, match=f'{next(iter(change))}='): train(Tagger(), batches, noisy_loss, TrainConfig(**dict(steps=1) | change), folder=tmp_path)
@@ -143,6 +143,18 @@ def test_every_schedule_resumes(tmp_path, schedule):
     with pytest.raises(KeyboardInterrupt): train(Tagger(), Interrupted(3), noisy_loss, c, folder=tmp_path)
     train(module, batches, noisy_loss, c, folder=tmp_path)
     assert same(module, whole) and len(learning_rates(c)) == 6
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16', 'auto'])
+def test_muon_resumes(tmp_path, precision):
+    c = TrainConfig(6, optimizer='muon', weight_decay=.1, precision=precision)
+    whole, module = Tagger(), Tagger()
+    train(whole, batches, noisy_loss, c)
+    with pytest.raises(KeyboardInterrupt): train(Tagger(), Interrupted(3), noisy_loss, c, folder=tmp_path)
+    assert train(module, batches, noisy_loss, c, folder=tmp_path).resumed_at == 4 and same(module, whole)
+
+@pytest.mark.parametrize('wrong', [dict(optimizer='sgd'), dict(precision='fp16'), dict(steps=-1)])
+def test_a_wrong_configuration(wrong):
+    with pytest.raises(BadInput, match=str(next(iter(wrong.values())))): TrainConfig(**dict(steps=1) | wrong)
 
 def test_moved_model_leaves_no_checkpoint(tmp_path):
     module = Tagger()
