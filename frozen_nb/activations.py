@@ -230,7 +230,7 @@ def attention_rows(
     seen, before, hooks = AttentionRows(queries, keys, numbers, to), decoder.config._attn_implementation, []
 
     def begin(decoder, args, kwargs):
-        past = kwargs.get('past_key_values')
+        past = next((kwargs[name] for name in ('cache', 'past_key_values') if kwargs.get(name) is not None), None)   # transformers 5.24 renamed it
         seen._begin(0 if past is None else int(past.get_seq_length()))
     try:
         hooks.append(decoder.register_forward_pre_hook(begin, with_kwargs=True))
