@@ -65,6 +65,7 @@ def caption_batches(
         return {'features': features[torch.from_numpy(i)], 'texts': [' ' + captions[j][rng.integers(len(captions[j]))] for j in i]}
     return batch
 
+# %% ../nbs/10_limber.ipynb #f1tmap00
 def fit_map(
     encoder,      # an `Encoder`, or None for a blind map
     lm,           # an `LM`

@@ -160,7 +160,7 @@ per_sample = st.integers(0, 6).flatmap(lambda n: st.lists(st.lists(st.integers(-
 
 
 @settings(deadline=None, max_examples=40)
-@given(per_sample, per_sample, st.sampled_from(['llama', 'gptj']))
+@given(per_sample, per_sample, st.sampled_from(['llama', 'bloom']))
 def test_an_index_for_each_sample(queries, keys, family):
     model = tiny(family)
     queries, keys = (torch.tensor(x).long().reshape(2, -1) for x in (queries, keys))
@@ -199,7 +199,7 @@ def test_the_latest_sequence_is_kept():
     assert first.shape == (2, 4, 2, 12)
 
 
-@pytest.mark.parametrize('family', ['llama', 'gptj'])
+@pytest.mark.parametrize('family', ['llama', 'gptj', 'bloom'])
 def test_nested_blocks_and_failures(family):
     model = tiny(family, fresh=True)
     before, hooked = model.config._attn_implementation, hooks(model)
@@ -300,6 +300,6 @@ def test_what_cannot_be_seen_is_refused():
     with pytest.raises(BadInput, match='Linear'): hidden_states(nn.Linear(2, 2), [0])
     with attention_rows(tiny('llama'), [0]) as seen: pass
     with pytest.raises(BadInput, match='inside the block'): seen.rows
-    model = tiny('gptj', fresh=True)
-    for block in blocks(model): block.attn.register_forward_hook(lambda module, args, output: (output[0], None))
-    with pytest.raises(BadInput, match='GPTJAttention gives no attention weights'), attention_rows(model, [0]): model(ids)
+    model = tiny('bloom', fresh=True)
+    for block in blocks(model): block.self_attention.register_forward_hook(lambda module, args, output: (output[0], None))
+    with pytest.raises(BadInput, match='BloomAttention gives no attention weights'), attention_rows(model, [0]): model(ids)
