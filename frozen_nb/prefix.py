@@ -117,6 +117,7 @@ def _continued(lm, targets):
     adds = lm.tokenizer.convert_ids_to_tokens(lm.tokenizer('a', add_special_tokens=False).input_ids[0]).startswith('\u2581')
     return lm.tokenizer([t.removeprefix(' ') if adds else t for t in targets], add_special_tokens=False).input_ids
 
+# %% ../nbs/09_prefix.ipynb #spl1t000
 def sequence(
     lm,              # a frozen `LM`
     images,          # (B, k, d) embeddings of one image each, (B, n, k, d) of n images, or None

@@ -299,6 +299,7 @@ def encode_all(
     feats = torch.cat(chunks)
     return pool_tokens(feats, k) if feats.shape[1] > k else feats
 
+# %% ../nbs/08_pretraining.ipynb #spl1t000
 @dataclass
 class LinearProbe:
     "One linear layer for all attributes at once; the attributes do not share anything."
@@ -324,6 +325,7 @@ class LinearProbe:
         z = self.layer((feats.flatten(1).float() - self.mean) / self.std)
         return {a: (out.argmax(-1) == labels[a]).numpy().astype(float) for a, out in self._split(z, labels).items()}
 
+# %% ../nbs/08_pretraining.ipynb #spl1t001
 def _interval(scores):
     i = paired_bootstrap(np.asarray(scores, float), n=1000)
     return dict(value=round(i.value, 4), ci=[round(i.low, 4), round(i.high, 4)], n=len(scores))
