@@ -12,7 +12,6 @@ __all__ = ['END', 'PAD', 'IMAGE', 'SIDE', 'MEAN', 'STD', 'CAPTION', 'CLIP_CONFIG
 
 # %% ../nbs/08_pretraining.ipynb #79bd3896
 import json, math, os, platform
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -472,7 +471,7 @@ def train_encoder(
     "Train an encoder on pictures: (model, history)."
     seed_everything(config.seed)
     def go(*args):
-        with nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH): return train(*args, config, folder=folder, desc=name)
+        with sdpa_kernel(SDPBackend.MATH): return train(*args, config, folder=folder, desc=name)
     if name == 'clip':
         model = clip_model()
         texts = caption_tokens(tokenizer, [c for s in scenes for c in captions(s, 4)]).view(len(scenes), 4, -1)
