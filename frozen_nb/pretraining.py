@@ -11,8 +11,9 @@ __all__ = ['END', 'PAD', 'IMAGE', 'SIDE', 'MEAN', 'STD', 'CAPTION', 'CLIP_CONFIG
            'save_timm', 'save_clip', 'train_encoder', 'pretrain']
 
 # %% ../nbs/08_pretraining.ipynb #79bd3896
-import json, math, os, platform
+import json, math, os, platform, re
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
 
 from .frozen import *
@@ -78,12 +79,13 @@ def tokenised(
     n_documents, # documents 0 to n_documents of the stream
     seed=0,      # which stream of documents
     kinds=None,  # only these kinds; None: all, in their usual shares
+    without='',  # a regular expression: documents in which it is found are passed over
     **kwargs,    # further fields of `Documents`
 )->Documents:
     "Tokenise a stretch of the stream of documents."
-    rows = []
-    for lo in range(0, n_documents, 10_000):
-        docs = [document(i, kinds[i % len(kinds)] if kinds else None, seed=seed).text for i in range(lo, min(lo + 10_000, n_documents))]
+    texts = (document(i, kinds[i % len(kinds)] if kinds else None, seed=seed).text for i in count())
+    texts, rows = islice((t for t in texts if not (without and re.search(without, t))), n_documents), []
+    while docs := list(islice(texts, 10_000)):
         rows += [np.array(ids + [tokenizer.eos_token_id], np.int32) for ids in tokenizer(docs).input_ids]
     return Documents(np.concatenate(rows), np.cumsum([0] + [len(r) for r in rows]), **kwargs)
 
@@ -105,7 +107,7 @@ def lm_model(
     "An untrained causal LM of the zoo's size."
     ids = dict(vocab_size=-(-len(tokenizer) // 64) * 64, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     shape = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, max_position_embeddings=1024, tie_word_embeddings=True)
-    if name == 'llama': model = LlamaForCausalLM(LlamaConfig(**ids, **shape, num_key_value_heads=heads, intermediate_size=512))
+    if name.split('-')[0] == 'llama': model = LlamaForCausalLM(LlamaConfig(**ids, **shape, num_key_value_heads=heads, intermediate_size=512))
     elif name == 'opt': model = OPTForCausalLM(OPTConfig(**ids, **shape, ffn_dim=768, word_embed_proj_dim=width, dropout=0., attention_dropout=0.))
     else: raise BadInput(f'no language model {name!r} to pretrain: choose llama or opt')
     model.set_attn_implementation('sdpa_fp32')
@@ -399,6 +401,7 @@ class Recipe:
     batch: str         # what one step sees
     seen: tuple        # what it has read or looked at
     never_seen: tuple  # what it has not
+    without: str = ''  # a regular expression: documents in which it is found are left out
 
 _lm = TrainConfig(2500, 3e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01, optimizer='muon', precision='auto', min_lr=1e-4, checkpoint_every=250)
 _vit = TrainConfig(6000, 4e-3, 'cosine', warmup=200, weight_decay=.05, optimizer='muon', precision='auto', checkpoint_every=250)
@@ -407,6 +410,7 @@ _text = (('documents of the menagerie, stream 0',), ('any picture', 'held-out co
 RECIPES = {
     'llama': Recipe('lm', _lm, 60_000, '2,048 tokens', *_text),
     'opt': Recipe('lm', _lm, 60_000, '2,048 tokens', *_text),
+    'llama-no-captions': Recipe('lm', _lm, 60_000, '2,048 tokens', _text[0], (*_text[1], 'a caption'), without=r'[Pp]icture of|Caption:|(We|I) see'),
     'beit': Recipe('encoder', _vit, 80_000, '64 pictures', ('pictures',), ('any word', 'any label', 'held-out combinations')),
     'beit-ft': Recipe('encoder', replace(_vit, steps=4000), 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
     'clip': Recipe('encoder', _vit, 80_000, '64 pictures with a caption', ('pictures', 'captions'), ('any label', 'held-out combinations')),
@@ -505,7 +509,7 @@ def pretrain(
         tokenizer = make_tokenizer()
         seed_everything(config.seed)
         model = lm_model(name, tokenizer)
-        history = train(model, tokenised(tokenizer, items or r.items), next_token_loss, config, folder=work, desc=name)
+        history = train(model, tokenised(tokenizer, items or r.items, without=r.without), next_token_loss, config, folder=work, desc=name)
         model.set_attn_implementation('sdpa')
         model.half().save_pretrained(folder); tokenizer.save_pretrained(folder)
         lm = load_lm(str(folder)); return write_card(name, folder, history, lm, lm_probes(lm), config)
