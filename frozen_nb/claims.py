@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'VERDICTS', 'KEYS', 'preset', 'by_preset', 'seed_range', 'Interval', 'number', 'paired_bootstrap',
            'bootstrap', 'verdict', 'Claim', 'measure', 'check_record', 'write_records', 'load_records', 'merge',
-           'Ledger', 'unmet', 'stale', 'ClaimsTable', 'versions', 'report']
+           'Ledger', 'Tables', 'unmet', 'stale', 'ClaimsTable', 'versions', 'report']
 
 # %% ../nbs/06_claims.ipynb #f9012418
 import base64, json, math, os, platform, re
@@ -378,9 +378,13 @@ class _Recorded(_Declared):
 # %% ../nbs/06_claims.ipynb #1c52d89d
 class Ledger(_Recorded):
     "The claims of one chapter, and what was measured: `claim` before the run, `record` after it, `save` at the end."
-    def table(self): # displayed as a table
+    def table(
+        self,
+        shipped=False, # show the record that ships where this preset does not run a claim
+    ):                 # displayed as a table
         "The records as a table."
-        return ClaimsTable(self.records())
+        absent = {id: r for id, r in self._shipped.items() if shipped and id in self.claims and id not in self._records}
+        return ClaimsTable([absent.get(r['id'], r) for r in self.records()])
 
     def save(
         self,
@@ -389,6 +393,56 @@ class Ledger(_Recorded):
         "Write the records, merged with those that are there."
         file = Path(folder or Path(os.environ.get('FROZEN_NB_OUT') or '_out')/'claims')/f'{self.method}.json'
         return write_records(merge(load_records(file) if file.exists() else [], self.records()), file)
+
+# %% ../nbs/06_claims.ipynb #tab1e001
+def _tables(path):
+    if not path.exists(): return {}
+    try: return json.loads(path.read_text(encoding='utf-8'), parse_constant=_no_number)
+    except ValueError as e: raise BadInput(f'{path} is not JSON: {e}') from None
+
+class Tables:
+    "The larger tables of one chapter, in `claims/tables/METHOD.json`."
+    def __init__(
+        self,
+        method: str,                    # chapter, as in 'limber'
+        folder: str | Path | None = None, # None: `claims` in `$FROZEN_NB_OUT`, or in `_out`
+    ):
+        self.method, self.path = method, Path(folder or Path(os.environ.get('FROZEN_NB_OUT') or '_out')/'claims')/'tables'/f'{method}.json'
+
+    def keep(
+        self,
+        name: str,                  # of the table
+        rows,                       # a data frame, or a list of dicts: strings and finite numbers
+        seeds=(),                   # that it was measured with
+        models: dict | None = None, # name -> fingerprint
+        seconds: float = 0.,        # that it took
+    ) -> pd.DataFrame:              # the rows
+        "Keep a table, unless one of a larger preset is there."
+        frame, tables = pd.DataFrame(rows), _tables(self.path)
+        bad = [c for c in frame if frame[c].isna().any() or frame[c].isin([math.inf, -math.inf]).any()]
+        if bad or not len(frame): raise BadInput(f"table {name}: {f'column {bad[0]!r} has values that are no finite numbers' if bad else 'it has no rows'}")
+        new = dict(preset=preset(), seeds=[int(s) for s in seeds], seconds=round(seconds, 1), models=dict(sorted((models or {}).items())), rows=json.loads(frame.to_json(orient='records', double_precision=6)))
+        if name not in tables or PRESETS.index(tables[name]['preset']) <= PRESETS.index(preset()): tables[name] = new
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f'.{self.path.name}.{os.getpid()}')
+        beside.write_text(json.dumps(dict(sorted(tables.items())), indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+        os.replace(beside, self.path)
+        return frame
+
+    def __getitem__(
+        self,
+        name: str,    # of the table
+    ) -> pd.DataFrame: # its rows; `.attrs` holds preset, seeds, seconds and models
+        "The table of the largest preset: what this folder has, or what ships. Raises `BadInput` if there is none."
+        found = [t[name] for t in (_tables(self.path), _tables(data_path('claims', 'tables', f'{self.method}.json'))) if name in t]
+        if not found: raise BadInput(f'no table {name!r} of {self.method}: the preset extended makes it')
+        best = max(found, key=lambda t: PRESETS.index(t['preset']))     # of two, the first: this folder's
+        frame = pd.DataFrame(best['rows'])
+        frame.attrs = {k: v for k, v in best.items() if k != 'rows'}
+        return frame
+
+    def __contains__(self, name): return any(name in _tables(p) for p in (self.path, data_path('claims', 'tables', f'{self.method}.json')))
+
 
 # %% ../nbs/06_claims.ipynb #2b50497a
 def unmet(

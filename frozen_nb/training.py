@@ -113,21 +113,28 @@ def split_batch(
     return part, (n*(rank + 1)//processes - n*rank//processes)/n
 
 # %% ../nbs/04_training.ipynb #d77a066a
-def _optimizers(module, config):
+def _optimizers(module, config, rates):
     adamw = partial(torch.optim.AdamW, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     params = [p for p in module.parameters() if p.requires_grad]
-    if config.optimizer == 'adamw': return [adamw(params)]
+    names = {p: name for name, p in module.named_parameters()}
+    unknown = [start for start in rates if not any(names[p].startswith(start) for p in params)]
+    if unknown: raise BadInput(f'rates: no trained parameter has a name that begins with {unknown[0]!r}')
+    def groups(params):
+        by_rate = {}
+        for p in params: by_rate.setdefault(next((f for start, f in rates.items() if names[p].startswith(start)), 1.), []).append(p)
+        return [dict(params=ps, lr=config.lr*f) for f, ps in by_rate.items()]
+    if config.optimizer == 'adamw': return [adamw(groups(params))]
     layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.MultiheadAttention))]
     tables = {p for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}   # a tied output head is an embedding
     hidden = {p for m in layers for p in m.parameters(recurse=False) if p.ndim == 2 and p.requires_grad} - tables
     rest = [p for p in params if p not in hidden]
     muon = partial(torch.optim.Muon, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn='match_rms_adamw')
-    return [make(group) for make, group in ((muon, [p for p in params if p in hidden]), (adamw, rest)) if group]
+    return [make(groups(group)) for make, group in ((muon, [p for p in params if p in hidden]), (adamw, rest)) if group]
 
 # %% ../nbs/04_training.ipynb #44913c3d
 class _Run:
-    def __init__(self, module, config):
-        self.module, self.config, self.history = module, config, History()
+    def __init__(self, module, config, rates):
+        self.module, self.config, self.rates, self.history = module, config, rates, History()
         self.params = [p for p in module.parameters() if p.requires_grad]
         if not self.params: raise BadInput(f'{type(module).__name__} has no parameter that requires gradients, nothing to train')
         half = [name for name, p in module.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
@@ -135,7 +142,7 @@ class _Run:
         self.device = self.params[0].device
         self.accelerator = Accelerator(cpu=self.device.type == 'cpu' and not is_initialized())
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.optimizers = _optimizers(module, config)
+        self.optimizers = _optimizers(module, config, rates)
         self.schedulers = [_scheduler(o, config) for o in self.optimizers]
         broadcast(list(self.tensors().values()))
 
@@ -230,6 +237,7 @@ def read_checkpoint(
 def _identity(run, fingerprints):
     config = {name: value for name, value in asdict(run.config).items() if name != 'checkpoint_every'}
     shapes = {name: list(t.shape) for name, t in run.tensors().items()}
+    if run.rates: config |= dict(rates=run.rates)
     return json.loads(json.dumps(config | dict(processes=run.processes, frozen=[f[:16] for f in fingerprints]) | shapes))
 
 def _save(run, folder, fingerprints):
@@ -288,13 +296,14 @@ def train(
     config: TrainConfig,                       # steps, learning rate ...
     *,
     frozen=(),                                 # frozen models (or objects with a `.model`) that must not change
+    rates: dict | None = None,                 # beginning of a parameter's name -> factor on its learning rate
     folder: str | os.PathLike | None = None,   # for checkpoints, from which the same run resumes; `None`: no checkpoints
     progress: bool = True,                     # show a progress bar where someone can see it
     desc: str = '',                            # what the bar says
 ) -> History:                                  # losses and metrics of every step
     """Train `module`. Raises `FrozenError` if a frozen model moves, `FloatingPointError` if the loss or its gradient is not finite,
     `BadInput` if `folder` holds another run, and `KeyboardInterrupt` on Ctrl-C, after the step and its checkpoint."""
-    run = _Run(module, config)
+    run = _Run(module, config, rates or {})
     models = frozen if isinstance(frozen, Sequence) else [frozen]
     with guard(*models) as guarded, seeded((config.seed + run.rank) % 2**32), _noted_interrupts() as noted:
         if folder is not None: _resume(run, folder, guarded.fingerprints)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from frozen_nb import claims
-from frozen_nb.claims import (KEYS, PRESETS, VERDICTS, Claim, ClaimsTable, Interval, Ledger, bootstrap, by_preset, check_record, load_records, merge, number,
+from frozen_nb.claims import (KEYS, PRESETS, VERDICTS, Claim, ClaimsTable, Interval, Ledger, Tables, bootstrap, by_preset, check_record, load_records, merge, number,
                               paired_bootstrap, preset, report, stale, unmet, verdict, write_records)
 from frozen_nb.frozen import BadInput
 
@@ -257,3 +257,51 @@ def test_report(tmp_path):
     assert report(tmp_path, []).read_text().count('<h2>') == 1
     for figure in [tmp_path/'none.png', tmp_path/'new']:
         with pytest.raises(BadInput): report(tmp_path, [], [figure])
+
+
+def test_tables_of_the_larger_preset_stay(monkeypatch, tmp_path):
+    tables, rows = Tables('demo'), [dict(arm='clip', value=.5), dict(arm='beit', value=.25)]
+    with pytest.raises(BadInput, match="no table 'shots' of demo"): tables['shots']
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'full')
+    tables.keep('shots', rows, seeds=range(3), models=dict(lm='aa'), seconds=2.04)
+    assert tables['shots'].to_dict('records') == rows and tables['shots'].attrs == dict(preset='full', seeds=[0, 1, 2], seconds=2.0, models=dict(lm='aa'))
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'quick')
+    tables.keep('shots', [dict(arm='clip', value=9.)])
+    tables.keep('other', [dict(x=1)])
+    assert len(tables['shots']) == 2 and 'other' in tables and Tables('else').path != tables.path
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'extended')
+    tables.keep('shots', [dict(arm='clip', value=9.)])
+    assert tables['shots'].value.tolist() == [9.] and not list(tables.path.parent.glob('.*'))
+
+
+def test_tables_that_ship_are_shown_by_smaller_presets(monkeypatch, tmp_path):
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'extended')
+    Tables('demo', tmp_path/'shipped'/'claims').keep('shots', [dict(value=1.)])
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'quick')
+    tables = Tables('demo')
+    assert 'shots' in tables and tables['shots'].value.tolist() == [1.]
+    tables.keep('shots', [dict(value=2.)])
+    assert tables['shots'].value.tolist() == [1.]
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'extended')
+    tables.keep('shots', [dict(value=3.)])
+    assert tables['shots'].value.tolist() == [3.]
+
+
+@pytest.mark.parametrize('rows, word', [([], 'no rows'), ([dict(x=math.nan)], "column 'x'"), ([dict(x=math.inf)], "column 'x'"), ([dict(x=None)], "column 'x'")])
+def test_tables_refuse(rows, word):
+    with pytest.raises(BadInput, match=word): Tables('demo').keep('bad', rows)
+    assert 'bad' not in Tables('demo')
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    Tables('demo').keep('a', [dict(x=1)])
+    Tables('demo').path.write_text('{')
+    with pytest.raises(BadInput, match='demo.json is not JSON'): Tables('demo')['a']
+
+
+def test_the_table_of_claims_can_show_what_ships(tmp_path):
+    recorded().save(tmp_path/'shipped'/'claims')
+    ledger = a_ledger()
+    ledger.record('demo.exact', 1)
+    verdicts = lambda shipped: {r['id']: r['verdict'] for r in ledger.table(shipped=shipped).records}
+    assert set(verdicts(False).values()) == {'not run', 'fails'} and verdicts(True) == {'demo.level': 'holds', 'demo.gap': 'holds', 'demo.loss': 'not run', 'demo.exact': 'fails'}

@@ -144,6 +144,18 @@ def test_every_schedule_resumes(tmp_path, schedule):
     train(module, batches, noisy_loss, c, folder=tmp_path)
     assert same(module, whole) and len(learning_rates(c)) == 6
 
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_parts_learn_at_their_own_rates(tmp_path, optimizer):
+    c, module, even = TrainConfig(4, 1e-2, 'constant', optimizer=optimizer), Tagger(dropout=0.), Tagger(dropout=0.)
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    moved = lambda m, name: (dict(m.named_parameters())[name] - before[name]).abs().sum().item()
+    with pytest.raises(KeyboardInterrupt): train(Tagger(dropout=0.), Interrupted(1), mean_loss, c, rates={'inner': 0., 'out': .1}, folder=tmp_path)
+    train(module, batches, mean_loss, c, rates={'inner': 0., 'out': .1}, folder=tmp_path)
+    train(even, batches, mean_loss, c)
+    assert moved(module, 'inner.weight') == 0 and 0 < moved(module, 'out.weight') < .3*moved(even, 'out.weight') and moved(module, 'again.bias') > .3*moved(even, 'again.bias')
+    with pytest.raises(BadInput, match='rates='): train(Tagger(dropout=0.), batches, mean_loss, c, folder=tmp_path)
+    with pytest.raises(BadInput, match="'middle'"): train(Tagger(), batches, mean_loss, c, rates={'middle': .1})
+
 @pytest.mark.parametrize('precision', ['fp32', 'bf16', 'auto'])
 def test_muon_resumes(tmp_path, precision):
     c = TrainConfig(6, optimizer='muon', weight_decay=.1, precision=precision)
