@@ -4,10 +4,16 @@ import json, multiprocessing, os, random, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np, pytest, torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
 from frozen_nb.activations import FeatureStore
+from frozen_nb.frozen import seeded
+from frozen_nb.limber import fit_map, image_features
 from frozen_nb.training import TrainConfig, train
+from frozen_nb.zoo import load_encoder, load_lm
 from test_training import Tagger, batches, noisy_loss
+from test_zoo import VISION, save_hf, tokenizer
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.campaign
@@ -189,5 +195,53 @@ def test_one_training_killed_at_many_steps(tmp_path):
     for k, b in zip(killed, (*begun[1:], last['resumed_at'])): assert k//EVERY*EVERY <= b <= k + 1, moments   # what a checkpoint holds is not computed again
     assert last['resumed_at'] > 0 and len(last['losses']) == STEPS and last['losses'] == calm['losses']
     assert all(torch.equal(last['weights'][name], t) for name, t in calm['weights'].items())
+
+
+# Two processes train a map
+
+vocabulary = ['a', 'red', 'hippo', 'in', 'the', 'snow']
+
+def picture(i): return Image.fromarray(np.random.default_rng(i).integers(0, 40, (32, 32, 3), dtype=np.uint8) + np.uint8([40*(i % 6), 100, 100]))
+def caption(i): return ' ' + ' '.join([vocabulary[i % 6]]*(1 + i % 11))   # parts of a batch hold very different numbers of tokens
+
+def train_a_map(models, folder):
+    "50 steps of `fit_map` on features in a store in `folder`: losses, the trained map, the features, how many images this process encoded."
+    from accelerate import PartialState
+    encoder, lm, encoded, n = load_encoder(models/'encoder', device='cpu'), load_lm(models/'lm', device='cpu'), [], 320
+    def image_of(i):
+        encoded.append(i)
+        time.sleep(.001)
+        return picture(i)
+    class Store(FeatureStore):
+        def features(self, *args, **more): return super().features(*args, **more, shard_size=16)
+    state = PartialState(cpu=True)
+    state.wait_for_everyone()
+    features = image_features(encoder, image_of, [f'image {i}' for i in range(n)], store=Store(folder/'store'), progress=False)
+    m, history = fit_map(encoder, lm, features, [[caption(i)] for i in range(n)], TrainConfig(50, lr=1e-2, warmup=5), prompt=' a', batch_size=9) # Muon works in bf16 inside: a last bit becomes 1e-3
+    found = dict(losses=history.losses, map=m.state_dict(), features=features, encoded=len(encoded), processes=state.num_processes, backend=state.backend)
+    torch.save(found, folder/f'{state.process_index}.pt')
+    return found
+
+def test_two_processes_train_the_map_of_one(tmp_path):
+    for name in ('lm', 'encoder', 'one', 'two'): (tmp_path/name).mkdir()
+    with seeded(0):
+        lm = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, initializer_range=.2))
+        lm.save_pretrained(tmp_path/'lm')
+        save_hf(tmp_path/'encoder', CLIPVisionModel(CLIPVisionConfig(**VISION)))
+    tokenizer().save_pretrained(tmp_path/'lm')
+    one = train_a_map(tmp_path, tmp_path/'one')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', __file__, 'train_a_map', tmp_path, tmp_path/'two']
+    run = subprocess.run(command, env=os.environ | dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''), capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    two = [torch.load(tmp_path/'two'/f'{rank}.pt') for rank in range(2)]
+    apart = max(abs(a - b) for out in two for a, b in zip(out['losses'], one['losses'], strict=True))
+    print(f"losses {one['losses'][0]:.3f} to {one['losses'][-1]:.3f}, at most {apart:.1e} apart; images encoded: {[out['encoded'] for out in two]} of 320")
+    for out in two:
+        assert out['processes'] == 2 and out['backend'] == 'gloo' and one['processes'] == 1
+        assert torch.equal(out['features'], one['features']) and out['losses'] == two[0]['losses'] and len(out['losses']) == 50
+        for name, t in one['map'].items(): assert (out['map'][name] - t).abs().max() < 1e-4, name
+    assert apart < 1e-5 and one['losses'][-1] < one['losses'][0] - .1
+    encoded = [out['encoded'] for out in two]
+    assert one['encoded'] == 320 <= sum(encoded) < 1.5*320 and min(encoded) > 0, encoded
 
 if __name__ == '__main__': globals()[sys.argv[1]](*map(Path, sys.argv[2:]))
