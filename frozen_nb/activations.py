@@ -268,6 +268,12 @@ def _checksums(items, rows):
     data.update(_bytes(rows))
     return {'items': items, 'items_sha256': hashlib.sha256(items.encode()).hexdigest(), 'rows_sha256': data.hexdigest()}
 
+def _padded(path):
+    "Whether only spaces follow the header, as they were written: the only bytes in no checksum that a reader would pass over."
+    with open(path, 'rb') as f:
+        f.seek(int.from_bytes(f.read(8), 'little'))
+        return f.read(8).rstrip(b' ').endswith(b'}')
+
 def _items(header):
     if hashlib.sha256(header['items'].encode()).hexdigest() != header['items_sha256']: raise ValueError('damaged header')
     return json.loads(header['items'])
@@ -287,7 +293,6 @@ class _Shelf:
             try:
                 with safe_open(self.folder/name, 'pt') as f:
                     items = _items(f.metadata())
-                    if self.like is None: self.like = f.get_tensor('features')[:0].clone()
             except FileNotFoundError: continue
             except (SafetensorError, KeyError, TypeError, ValueError):
                 (self.folder/name).unlink(missing_ok=True)
@@ -305,15 +310,21 @@ class _Shelf:
 
 # %% ../nbs/03_activations.ipynb #e837b826
 class _OpenShelf(_Shelf):
+    def refresh(self):
+        super().refresh()
+        for n in range(len(self.names) if self.like is None else 0):
+            if self.bytes(n) is not None: break                               # what the rows are like is taken from a whole shard
+
     def bytes(self, n):
         "The rows of shard `n`, memory-mapped; `None`, and dropped, if it is damaged or gone."
         if n not in self.opened and self.names[n] is not None:
+            path = self.folder/self.names[n]
             try:
-                with safe_open(self.folder/self.names[n], 'pt') as f: header, rows = f.metadata(), f.get_tensor('features')
-                good = header == _checksums(header['items'], rows)
+                with safe_open(path, 'pt') as f: header, rows = f.metadata(), f.get_tensor('features')
+                good = header == _checksums(header['items'], rows) and _padded(path)
             except (OSError, SafetensorError, KeyError): good = False
-            if good: self.opened[n] = _bytes(rows)
-            else: self.drop(n)
+            if not good: self.drop(n)
+            else: self.opened[n], self.like = _bytes(rows), rows[:0].clone()
         return self.opened.get(n)
 
     def add(self, items, rows):

@@ -82,7 +82,10 @@ def fit_map(
 ):
     "Train the one linear map: (`LinearMap`, `History`). Both models are checked to be the same bytes before and after."
     m = new_map(encoder, lm, features, prompt, config.seed, **kwargs)
-    loss = lambda m, b: target_loss(lm, sequence(lm, m(b['features']), prompt, b['texts'], end=end))
+    def loss(m, b): # a sum and its count: several processes then divide by the tokens of all
+        seq = sequence(lm, m(b['features']), prompt, b['texts'], end=end)
+        n = (seq.labels[:, 1:] != -100).sum()
+        return target_loss(lm, seq) * n, n
     frozen = [lm.model] + ([encoder.model] if encoder else [])
     history = train(m, caption_batches(features, captions, batch_size, config.seed), loss, config, frozen=frozen, folder=folder, desc=desc)
     return freeze(m), history

@@ -12,3 +12,5 @@ os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(root), os.environ.g
 if 'FROZEN_NB_CACHE' not in os.environ:
     cache = tempfile.TemporaryDirectory(prefix='frozen_nb-cache-', ignore_cleanup_errors=True)
     os.environ['FROZEN_NB_CACHE'] = cache.name
+
+def pytest_configure(config): config.addinivalue_line('markers', 'campaign: one thing many times; shortened, unless FROZEN_NB_CAMPAIGNS=full')

@@ -1,5 +1,6 @@
 "Hidden states and attention rows against the library's eager attention, over families, paddings, caches and index forms."
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -89,6 +90,24 @@ def test_rows_are_those_of_eager_attention(family, mask):
     assert_rows(seen.rows, eager_maps(model, **inputs), mask)
     assert torch.equal(looked, plain) and model.config._attn_implementation == before
     assert hooks(model) == hooked
+
+
+@pytest.mark.parametrize('mask', [full, right, left], ids=['no padding', 'right', 'left'])
+@pytest.mark.parametrize('family', families)
+def test_rows_in_bf16_are_eagers_to_its_rounding(family, mask):
+    "Of the same states: sdpa and eager attention round differently, so each eager block is given what the watched one got."
+    model, inputs = copy.deepcopy(tiny(family)).bfloat16(), dict(input_ids=ids, attention_mask=mask, position_ids=places(mask))
+    if family == 'bloom': inputs.pop('position_ids')
+    with attention_rows(model, slice(None)) as seen: states = hidden_states(model, range(3), **inputs)
+    def given(state, block, args, kwargs): return ((state, *args[1:]), kwargs) if args else (args, kwargs | dict(hidden_states=state))
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation('eager')
+    for i, block in enumerate(blocks(eager)): block.register_forward_pre_hook(partial(given, states[i]), with_kwargs=True)
+    maps, real = eager(**inputs, output_attentions=True).attentions, mask[:, None, :, None].bool()
+    for i, m in enumerate(maps):
+        assert seen.rows[i].dtype == m.dtype == torch.bfloat16
+        apart = (seen.rows[i].float() - m.float()).abs() * real
+        assert (apart <= m.float() * 2**-7).all() if family != 'gptj' else apart.max() <= 2**-8, i     # a GPT-J's eager attention has scores in float32
 
 
 @pytest.mark.parametrize('family', families)

@@ -1,5 +1,5 @@
-"What a notebook cannot show well about the feature store: kills, several processes, damage."
-import multiprocessing, os, random, signal, time
+"What a notebook cannot show well about the feature store: a kill while it writes, several processes, damage. More of it is in test_campaigns."
+import multiprocessing, os, signal, time
 from unittest.mock import patch
 
 import numpy as np
@@ -36,24 +36,6 @@ def shards(folder): return sorted(folder.rglob('*.safetensors'))
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory): return fill(tmp_path_factory.mktemp('whole'))[0][:]
-
-
-@forks
-@pytest.mark.parametrize('seed', [0, 1])
-def test_killed_at_random_moments(tmp_path, whole, seed):
-    clock = random.Random(seed)
-    for more in (1, 4, 3, 5):
-        child, before = fork.Process(target=fill, args=(tmp_path, Compute(.01))), len(shards(tmp_path))
-        child.start()
-        while len(shards(tmp_path)) < before + more: time.sleep(.001)
-        time.sleep(clock.uniform(0, .012))
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        assert child.exitcode == -signal.SIGKILL
-    done = len(shards(tmp_path))
-    feats, compute = fill(tmp_path)
-    assert 0 < done < 20 and len(compute.asked) == len(items) - 16 * done
-    assert torch.equal(feats[:], whole)
 
 
 @forks
@@ -214,20 +196,3 @@ def test_indexing_is_numpys(feats, whole, index):
 def test_indices_out_of_range(feats):
     for index in (320, [0, 320], -321):
         with pytest.raises(IndexError): feats[index]
-
-
-def test_reading_is_independent_of_the_number_of_items(tmp_path):
-    def milliseconds(n):
-        names = [str(i) for i in range(n)]
-        feats = FeatureStore(tmp_path).features({'n': n}, names, lambda todo: torch.tensor(todo).float()[:, None], shard_size=n // 100, progress=False)
-        batches = np.random.default_rng(0).integers(0, n, (60, 64))
-        feats[batches.reshape(-1)]
-        seconds = []
-        for batch in batches:
-            start = time.perf_counter()
-            rows = feats[batch]
-            seconds.append(time.perf_counter() - start)
-            assert rows[:, 0].tolist() == batch.tolist()
-        return np.median(seconds) * 1000
-    few, many = milliseconds(2_000), milliseconds(60_000)
-    assert many < 3 * few + 1
