@@ -162,7 +162,7 @@ def normalise_answer(
     for p in ';:/[]"()=+\\_><@`,?!': # 1,000 is one word, red/white are two
         text = text.replace(p, '' if f'{p} ' in given or f' {p}' in given or re.search(r'\d,\d', given) else ' ')
     text = re.sub(r'\.(?!\d)', '', text) # the point of 2.5 stays
-    words = [_NUMBERS.get(w, _CONTRACTIONS.get(w.replace("'", ''), w.strip("'"))) for w in text.split()]
+    words = [_NUMBERS.get(w.strip("'"), _CONTRACTIONS.get(w.replace("'", ''), w.strip("'"))) for w in text.split()]
     return ' '.join(w for w in words if w not in ('a', 'an', 'the', ''))
 
 # %% ../nbs/05_metrics.ipynb #6331403c

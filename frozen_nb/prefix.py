@@ -7,7 +7,7 @@ __all__ = ['MARK', 'LinearMap', 'save_map', 'load_map', 'Sequence', 'sequence', 
            'generate', 'choose']
 
 # %% ../nbs/09_prefix.ipynb #3bae2dc8
-import json, math, os, tempfile
+import inspect, json, math, os, tempfile
 from dataclasses import dataclass, asdict
 from pathlib import Path
 
@@ -128,13 +128,17 @@ def sequence(
 )->Sequence:
     "Images and text as one batch of embeddings. Loss counts on targets and their end token only."
     if images is not None and images.dim() == 3: images = images[:, None]
-    B = len(images) if images is not None else len(prompts)
+    B = len(targets) if images is None and isinstance(prompts, str) and targets is not None else _count(images, prompts)
     n, k = images.shape[1:3] if images is not None else (0, 0)
     prompts = [prompts] * B if isinstance(prompts, str) else prompts
+    if not len(prompts) == B == len(prompts if targets is None else targets) or not B:
+        raise BadInput(f"{B} examples, {len(prompts)} prompts{'' if targets is None else f' and {len(targets)} targets'}: give one of each for every example, and at least one example")
     cache = {p: _token_ids(lm, p, n, k) for p in set(prompts)}
     heads = [cache[p] for p in prompts]
     tails = [[]] * B if targets is None else [ids + [lm.tokenizer.eos_token_id] * end for ids in _continued(lm, targets)]
     return _embed(lm, images, heads, tails, padding)
+
+def _count(images, prompts): return len(images) if images is not None else 1 if isinstance(prompts, str) else len(prompts)
 
 def _embed(lm, images, heads, tails, padding):
     T = max(len(h) + len(t) for h, t in zip(heads, tails))
@@ -150,19 +154,24 @@ def _embed(lm, images, heads, tails, padding):
     return Sequence(embeds, (ids != -2).long(), labels.to(lm.device))
 
 # %% ../nbs/09_prefix.ipynb #ceb68c22
+def _positions(lm, seq):
+    "Positions that count from the first token, for padding on the left: models with learned positions count from the first column."
+    if seq.attention_mask[:, 0].all() or 'position_ids' not in inspect.signature(lm.model.forward).parameters: return {}
+    return dict(position_ids=(seq.attention_mask.cumsum(-1) - 1).clamp_min(0))
+
 def target_loss(
     lm,  # a frozen `LM`
     seq, # a `Sequence` with labels
 )->torch.Tensor:
     "Mean cross-entropy over the target tokens (and their end) of the batch. Gradients reach the embeddings only."
-    return lm.model(**vars(seq), use_cache=False).loss
+    return lm.model(**vars(seq), **_positions(lm, seq), use_cache=False).loss
 
 def target_log_likelihood(
     lm,  # a frozen `LM`
     seq, # a `Sequence` with labels
 ):
     "Summed log-likelihood of each target and its number of tokens: two tensors (B,)."
-    logits = lm.model(inputs_embeds=seq.inputs_embeds, attention_mask=seq.attention_mask, use_cache=False).logits[:, :-1].float()
+    logits = lm.model(inputs_embeds=seq.inputs_embeds, attention_mask=seq.attention_mask, **_positions(lm, seq), use_cache=False).logits[:, :-1].float()
     labels = seq.labels[:, 1:]
     nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction='none').view(labels.shape)   # (B, T-1)
     return -nll.sum(-1), (labels != -100).sum(-1)
@@ -178,7 +187,7 @@ def generate(
 )->list:
     "Greedy continuations, one text an example, without the prompt and without the end."
     out = []
-    for lo in range(0, len(images) if images is not None else len(prompts), batch_size):
+    for lo in range(0, _count(images, prompts), batch_size):
         part = slice(lo, lo + batch_size)
         seq = sequence(lm, None if images is None else images[part], prompts if isinstance(prompts, str) else prompts[part], padding='left')
         ids = lm.model.generate(inputs_embeds=seq.inputs_embeds, attention_mask=seq.attention_mask, max_new_tokens=max_new_tokens, do_sample=False,
@@ -197,7 +206,7 @@ def choose(
     batch_size=32,
 )->torch.Tensor:
     "Log-likelihood of every choice for every example: (B, C)."
-    B, C, out = len(images) if images is not None else len(prompts), len(choices), []
+    B, C, out = _count(images, prompts), len(choices), []
     for lo in range(0, B, batch_size):
         n = min(batch_size, B - lo)
         p = prompts if isinstance(prompts, str) else [q for q in prompts[lo:lo + n] for _ in choices]

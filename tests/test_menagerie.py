@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from PIL import Image
 
 from frozen_nb.frozen import BadInput
 from frozen_nb.menagerie import *
@@ -31,6 +32,22 @@ def test_masks_are_disjoint_and_cover(i, split, n):
     layers = np.stack([*m.animals, *m.stuff.values()])
     assert len(m.animals) == len(s.animals) and (layers.sum(0) == 1).all()
     assert draw(s, 64).size == (64, 64)
+
+@some
+@given(index, split, animals, st.sampled_from([32, 64]))
+def test_the_visible_part_of_an_animal_lies_inside_its_sprite(i, split, n, size):
+    "And all of it that no nearer animal covers is seen."
+    s, k = scene(i, split, n_animals=n), 4
+    shapes = np.zeros((len(s.animals), size*k, size*k), bool)
+    for a, shape, gait in zip(s.animals, shapes, [(s.seed + j) % 3 - 1. for j in range(3)]):
+        drawn = sprite(a.species, a.size, a.facing, size*k, gait)
+        canvas = Image.new('L', (size*k, size*k))
+        canvas.paste(drawn, (round(a.x*size*k - drawn.width/2), round(a.y*size*k) - drawn.height + 2))
+        shape[:] = np.asarray(canvas) > 0
+    share = shapes.reshape(len(shapes), size, k, size, k).mean((2, 4))  # of each pixel
+    for j, seen in enumerate(masks(s, size).animals):
+        assert (share[j][seen] > 0).all() and seen[(share[j] == 1) & (share[j+1:] == 0).all(0)].all() and not (seen & (share[j+1:] == 1).any(0)).any()
+        assert seen.sum() > .2*share[j].sum()
 
 @some
 @given(index, split, animals)

@@ -3,7 +3,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from frozen_nb.frozen import BadInput
 from frozen_nb.metrics import attribute_recall, average_precision, bleu, cider_d, mentions, normalise_answer, tokenize, vqa_accuracy, wu_palmer
@@ -109,6 +109,47 @@ def test_vqa_accuracy(answers, answer, random):
 @given(st.text(max_size=30))
 def test_normalising_twice_changes_nothing_in_a_match(text):
     assert vqa_accuracy(text, text) == 1 and vqa_accuracy(text, [text] * 4) == 1
+
+
+@given(st.text(max_size=30) | st.text("'aone.,- ;d2t’", max_size=12))
+@example("'one'").via('the quotes hid the number')
+@example("'the' dog")
+def test_normalise_answer_twice_is_once(text):
+    assert normalise_answer(normalise_answer(text)) == normalise_answer(text) == normalise_answer(text.upper() if text.isascii() else text)
+
+
+@pytest.mark.parametrize('quoted, plain', [("'one'", '1'), ("'two' dogs", '2 dogs'), ("'the' dog", 'dog'), ("'a'", ''), ("'twas", "'twas"), ("dont'", "don't"), ("horses'", 'horses')])
+def test_quotes_around_a_word_are_no_part_of_it(quoted, plain): assert normalise_answer(quoted) == plain
+
+
+@given(st.integers(4, 12), st.data())
+def test_vqa_accuracy_grows_with_the_people_who_agree(n, data):
+    one = data.draw(st.permutations(range(n)))
+    scores = [vqa_accuracy('zebra', ['zebra' if i in one[:agree] else 'horse' for i in range(n)]) for agree in range(n + 1)]
+    assert scores[0] == 0 and scores == sorted(scores) and scores[1] < scores[2] < scores[3] < scores[4] == scores[-1] == 1
+
+
+@given(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=20).filter(lambda rows: any(l for _, l in rows)), st.randoms(use_true_random=False))
+def test_average_precision_depends_on_the_order_alone(rows, random):
+    scores, labels = map(np.array, zip(*rows))
+    ap = average_precision(scores, labels)
+    for same in (3*scores - 7, scores**3, np.exp(scores), np.arctan(scores)): assert np.isclose(average_precision(same, labels), ap)
+    order = random.sample(range(len(rows)), len(rows))
+    assert np.isclose(average_precision(scores[order], labels[order]), ap)
+    higher = scores + 100*labels
+    assert np.isclose(average_precision(higher, labels), 1) and ap <= 1 + 1e-9
+
+
+@given(corpora)
+def test_captions_say_as_much_to_whoever_asks_for_them_alone(corpus):
+    "The BLEU of an item does not depend on the other items; more references can only raise its matches."
+    scores, items = bleu(*corpus)
+    for i, (c, refs) in enumerate(zip(*corpus)):
+        alone = bleu([c], [refs])
+        np.testing.assert_allclose(alone[1][:, 0], items[:, i], atol=1e-12)
+        np.testing.assert_allclose(alone[0], alone[1][:, 0], atol=1e-12)
+        np.testing.assert_allclose(bleu([c.upper() + ' .'], [refs * 2])[1], alone[1], atol=1e-12)
+    assert (np.diff(scores) <= 1e-6).all()
 
 
 @given(st.lists(st.tuples(st.sampled_from([0., .1, .5, .9]), st.booleans()), min_size=1, max_size=20).filter(lambda rows: any(l for _, l in rows)))
