@@ -133,7 +133,7 @@ class Limber:
         return [t.split('\n')[0].split(' Q:')[0].strip() for t in generate(self.lm, self.prefix(images), f' Q: {question} A:', max_new_tokens)]
 
 # %% ../nbs/10_limber.ipynb #f1tdata1
-import hashlib, json, os, pickle
+import hashlib, json, os
 from dataclasses import asdict
 
 import pandas as pd
@@ -201,6 +201,7 @@ def fit_captions(
     batch_size=32,
     device=None, dtype=None, # for models that are given by name
     store=None,      # a `FeatureStore`; None: the one in the cache
+    progress=True,   # show what is being done where someone can see it
     **kwargs,        # further arguments of `LinearMap`: out_tokens, dropout, feature_dropout
 )->dict:             # what `fit.json` holds
     """Train a map on images with captions, and measure it on a tenth of the images, held out: nats a token with the right image and with another.
@@ -221,7 +222,7 @@ def fit_captions(
     def image_of(i):
         try: return open_image(paths[i])
         except BadInput as e: raise BadInput(f'{data}: line {next(line for line, path, _ in _lines(data) if path == paths[i])}: {e}') from None
-    features = image_features(encoder, image_of, hashes, k, store)
+    features = image_features(encoder, image_of, hashes, k, store, progress and not progress_bar(0).disable)
     about = dict(config=asdict(config), prompt=prompt, batch_size=batch_size, k=k, **kwargs, models=dict(encoder=encoder.fingerprint, lm=lm.fingerprint))
     run = hashlib.sha256(json.dumps([{**about, 'config': about['config'] | {'checkpoint_every': 0}}, encoder.preprocessing, hashes, texts], default=str).encode()).hexdigest()[:16]
     m, history = fit_map(encoder, lm, features[n:], texts[n:], config, prompt, batch_size, cache_path('runs', 'limber', f'fit-{run}'), 'map', **kwargs)
@@ -247,10 +248,9 @@ def read_projection(
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError: raise BadInput(f'{path}: no such file; check the path') from None
     except IsADirectoryError: raise BadInput(f'{path}: this is a folder; give the file in it') from None
-    except pickle.UnpicklingError as e:
-        code = 'Unsupported' in str(e) or 'WeightsUnpickler' in str(e)
-        raise BadInput(f'{path}: {"it would run code, which no file of weights has to" if code else "damaged, or not a file that torch saved"}; get it from where it was published') from None
-    except Exception: raise BadInput(f'{path}: damaged, or not a file that torch saved; copy it again') from None
+    except Exception as e:
+        if 'Unsupported global' in str(e) or 'Unsupported class' in str(e): raise BadInput(f'{path}: reading it would run code, which a file of weights never needs; save the state_dict() of the layer alone') from None
+        raise BadInput(f'{path}: damaged, or not a file that torch saved; copy it again') from None
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()): raise BadInput(f'{path}: not a state dict of tensors; save the state_dict() of the linear layer')
     weight, bias = ([name for name, t in state.items() if t.ndim == ndim] for ndim in (2, 1))
     extra = [name for name in state if name not in weight[:1] + bias[:1]]
