@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import typer
+import typer, typer.core
 
 from . import __version__
 
@@ -227,6 +227,18 @@ def _checked(preset, seeds, out):
     if next((p for p in (out, *out.parents) if p.exists())).is_file(): raise BadInput(f'{out}: there is a file where a folder has to be; choose another --out')
 
 # %% ../nbs/90_cli.ipynb #2f64c25f
+def _paper_plan(method):
+    from importlib import import_module
+    try: find = getattr(import_module(f'frozen_nb.{method}'), 'paper_plan', None)
+    except ModuleNotFoundError: return None
+    return find and find()
+
+def _refuse_paper(method):
+    from frozen_nb.frozen import BadInput
+    found = _paper_plan(method)
+    missing, command = (getattr(found, name, None) for name in ('missing', 'command'))
+    raise BadInput(f"{method}: the published models are planned here (--dry-run), not run{'; missing: ' + ', '.join(missing) if missing else ''}{'; where all is there: ' + command if command else ''}")
+
 def reproduce(
     methods=(),     # names of methods; none: all chapters
     preset='quick', # one of `PRESETS`
@@ -237,6 +249,7 @@ def reproduce(
     "Run chapters one after the other, and write the report. A chapter that fails does not stop the others."
     chosen, run = choose(methods, notebooks), Reproduction(Path(out).absolute())
     _checked(preset, seeds, run.out)
+    if preset == 'paper': _refuse_paper(next(iter(chosen)))
     for path in chosen.values():
         _put_aside(run.out)
         try: run.notebooks.append(run_chapter(path, run.out, preset, seeds))
@@ -257,14 +270,11 @@ def plan(
 ) -> str:         # a line, or what `paper_plan` says
     "What a run would do."
     import nbformat
-    from importlib import import_module
     from frozen_nb.claims import load_records
     from frozen_nb.frozen import data_path
     if preset == 'paper':
-        try: paper_plan = getattr(import_module(f'frozen_nb.{method}'), 'paper_plan', None)
-        except ModuleNotFoundError: paper_plan = None
-        if paper_plan is None: return f'{method}: this chapter has no plan for the published models'
-        found = paper_plan()
+        found = _paper_plan(method)
+        if found is None: return f'{method}: this chapter has no plan for the published models'
         return f'{method}\n' + (found.to_string() if hasattr(found, 'to_string') else str(found))
     cells = sum(c.cell_type == 'code' for c in nbformat.read(path, 4).cells)
     file = data_path('claims', f'{method}.json')
@@ -332,12 +342,13 @@ def _zoo() -> int:
 # %% ../nbs/90_cli.ipynb #360dd6a7
 _model = dict(device=typer.Option(metavar='D', help="'cpu', 'cuda', 'cuda:1' ...; by default CUDA where there is one."), dtype=typer.Option(metavar='T', help="'fp32' (the default), 'bf16' or 'fp16'."),
               encoder=typer.Option(metavar='E', help='Image encoder: a name that ships, a folder or a hub id; by default the one that the map was made for.'),
-              lm=typer.Option(metavar='L', help='Language model, likewise.'))
+              lm=typer.Option(metavar='L', help='Language model, likewise.'),
+              map=typer.Option(metavar='DIR', help='A linear map; by default the one that ships.'))
 
 @app.command('caption')
 def _caption(
     images: Annotated[list[str], typer.Argument(metavar='IMAGE', help='Image files.')],
-    map: Annotated[str, typer.Option(metavar='DIR', help='A linear map; by default the one that ships.')] = None,
+    map: Annotated[str, _model['map']] = None,
     encoder: Annotated[str, _model['encoder']] = None,
     lm: Annotated[str, _model['lm']] = None,
     device: Annotated[str, _model['device']] = None,
@@ -360,6 +371,74 @@ def _caption(
         for path in images[lo:lo + 32]:
             if path in said: print(f"{path}: {' '.join(said[path].split())}", flush=True)
     return status
+
+# %% ../nbs/90_cli.ipynb #a5k00001
+@app.command('ask')
+def _ask(
+    image: Annotated[str, typer.Argument(metavar='IMAGE', help='An image file.')],
+    question: Annotated[str, typer.Argument(metavar='QUESTION', help='Words, in quotes.')],
+    map: Annotated[str, _model['map']] = None,
+    encoder: Annotated[str, _model['encoder']] = None,
+    lm: Annotated[str, _model['lm']] = None,
+    device: Annotated[str, _model['device']] = None,
+    dtype: Annotated[str, _model['dtype']] = None,
+) -> int:
+    "Ask about an image. Prints a short answer."
+    from frozen_nb.frozen import BadInput
+    from frozen_nb.zoo import open_image
+    if not question.strip(): raise BadInput('the question is blank; put its words in quotes after the image')
+    opened = open_image(image)
+    from frozen_nb.limber import Limber
+    limber = Limber.load(map=map, encoder=encoder, lm=lm, device=device, dtype=dtype)
+    print(' '.join(limber.ask([opened], ' '.join(question.split()))[0].split()))
+    return 0
+
+# %% ../nbs/90_cli.ipynb #f1t00001
+class _Methods(typer.core.TyperGroup):
+    "The methods that can be fitted. An unknown one is answered with those there are."
+    def resolve_command(self, context, args):
+        if self.get_command(context, args[0]) is None: context.fail(f"no method that can be fitted is called '{args[0]}'; there are {', '.join(self.list_commands(context))}")
+        return super().resolve_command(context, args)
+
+_fit = typer.Typer(cls=_Methods)
+app.add_typer(_fit, name='fit')
+
+@_fit.callback(invoke_without_command=True)
+def _fit_door(context: typer.Context):
+    "Fit a method to your own data. Every METHOD has its own --help."
+    if context.invoked_subcommand is None: context.fail(f"give a method: {', '.join(context.command.list_commands(context))}")
+
+# %% ../nbs/90_cli.ipynb #f1t00002
+@_fit.command('limber')
+def _fit_limber(
+    data: Annotated[Path, typer.Option(metavar='FILE', help='A JSON object a line: "image", a path (absolute, or from the folder of FILE), and "caption", a text or a list of texts.')],
+    out: Annotated[Path, typer.Option(metavar='DIR', help='Where the map goes.')],
+    encoder: Annotated[str, typer.Option(metavar='E', help='Image encoder: a name that ships, a folder or a hub id.')] = 'clip',
+    lm: Annotated[str, typer.Option(metavar='L', help='Language model, likewise.')] = 'llama',
+    k: Annotated[int, typer.Option(metavar='N', min=1, help='Visual tokens, a square number; 1: one vector for the image.')] = 16,
+    prompt: Annotated[str, typer.Option(metavar='TEXT', help='What stands between image and caption.')] = 'A picture of',
+    out_tokens: Annotated[int, typer.Option(metavar='N', min=1, help='Embeddings made of each visual token.')] = 1,
+    steps: Annotated[int, typer.Option(metavar='N', min=1, help="Training steps; by default the recipe's, 800.")] = None,
+    batch: Annotated[int, typer.Option(metavar='N', min=1, help='Images in a step.')] = 32,
+    lr: Annotated[float, typer.Option(metavar='X', min=1e-12, help="Highest learning rate; by default the recipe's, 0.01.")] = None,
+    optimizer: Annotated[str, typer.Option(metavar='muon|adamw', help="By default the recipe's, muon.")] = None,
+    dropout: Annotated[float, typer.Option(metavar='P', min=0, max=.99, help='On the projected tokens.')] = 0.,
+    feature_dropout: Annotated[float, typer.Option(metavar='P', min=0, max=.99, help="On the encoder's features: 0.5 and more where images are few and features wide.")] = 0.,
+    seed: Annotated[int, typer.Option(metavar='N', min=0, help='Of the start and of the order of the images.')] = 0,
+    device: Annotated[str, _model['device']] = None,
+    dtype: Annotated[str, _model['dtype']] = None,
+) -> int:
+    "Train a linear map on captioned images. Says what it is worth on a tenth of the images, held out. The same command goes on where it was stopped."
+    from dataclasses import replace
+    from frozen_nb.claims import Interval
+    from frozen_nb.limber import RECIPE, fit_captions
+    steps = steps or RECIPE.steps
+    config = replace(RECIPE, steps=steps, warmup=min(RECIPE.warmup, steps // 10), seed=seed, checkpoint_every=100, lr=lr or RECIPE.lr, optimizer=optimizer or RECIPE.optimizer)
+    found = fit_captions(data, out, encoder, lm, k, config, prompt, batch, device, dtype, out_tokens=out_tokens, dropout=dropout, feature_dropout=feature_dropout)
+    n, held_out = found['data'], {name: Interval(i['value'], *i['ci']) for name, i in found['held_out'].items()}
+    print(f"{n['images']:,} images with {n['captions']:,} captions, {n['held_out_images']:,} of the images held out; {steps:,} steps: {out}")
+    print(f"held out: {held_out['right']} nats a token, behind another image {held_out['another']}; difference {held_out['difference']}{'' if held_out['difference'].low > 0 else ', which shows no use of the image'}")
+    return 0
 
 # %% ../nbs/90_cli.ipynb #ea70dad4
 @app.command('pretrain')

@@ -366,16 +366,18 @@ def visual_tokens(
 
 # %% ../nbs/02_zoo.ipynb #418d43a1
 def pool_tokens(
-    features, # (B, n, d): a square grid of n visual tokens, row by row, or n = 1
+    features, # (B, n, d): a grid of n visual tokens, row by row, or n = 1
     k=None,   # how many to keep, a square number; `None`: all n
+    grid=None,# (h, w) with h w = n; `None`: a square
 ) -> torch.Tensor: # (B, k, d)
-    "Average neighbouring cells of the grid down to `k` visual tokens. Raises `BadInput` if n or k is no square number, or k is larger than n."
+    "Average neighbouring cells of the grid down to `k` visual tokens. Raises `BadInput` if k is no square number, or more than the grid has along its shorter side."
     B, n, d = features.shape
     if k in (None, n): return features
-    side, out = math.isqrt(n), math.isqrt(k)
-    if side*side != n or out*out != k or out > side: raise BadInput(f'cannot make {k} visual tokens of {n}: both must be square numbers, and {k} at most {n}')
-    grid = features.transpose(1, 2).reshape(B, d, side, side)                                          # (B, d, side, side)
-    return nn.functional.adaptive_avg_pool2d(grid, out).flatten(2).transpose(1, 2).contiguous()        # (B, k, d)
+    (h, w), out = grid or (math.isqrt(n),)*2, math.isqrt(max(k, 0))
+    if h*w != n: raise BadInput(f'{n} visual tokens are no grid of {h} x {w}; keep all of them, or give their grid')
+    if k < 1 or out*out != k or out > min(h, w): raise BadInput(f'cannot make {k} visual tokens of {h} x {w}: a square number from 1 to {min(h, w)**2} can be made, or all {n} kept')
+    x = features.transpose(1, 2).reshape(B, d, h, w)                                                   # (B, d, h, w)
+    return nn.functional.adaptive_avg_pool2d(x, out).flatten(2).transpose(1, 2).contiguous()           # (B, k, d)
 
 # %% ../nbs/02_zoo.ipynb #0d6ff8e4
 @dataclass
