@@ -47,12 +47,12 @@ def style(
 
 # %% ../nbs/07_figures.ipynb #3dc86c05
 def _small(fig):
-    "A PNG of twice the size in 256 colours, a third of the bytes, and the size to show it at."
+    "A PNG of 1.6 times the size in 128 colours, a fifth of the bytes, and the size to show it at."
     buffer, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(buffer, format='png', dpi=2 * fig.dpi, bbox_inches='tight')
-    image = Image.open(buffer).convert('RGB').quantize(256, dither=Image.Dither.NONE)
+    fig.savefig(buffer, format='png', dpi=1.6 * fig.dpi, bbox_inches='tight')
+    image = Image.open(buffer).convert('RGB').quantize(128, dither=Image.Dither.NONE)
     image.save(small, format='png', optimize=True)
-    return small.getvalue(), dict(width=image.width // 2, height=image.height // 2)
+    return small.getvalue(), dict(width=round(image.width / 1.6), height=round(image.height / 1.6))
 
 # %% ../nbs/07_figures.ipynb #f98be81d
 def looks(
