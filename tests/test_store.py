@@ -124,7 +124,7 @@ def test_truncated_and_deleted_shards(tmp_path, whole):
 
 
 def test_shards_that_hold_nothing_of_this_store(tmp_path, whole):
-    "Zeros, a link to nowhere, a file of something else, a folder: each costs its own shard, and none stops the others."
+    "Zeros, a link to nowhere, a file of something else, one without features: each costs its own shard, and none stops the others."
     fill(tmp_path)
     zeros, link, other, strange = shards(tmp_path)[:4]
     zeros.write_bytes(bytes(zeros.stat().st_size))
