@@ -82,13 +82,22 @@ def load_map(
     "Load a map, frozen. One made for another encoder or language model is refused."
     folder = Path(folder)
     if not (folder/'config.json').is_file(): raise BadInput(f'no map in {folder}: a map is a folder with config.json and model.safetensors')
-    try: config, weights = json.loads((folder/'config.json').read_text()), load_file(folder/'model.safetensors')
-    except Exception as e: raise BadInput(f'the map in {folder} cannot be read ({type(e).__name__}): train or download it again') from e
+    try:
+        config = json.loads((folder/(name := 'config.json')).read_text())
+        weights = load_file(folder/(name := 'model.safetensors'))
+    except Exception as e: raise BadInput(f'the map in {folder} cannot be read ({name}: {type(e).__name__}): train or download it again') from e
+    sizes = [config.get(k) if isinstance(config, dict) else None for k in ('width_in', 'width_out', 'out_tokens')]
+    if not all(isinstance(n, int) and n > 0 for n in sizes): raise BadInput(f'{folder/"config.json"}: a map needs width_in, width_out and out_tokens, and here they are {sizes}: train or download it again')
     made_for = {k: v for k, v in config.items() if k not in ('kind', 'width_in', 'width_out', 'out_tokens')}
     for role, model in (('encoder', encoder), ('lm', lm)):
         if model is not None and made_for.get(f'{role}_fingerprint') != model.fingerprint:
             raise BadInput(f'the map in {folder} was made for the {role} {made_for.get(role)!r} ({str(made_for.get(f"{role}_fingerprint"))[:8]}), not for {model.name!r} ({model.fingerprint[:8]}): choose that model, or train a map for this one')
-    m = LinearMap(config['width_in'], config['width_out'], config['out_tokens'], **made_for)
+    width, out = sizes[0], sizes[1] * sizes[2]
+    for key, shape in dict(weight=(out, width), bias=(out,), **{k: None for k in weights if k not in ('weight', 'bias')}).items():
+        wrong = ('is not part of a map' if shape is None else 'is missing' if key not in weights else f'has shape {tuple(weights[key].shape)}, not {shape}' if weights[key].shape != shape
+                 else '' if weights[key].isfinite().all() else 'holds NaN or infinity')
+        if wrong: raise BadInput(f'{folder/"model.safetensors"}: {key} {wrong}: train or download the map again')
+    m = LinearMap(*sizes, **made_for)
     m.linear.load_state_dict(weights)
     return freeze(m)
 

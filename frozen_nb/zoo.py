@@ -48,6 +48,12 @@ def shipped(
 # %% ../nbs/02_zoo.ipynb #64dd928e
 _plain = r'(open_clip_)?(pytorch_)?model(-\d+-of-\d+)?\.'
 
+def _shards(path):
+    "All files of the set that this one belongs to, by its name."
+    part = re.search(r'-\d+-of-(\d+)(?=\.)', path.name)
+    if not part: return [path]
+    return [path.with_name(f'{path.name[:part.start()]}-{i:0{len(part[1])}d}-of-{part[1]}{path.name[part.end():]}') for i in range(1, int(part[1]) + 1)]
+
 def weight_files(
     folder: Path, # a model's folder
 ) -> list[Path]:  # one file, or the shards of one
@@ -57,6 +63,7 @@ def weight_files(
         plain = [p for p in files if re.match(_plain, p.name)]
         index = [p for p in folder.glob('*.index.json') if re.search(rf'\.({kind})\.', p.name)]
         if index: files = plain = sorted({folder/name for name in _read_json(index[0]).get('weight_map', {}).values()})
+        plain = sorted({shard for p in plain for shard in _shards(p)})
         if files: break
     else: raise BadInput(f'{folder}: no weights in this folder; it needs model.safetensors beside its configuration')
     for path in plain or files:

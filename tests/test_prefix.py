@@ -1,5 +1,5 @@
 "Sequences of images and text: what stands where, what the loss counts, and that padding and neighbours change nothing; maps in folders, and what can be wrong with them."
-import json, shutil
+import json
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -117,3 +117,47 @@ def test_one_prompt_serves_all():
 def test_what_does_not_fit_together_is_refused(call, says):
     with pytest.raises(BadInput) as e: call(lm('llama'))
     assert says in str(e.value) and '\n' not in str(e.value)
+
+# Maps in folders
+
+@pytest.fixture
+def saved(tmp_path): return save_map(LinearMap(5, 4, out_tokens=2, encoder='clip', encoder_fingerprint='a'*64, lm='llama', lm_fingerprint='b'*64), tmp_path/'map')
+
+def rewrite(change):
+    def damage(folder):
+        weights = load_file(folder/'model.safetensors')
+        change(weights)
+        save_file(weights, folder/'model.safetensors')
+    return damage
+
+def config(**new): return lambda folder: (folder/'config.json').write_text(json.dumps(json.loads((folder/'config.json').read_text()) | new))
+def raw(change): return lambda folder: (folder/'model.safetensors').write_bytes(change((folder/'model.safetensors').read_bytes()))
+
+DAMAGES = dict(
+    cut=(raw(lambda b: b[:-9]), 'model.safetensors'), empty=(raw(lambda b: b''), 'model.safetensors'), zeros=(raw(lambda b: bytes(len(b))), 'model.safetensors'),
+    header=(raw(lambda b: b[:9] + bytes([b[9] ^ 64]) + b[10:]), 'model.safetensors'), length=(raw(lambda b: b[:5] + b'\xff' + b[6:]), 'model.safetensors'), gone=(lambda f: (f/'model.safetensors').unlink(), 'model.safetensors'),
+    dangling=(lambda f: ((f/'model.safetensors').unlink(), (f/'model.safetensors').symlink_to('../blobs/none')), 'model.safetensors'),
+    json=(lambda f: (f/'config.json').write_text('{'), 'config.json'), listed=(lambda f: (f/'config.json').write_text('[]'), 'config.json'), bare=(lambda f: (f/'config.json').write_text('{}'), 'width_in'),
+    no_config=(lambda f: (f/'config.json').unlink(), 'config.json'), text=(config(width_in='5'), 'width_in'), none=(config(out_tokens=0), 'out_tokens'),
+    missing=(rewrite(lambda w: w.pop('bias')), 'bias is missing'), extra=(rewrite(lambda w: w.update(more=torch.zeros(2))), 'more is not part'), shape=(rewrite(lambda w: w.update(weight=torch.zeros(8, 6))), 'weight has shape (8, 6), not (8, 5)'),
+    other_width=(config(width_in=7), 'weight has shape (8, 5), not (8, 7)'), nan=(rewrite(lambda w: w['weight'].fill_(torch.nan)), 'weight holds NaN'))
+
+@pytest.mark.parametrize('case', DAMAGES)
+def test_a_damaged_map_is_refused_in_one_line(saved, case):
+    assert is_frozen(load_map(saved))
+    damage, says = DAMAGES[case]
+    damage(saved)
+    with pytest.raises(BadInput) as e: load_map(saved)
+    assert says in str(e.value) and str(saved) in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 700
+    assert any(way in str(e.value) for way in ('download it again', 'download the map again', 'a map is a folder with'))
+
+@pytest.mark.parametrize('role', ['encoder', 'lm'])
+def test_a_map_for_other_models_is_refused_by_name(saved, role):
+    right, wrong = (SimpleNamespace(name='mine', fingerprint=c*64) for c in (dict(encoder='a', lm='b')[role], 'c'))
+    load_map(saved, **{role: right})
+    with pytest.raises(BadInput, match=f"made for the {role} '{dict(encoder='clip', lm='llama')[role]}'.*not for 'mine'"): load_map(saved, **{role: wrong})
+
+def test_a_pickle_beside_a_map_is_never_opened(saved):
+    (saved/'model.safetensors').unlink()
+    (saved/'pytorch_model.bin').write_bytes(b'cos\nsystem\n(S"touch ran"\ntR.')
+    with pytest.raises(BadInput, match='model.safetensors'): load_map(saved)

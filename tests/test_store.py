@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from frozen_nb.activations import FeatureStore
 from frozen_nb.frozen import BadInput
@@ -101,6 +103,24 @@ def test_truncated_and_deleted_shards(tmp_path, whole):
     three.unlink()
     again, compute = fill(tmp_path)
     assert len(compute.asked) == 48 and torch.equal(again[:], whole)
+
+
+def test_shards_that_hold_nothing_of_this_store(tmp_path, whole):
+    "Zeros, a link to nowhere, a file of something else, one without features: each costs its own shard, and none stops the others."
+    fill(tmp_path)
+    zeros, link, other, strange = shards(tmp_path)[:4]
+    zeros.write_bytes(bytes(zeros.stat().st_size))
+    link.unlink(); link.symlink_to('nowhere')
+    save_file({'weight': torch.ones(3)}, other)
+    with safe_open(strange, 'pt') as f: header = f.metadata()
+    save_file({'rows': torch.ones(16, 5, 7)}, strange, header)
+    again, compute = fill(tmp_path)
+    assert len(compute.asked) == 64 and torch.equal(again[:], whole)
+
+
+def test_a_store_where_a_file_lies(tmp_path):
+    (tmp_path/'file').write_text('not a folder')
+    with pytest.raises(BadInput, match='cannot write to .*file.*choose another folder'): fill(tmp_path/'file')
 
 
 def test_damage_after_the_index_was_read(tmp_path, whole):

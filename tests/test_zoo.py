@@ -234,6 +234,41 @@ def test_lm_tokenizer_does_not_fit(copy):
     big.add_tokens([f'word{i}' for i in range(20)])
     refused(lambda: cpu(load_lm, folder, tokenizer=big), folder, '28 tokens', '16 embeddings')
 
+class Trap:
+    "A pickle of this writes a file as soon as it is opened."
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return Path.write_text, (self.path, 'ran')
+
+@pytest.mark.parametrize('name', ['llama', 'opt', 'clip_vit', 'beit', 'hf_clip'])
+def test_a_pickle_with_code_is_refused_and_does_not_run(copy, name, tmp_path):
+    folder, trap = copy(name), tmp_path/'trap'
+    path = weight_files(folder)[0]
+    weights = load_file(path)
+    path.unlink()
+    bad = folder/('open_clip_pytorch_model.bin' if name == 'clip_vit' else 'pytorch_model.bin')
+    torch.save(dict(weights, trap=Trap(trap)), bad)
+    refused(lambda: cpu(load_lm if name in LMS else load_encoder, folder), folder)
+    assert not trap.exists()
+    torch.load(bad, weights_only=False)
+    assert trap.exists()  # the trap works
+
+BYTES = dict(cut=lambda b: b[:-50], empty=lambda b: b'', zeros=lambda b: bytes(len(b)), header=lambda b: b[:9] + bytes([b[9] ^ 64]) + b[10:], length=lambda b: b[:5] + b'\xff' + b[6:])
+
+@pytest.mark.parametrize('name', ['llama', 'clip_vit', 'beit', 'hf_clip'])
+@pytest.mark.parametrize('case', BYTES)
+def test_damaged_safetensors_are_named(copy, name, case):
+    folder = copy(name)
+    path = weight_files(folder)[0]
+    path.write_bytes(BYTES[case](path.read_bytes()))
+    refused(lambda: cpu(load_lm if name in LMS else load_encoder, folder), path, 'copy it again')
+
+@pytest.mark.parametrize('name', ['clip_vit', 'beit', 'hf_clip'])
+def test_encoder_weights_that_belong_nowhere_are_named(copy, name):
+    folder = copy(name)
+    path, key = weight_files(folder)[0], dict(clip_vit='visual.transformer.resblocks.7.ln_1.bias', beit='blocks.7.norm1.bias', hf_clip='encoder.layers.7.layer_norm1.bias')[name]
+    save_file(dict(load_file(path), **{key: torch.zeros(32)}), path, {'format': 'pt'})
+    refused(lambda: cpu(load_encoder, folder), folder, key.removeprefix('visual.'), 'not in the model')
+
 # Names
 
 def test_unknown_names(folders, monkeypatch, tmp_path, no_network):
@@ -293,6 +328,33 @@ def test_cached_hub_model_needs_no_network(folders, monkeypatch, tmp_path, name,
     assert not no_network
     weight_files(snapshot)[0].unlink()  # a download that did not come to its end
     refused(lambda: cpu(load, f'owner/{name}'), f'owner/{name}', 'cannot be reached')
+
+def interrupted(store, snapshot, case):
+    "What a download leaves that was cut off; the files of a snapshot are links to blobs."
+    blobs, weights = store/'blobs', weight_files(snapshot)
+    blobs.mkdir()
+    if case == 'shards':
+        weights[0].rename(snapshot/'model-00001-of-00002.safetensors')
+        return
+    (blobs/'1234.incomplete').write_bytes(weights[0].read_bytes()[:100])
+    weights[0].unlink()
+    if case == 'dangling': weights[0].symlink_to('../../blobs/1234')
+    if case == 'config': (snapshot/'config.json').unlink()
+
+@pytest.mark.parametrize('case', ['incomplete', 'dangling', 'shards', 'config'])
+@pytest.mark.parametrize('name', ['llama', 'hf_clip'])
+def test_an_interrupted_download_is_as_good_as_none(folders, monkeypatch, tmp_path, name, case):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    snapshot = cache(monkeypatch, tmp_path, f'owner/{name}', folders.root/name)
+    interrupted(snapshot.parent.parent, snapshot, case)
+    refused(lambda: cpu(load_lm if name == 'llama' else load_encoder, f'owner/{name}'), f'owner/{name}: not in the local cache', 'HF_HUB_OFFLINE', 'which ships')
+
+@pytest.mark.parametrize('name', ['llama', 'hf_clip'])
+def test_one_shard_of_two_is_not_enough(copy, name):
+    "Also where the index has not arrived."
+    folder = copy(name)
+    weight_files(folder)[0].rename(folder/'model-00002-of-00002.safetensors')
+    refused(lambda: cpu(load_lm if name == 'llama' else load_encoder, folder), folder/'model-00001-of-00002.safetensors', 'missing')
 
 def test_download_takes_one_set_of_weights(folders, monkeypatch, tmp_path):
     asked = {}
