@@ -105,7 +105,7 @@ def _head(ax, title, legend):
     rows = 0
     if legend:
         labels = ax.get_legend_handles_labels()[1]
-        columns = max(1, min(len(labels), int(ax.figure.get_figwidth() * 12 / (6 + max(map(len, labels))))))
+        columns = max(1, min(len(labels), int(ax.get_position().width / .775 * ax.figure.get_figwidth() * 12 / (6 + max(map(len, labels))))))   # one of several axes has less room
         rows = -(-len(labels) // columns)
         ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=.2, borderpad=.2, columnspacing=1.2)
     ax.set_title(title, pad=6 + 14 * rows)
