@@ -418,7 +418,7 @@ class Tables:
         seconds: float = 0.,        # that it took
     ) -> pd.DataFrame:              # the rows
         "Keep a table, unless one of a larger preset is there."
-        frame, tables = pd.DataFrame(rows), _tables(self.path)
+        frame, tables = pd.DataFrame(rows).round(6).replace(-0., 0.), _tables(self.path)
         bad = [c for c in frame if frame[c].isna().any() or frame[c].isin([math.inf, -math.inf]).any()]
         if bad or not len(frame): raise BadInput(f"table {name}: {f'column {bad[0]!r} has values that are no finite numbers' if bad else 'it has no rows'}")
         new = dict(preset=preset(), seeds=[int(s) for s in seeds], seconds=round(seconds, 1), models=dict(sorted((models or {}).items())), rows=json.loads(frame.to_json(orient='records', double_precision=6)))
