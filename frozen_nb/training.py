@@ -113,7 +113,7 @@ def split_batch(
     return part, (n*(rank + 1)//processes - n*rank//processes)/n
 
 # %% ../nbs/04_training.ipynb #d77a066a
-def _optimizers(module, config, rates):
+def _optimizers(module, config, rates={}):
     adamw = partial(torch.optim.AdamW, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     params = [p for p in module.parameters() if p.requires_grad]
     names = {p: name for name, p in module.named_parameters()}
@@ -133,7 +133,7 @@ def _optimizers(module, config, rates):
 
 # %% ../nbs/04_training.ipynb #44913c3d
 class _Run:
-    def __init__(self, module, config, rates):
+    def __init__(self, module, config, rates={}):
         self.module, self.config, self.rates, self.history = module, config, rates, History()
         self.params = [p for p in module.parameters() if p.requires_grad]
         if not self.params: raise BadInput(f'{type(module).__name__} has no parameter that requires gradients, nothing to train')
