@@ -312,8 +312,9 @@ class _Shelf:
 class _OpenShelf(_Shelf):
     def refresh(self):
         super().refresh()
-        for n in range(len(self.names) if self.like is None else 0):
-            if self.bytes(n) is not None: break                               # what the rows are like is taken from a whole shard
+        if self.like is not None: return
+        next((n for n in range(len(self.names)) if self.bytes(n) is not None), None) # what the rows are like is taken from a whole shard,
+        self.opened.clear()                                                   # which is checked again when it is read
 
     def bytes(self, n):
         "The rows of shard `n`, memory-mapped; `None`, and dropped, if it is damaged or gone."
