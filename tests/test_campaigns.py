@@ -13,7 +13,7 @@ from frozen_nb.limber import fit_map, image_features
 from frozen_nb.training import TrainConfig, train
 from frozen_nb.zoo import load_encoder, load_lm
 from test_training import Tagger, batches, noisy_loss
-from test_zoo import VISION, save_hf, tokenizer
+from tiny_models import VISION, save_hf, tokenizer
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.campaign

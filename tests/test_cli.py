@@ -32,10 +32,13 @@ def refused(said, *words):
 @pytest.mark.parametrize('line, word', [
     ('', 'reproduce, claims'), ('reprodce', 'reprodce'), ('--frozen', '--frozen'), ('caption', 'IMAGE'), ('pretrain', 'NAME'), ('reproduce --seeds two', '--seeds'), ('reproduce --seeds 0 --dry-run', '--seeds 0'),
     ('reproduce --preset fast --dry-run', 'quick, full, extended, paper'), ('reproduce nothing_like_it --dry-run', 'nothing_like_it'), ('claims nothing_like_it', 'claims'),
-    ('claims --records nowhere.json', 'nowhere.json'), ('pretrain lama', 'llama'), ('pretrain llama --steps 0', '--steps 0'), (f'pretrain llama --out {__file__}', 'test_cli.py')])
+    ('claims --records nowhere.json', 'nowhere.json'), ('pretrain lama', 'llama'), ('pretrain llama --steps 0', '--steps 0'), (f'pretrain llama --out {__file__}', 'test_cli.py'),
+    ('fit', 'give a method: limber'), ('fit limbo --data a --out b', 'there are limber'), ('fit limber', '--data'), ('fit limber --data a', '--out'), ('fit limber --data nowhere.jsonl --out new', 'nowhere.jsonl'), (f'fit limber --data nowhere.jsonl --out {__file__}', 'test_cli.py'),
+    ('fit limber --data a --out b --k 0', '--k'), ('fit limber --data a --out b --steps none', '--steps'), ('fit limber --data a --out b --dropout 1', '--dropout'), ('fit limber --data a --out b --optimizer sgd', 'sgd'),
+    ('ask', 'IMAGE'), ('ask a.png', 'QUESTION'), ('ask nowhere.png why', 'nowhere.png')])
 def test_bad_command_line(shell, line, word): refused(shell(*line.split()), word)
 
-@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'zoo', 'pretrain'])
+@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'ask', 'fit', 'fit limber', 'zoo', 'pretrain'])
 def test_help(shell, verb):
     said = shell(*verb.split(), '--help')
     assert said.status == 0 and said.out.startswith(f'Usage: frozen-nb {verb}'.rstrip()) and said.err == ''
@@ -83,6 +86,7 @@ def limber(monkeypatch, images):
     class Limber:
         def load(**kwargs): loaded.append(kwargs); return Limber()
         def caption(self, images): return [f'{im.size[0]} x {im.size[1]}\n{im.mode} ' for im in images]
+        def ask(self, images, question): return [f'{im.size[0]} px,\n{question!r} ' for im in images]
     monkeypatch.setitem(sys.modules, 'frozen_nb.limber', SimpleNamespace(Limber=Limber))
     monkeypatch.chdir(images)
     return loaded
@@ -95,6 +99,15 @@ def test_good_image(shell, limber, name):
 @pytest.mark.parametrize('name', BAD)
 def test_bad_image(shell, limber, name):
     refused(shell('caption', name), name)
+    assert limber == []
+
+def test_question(shell, limber):
+    assert vars(shell('ask', 'rgb.png', ' how\n wide? ', '--map', 'm', '--dtype', 'bf16')) == dict(status=0, out="64 px, 'how wide?'\n", err='')
+    assert limber == [dict(map='m', encoder=None, lm=None, device=None, dtype='bf16')]
+
+@pytest.mark.parametrize('image, question, word', [('rgb.png', ' ', 'blank'), ('rgb.png', '', 'blank'), *((name, 'What is it?', name) for name in BAD)])
+def test_question_that_cannot_be_asked(shell, limber, image, question, word):
+    refused(shell('ask', image, question), word)
     assert limber == []
 
 def test_bad_images_among_good_ones(shell, limber):
@@ -115,7 +128,8 @@ def test_a_model_that_is_refused(shell, limber, monkeypatch):
 @maps
 @pytest.mark.parametrize('line, word', [('--lm lama', 'llama'), ('--encoder clap', 'clip'), ('--lm clip', 'clip'), ('--encoder clip-random', 'made for'), ('--lm llama-random', 'made for'),
                                         ('--map nowhere', 'nowhere'), ('--dtype int8', 'int8'), ('--device quantum', 'quantum')])
-def test_models_that_are_refused(shell, images, line, word): refused(shell('caption', images/'rgb.png', *line.split()), word)
+@pytest.mark.parametrize('verb', [('caption',), ('ask', 'What is it?')])
+def test_models_that_are_refused(shell, images, verb, line, word): refused(shell(verb[0], images/'rgb.png', *verb[1:], *line.split()), word)
 
 @maps
 def test_captions(images):
@@ -205,6 +219,13 @@ def test_plan_for_the_published_models(shell, chapters, monkeypatch):
     monkeypatch.setitem(sys.modules, 'frozen_nb.toy', SimpleNamespace(paper_plan=lambda: 'GPT-J 6 B, 24 GB'))
     said = shell('reproduce', '--preset', 'paper', '--dry-run')
     assert said.status == 0 and 'GPT-J 6 B, 24 GB' in said.out and not Path('_out').exists()
+
+@pytest.mark.parametrize('found, words', [(None, []), ('GPT-J 6 B', []), (SimpleNamespace(missing=['CC3M', 'GPT-J'], command='frozen-nb fit toy'), ['missing: CC3M, GPT-J', 'frozen-nb fit toy'])])
+def test_the_published_models_are_not_replaced_by_small_ones(shell, chapters, monkeypatch, found, words):
+    chapters('10_toy', 'open("ran", "w")')
+    monkeypatch.setitem(sys.modules, 'frozen_nb.toy', SimpleNamespace(paper_plan=lambda: found))
+    refused(shell('reproduce', '--preset', 'paper'), 'toy', '--dry-run', *words)
+    assert not Path('_out').exists()
 
 def test_ctrl_c(chapters, tmp_path):
     chapters('10_slow', 'import pathlib, time', 'try:\n    pathlib.Path("started").touch()\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    pathlib.Path("checkpoint").touch()\n    raise', 'pathlib.Path("went on").touch()')
