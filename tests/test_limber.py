@@ -132,6 +132,7 @@ def shell(capsys):
     return call
 
 def test_the_right_picture_helps(shell, menagerie, tmp_path, monkeypatch):
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
     monkeypatch.chdir(tmp_path)
     line = '--out', 'map', '--steps', 40, '--device', 'cpu'
     said = shell('fit', 'limber', '--data', menagerie/'data.jsonl', *line)
@@ -158,12 +159,13 @@ def test_training_goes_on_where_it_was_stopped(menagerie, root, tmp_path, monkey
         if len(steps) == 5: raise MemoryError('killed')
         return real(*args)
     fit = lambda name: fit_captions(menagerie/'data.jsonl', tmp_path/name, encoder_in(root/'clip_vit'), lm_in(root/'llama'), 4, config)
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'first'))
     monkeypatch.setattr(module, 'target_loss', stopped)
     with pytest.raises(MemoryError): fit('a')
     assert not (tmp_path/'a').exists()
     once = fit('a')
     assert len(steps) == 7   # 4 steps and the failed one, then the last two
-    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'second'))
     whole = fit('b')
     assert whole['held_out'] == once['held_out'] and whole['losses'] == once['losses'] and len(steps) == 13
 
