@@ -16,13 +16,6 @@ from frozen_nb.menagerie import draw, scene
 command = [sys.executable, '-c', 'from frozen_nb.cli import main; main()']
 maps = pytest.mark.skipif(not data_path('zoo', 'limber', 'config.json').exists(), reason='data/zoo has no map yet')
 
-@pytest.fixture
-def shell(capsys):
-    def call(*args):
-        status = cli.run(args)
-        return SimpleNamespace(status=status, **capsys.readouterr()._asdict())
-    return call
-
 def refused(said, *words):
     assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and 'Traceback' not in said.err, said
     for word in words: assert word in said.err

@@ -2,7 +2,6 @@
 import json, shutil
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest, torch
@@ -10,7 +9,6 @@ from PIL import Image
 from torch import nn
 
 import frozen_nb.limber as module
-from frozen_nb import cli
 from frozen_nb.frozen import BadInput, fingerprint, real_path
 from frozen_nb.limber import *
 from frozen_nb.menagerie import captions, draw, scene
@@ -123,13 +121,6 @@ def menagerie(tmp_path_factory):
     shutil.copy(folder/'0.png', folder/'copy.png')
     write(folder, *(dict(image=f'{i}.png', caption=captions(s)[:2]) for i, s in enumerate(scenes)), dict(image='copy.png', caption='an animal'))
     return folder
-
-@pytest.fixture
-def shell(capsys):
-    def call(*args):
-        status = cli.run(args)
-        return SimpleNamespace(status=status, **capsys.readouterr()._asdict())
-    return call
 
 def test_the_right_picture_helps(shell, menagerie, tmp_path, monkeypatch):
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
