@@ -9,7 +9,7 @@ __all__ = ['VISIBLE', 'TOLD', 'TRAITS', 'SPECIES', 'COLOURS', 'HABITATS', 'SIZES
            'Species', 'ancestors', 'Animal', 'Scene', 'held_out', 'split_bucket', 'scene', 'paints', 'Part', 'Plan',
            'Anatomy', 'sprite', 'Scenery', 'SceneMasks', 'render', 'draw', 'masks', 'an', 'relation', 'phrase',
            'caption', 'captions', 'Referral', 'referrals', 'Narrative', 'narrative', 'Question', 'questions',
-           'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
+           'conversation', 'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
 
 # %% ../nbs/01_menagerie.ipynb #2a51955f
 import random, re
@@ -823,6 +823,7 @@ def an(
     return f'an {words}' if words[0] in 'aeiou' else f'a {words}'
 
 def _plural(word): return {'wolf': 'wolves', 'fox': 'foxes', 'ostrich': 'ostriches', 'sheep': 'sheep', 'deer': 'deer'}.get(word, word + 's')
+def _cap(text): return text[0].upper() + text[1:]
 def _side(a): return 'in the middle' if a.position == 'middle' else f'on the {a.position}'
 def _listed(parts): return parts[0] if len(parts) == 1 else f'{", ".join(parts[:-1])} and {parts[-1]}'
 
@@ -985,6 +986,40 @@ def questions(
     rng.shuffle(out)
     return out
 
+# %% ../nbs/01_menagerie.ipynb #cnv00001
+_asking = {'describe': ('Describe the picture.', 'What is in this picture?', 'Tell me all that you see.'),
+           'caption': ('What do you see?', 'What is this?', 'Give me a caption.'),
+           'name': ('Name one of the animals so that I can find it.', 'Point out an animal in words.'),
+           'about': ('Tell me about {}.', 'Which one is {}?', 'I mean {}.')}
+
+def _exchange(rng, s):
+    "One question about a picture and its answer."
+    kind = rng.choice(('describe', 'caption', 'name', 'name', 'about', 'about', 'which', 'question', 'question', 'question'))
+    ask = rng.choice(_asking.get(kind, ('',)))
+    if kind == 'describe': return ask, narrative(s).text
+    if kind == 'caption': return ask, _cap(caption(s, rng)) + '.'
+    if kind in ('name', 'about') and (found := referrals(s, rng.choice(tuple(_flavours)))):
+        r = rng.choice(found); a = s.animals[r.target]
+        told = f'{an(phrase(a))} {_side(a)}, facing {a.facing}.'
+        return (ask, f'{_cap(r.text)}: {told}') if kind == 'name' else (ask.format(r.text), _cap(told))
+    if kind == 'which':
+        alone = [(t, a) for t in TRAITS for a in s.animals if [b for b in s.animals if t in b.kind.traits] == [a]]
+        if alone:
+            t, a = rng.choice(alone)
+            return f'Which animal {f"has {t}" if t in VISIBLE else t}?', f'The {phrase(a)} {_side(a)}.'
+    q = rng.choice(questions(s))
+    return _cap(q.question), _cap(q.answer) + '.'
+
+def conversation(
+    s,         # a `Scene`
+    i=0,       # which of its conversations
+    n=None,    # how many questions; None: 3 to 8
+)->list:       # messages, as chat templates take them: {'role': 'user' or 'assistant', 'content': text}
+    "Someone asks about a picture and is told what is true."
+    rng = random.Random(f'conversation/{i}/{s}')
+    turns = [_exchange(rng, s) for _ in range(n or rng.randint(3, 8))]
+    return [m for q, a in turns for m in (dict(role='user', content=q), dict(role='assistant', content=a))]
+
 # %% ../nbs/01_menagerie.ipynb #0618ad4e
 @dataclass(frozen=True)
 class Document:
@@ -1007,7 +1042,6 @@ def _statement(rng, species, trait, true=True):
     verb, rest = trait.split(' ', 1)
     return f'the {species} {"is not" if verb == "is" else "does not " + _verbs[verb]} {rest}.'
 
-def _cap(text): return text[0].upper() + text[1:]
 def _join(sentences, sep=' '): return sep.join(_cap(s) for s in sentences)
 
 # %% ../nbs/01_menagerie.ipynb #42f7ef99
