@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['tokenize', 'cider_d', 'bleu', 'mentions', 'attribute_recall', 'wu_palmer', 'normalise_answer', 'vqa_accuracy',
-           'average_precision']
+           'average_precision', 'mask_overlap', 'mask_iou', 'cumulative_iou', 'average_recall', 'pointing_hits',
+           'grid_oracle']
 
 # %% ../nbs/05_metrics.ipynb #0c4682e6
 import re
@@ -190,3 +191,65 @@ def average_precision(
     if not np.isin(labels, [0, 1]).all(): raise BadInput('labels are true or false')
     if not labels.any(): raise BadInput('no positive label: average precision is not defined')
     return float(average_precision_score(labels, scores))
+
+# %% ../nbs/05_metrics.ipynb #msk00001
+def mask_overlap(
+    predicted, # (K, H, W) bool
+    true,      # (K, H, W) bool
+) -> tuple:    # intersections (K,) and unions (K,), in pixels
+    "Pixels that predicted and true masks have in common, and pixels that either has."
+    a, b = (np.asarray(m.cpu() if hasattr(m, 'cpu') else m) for m in (predicted, true))
+    if a.shape != b.shape or a.ndim != 3: raise BadInput(f'masks of shape {a.shape} against {b.shape}: give (K, H, W) twice')
+    if a.dtype != bool or b.dtype != bool: raise BadInput(f'masks are true or false, not {a.dtype} and {b.dtype}: compare logits with 0 first')
+    return tuple(m.sum((1, 2)).astype(float) for m in (a & b, a | b))
+
+def mask_iou(
+    intersection, # (..., K), as from `mask_overlap`
+    union,        # (..., K)
+) -> np.ndarray:  # (..., K), from 0 to 1; 1 where both masks are empty
+    "Intersection over union of each mask."
+    intersection, union = np.asarray(intersection, float), np.asarray(union, float)
+    return np.divide(intersection, union, out=np.ones(np.broadcast(intersection, union).shape), where=union > 0)
+
+def cumulative_iou(
+    intersection, # (..., K), as from `mask_overlap`
+    union,        # (..., K)
+) -> float:       # from 0 to 1
+    "All intersections over all unions (cIoU, as in RefCOCO): large objects count more. Several rows (seeds) are added up, too."
+    return float(np.sum(intersection) / np.sum(union))
+
+# %% ../nbs/05_metrics.ipynb #msk00007
+def average_recall(
+    ious,        # (K,), from 0 to 1
+    steps=100_000, # thresholds from 0 to 1
+) -> float:      # from 0 to 1
+    "Area under the curve of recall against the IoU threshold (González et al. 2021, section 5)."
+    ious = np.sort(np.asarray(ious, float))
+    if not len(ious): raise BadInput('no masks to score')
+    recall = 1 - np.searchsorted(ious, np.linspace(0, 1, steps + 1), side='left') / len(ious)
+    return float(np.trapezoid(recall, dx=1/steps))
+
+# %% ../nbs/05_metrics.ipynb #msk00010
+def pointing_hits(
+    scores,     # (K, H, W), higher is more likely
+    true,       # (K, H, W) bool
+) -> np.ndarray: # (K,), 0 or 1
+    "Whether the place with the highest score lies in the mask (Zhang et al. 2018, section 4)."
+    scores, true = (np.asarray(x.cpu() if hasattr(x, 'cpu') else x) for x in (scores, true))
+    if scores.shape != true.shape: raise BadInput(f'scores of shape {scores.shape} for masks of shape {true.shape}')
+    at = scores.reshape(len(scores), -1).argmax(1)
+    return true.reshape(len(true), -1)[np.arange(len(true)), at].astype(float)
+
+def grid_oracle(
+    true,    # (K, H, W) bool
+    grid,    # (h, w): a mask is made of whole cells of H/h x W/w pixels
+) -> tuple:  # intersections (K,) and unions (K,) of the best such mask, by IoU
+    "The best that masks of whole cells can do."
+    true, (h, w) = np.asarray(true.cpu() if hasattr(true, 'cpu') else true), grid
+    (K, H, W), cell = true.shape, true.shape[1]*true.shape[2] // (h*w)
+    if H % h or W % w: raise BadInput(f'{H} x {W} pixels do not fall into {h} x {w} equal cells')
+    covered = -np.sort(-true.reshape(K, h, H//h, w, W//w).sum((2, 4)).reshape(K, -1), 1)                # (K, h*w), most first
+    intersection = covered.cumsum(1)
+    union = true.sum((1, 2))[:, None] + cell*np.arange(1, h*w + 1) - intersection
+    best = (intersection/union).argmax(1)
+    return intersection[np.arange(K), best].astype(float), union[np.arange(K), best].astype(float)
