@@ -994,7 +994,7 @@ _asking = {'describe': ('Describe the picture.', 'What is in this picture?', 'Te
 
 def _exchange(rng, s):
     "One question about a picture and its answer."
-    kind = rng.choice(('describe', 'caption', 'name', 'name', 'about', 'about', 'which', 'question', 'question', 'question'))
+    kind = rng.choice(('describe', 'describe', 'caption', 'name', 'about', 'about', 'which', 'question', 'question', 'question'))
     ask = rng.choice(_asking.get(kind, ('',)))
     if kind == 'describe': return ask, narrative(s).text
     if kind == 'caption': return ask, _cap(caption(s, rng)) + '.'
@@ -1013,11 +1013,11 @@ def _exchange(rng, s):
 def conversation(
     s,         # a `Scene`
     i=0,       # which of its conversations
-    n=None,    # how many questions; None: 3 to 8
+    n=None,    # how many questions; None: 1 to 4
 )->list:       # messages, as chat templates take them: {'role': 'user' or 'assistant', 'content': text}
     "Someone asks about a picture and is told what is true."
     rng = random.Random(f'conversation/{i}/{s}')
-    turns = [_exchange(rng, s) for _ in range(n or rng.randint(3, 8))]
+    turns = [_exchange(rng, s) for _ in range(n or rng.choice((1, 2, 3, 4)))]
     return [m for q, a in turns for m in (dict(role='user', content=q), dict(role='assistant', content=a))]
 
 # %% ../nbs/01_menagerie.ipynb #0618ad4e

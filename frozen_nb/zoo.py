@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['RANDOM', 'shipped', 'weight_files', 'configuration', 'hub_reachable', 'hub_folder', 'Found', 'find_model',
            'load_tokenizer', 'LM', 'load_lm', 'to_rgb', 'open_image', 'visual_tokens', 'pool_tokens', 'Encoder',
-           'load_encoder', 'clip_vision_model', 'Card', 'card', 'zoo']
+           'load_encoder', 'clip_vision_model', 'LMM', 'load_lmm', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card',
+           'card', 'zoo']
 
 # %% ../nbs/02_zoo.ipynb #021933e7
 import difflib, hashlib, inspect, json, logging, math, re, sys, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .frozen import *
@@ -29,7 +31,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from timm.models.nfnet import NormFreeNet
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.transforms import ResizeLongestSide
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 # %% ../nbs/02_zoo.ipynb #b1b6e223
 def _read_json(path):
@@ -110,14 +114,14 @@ def _wanted(files, weights=True):
     return kept + (safe or pickles) * weights
 
 # %% ../nbs/02_zoo.ipynb #ab2bb639
-_needs = dict(lm='config.json, model.safetensors and tokenizer.json', encoder='config.json, preprocessor_config.json and model.safetensors',
+_needs = dict(lm='config.json, model.safetensors and tokenizer.json', lmm='config.json, processor_config.json, tokenizer.json and model.safetensors', sam='model.safetensors or sam_vit_*.pth', encoder='config.json, preprocessor_config.json and model.safetensors',
               timm='config.json and model.safetensors', open_clip='open_clip_config.json and open_clip_model.safetensors')
 _stand_ins = dict(lm=dict(opt='opt'), encoder=dict(ft22k='beit-ft', beit='beit', nf='nfnet'))
 
 def _unreachable(repo, kind, library=None):
     why = 'HF_HUB_OFFLINE is set' if constants.is_offline_mode() else f'{constants.ENDPOINT} cannot be reached'
     words = _stand_ins.get(kind, {})
-    stand_in = next((words[word] for word in words if word in repo.lower()), dict(lm='llama', encoder='clip').get(kind))
+    stand_in = next((words[word] for word in words if word in repo.lower()), dict(lm='llama', encoder='clip', lmm='llava', sam='sam').get(kind))
     needs = _needs[library or ('timm' if repo.startswith('timm/') else kind if kind in _needs else 'lm')]
     shipped_one = f", or use '{stand_in}', which ships" if stand_in else ''
     return BadInput(f"{repo}: not in the local cache, and {why}; put its {needs} into a folder and give that folder as the name{shipped_one}")
@@ -583,6 +587,136 @@ def clip_vision_model(
     model = transformers.CLIPVisionModel(config).to(visual.conv1.weight.device, visual.conv1.weight.dtype)
     getattr(model, 'vision_model', model).load_state_dict(_clip_state(visual))
     return freeze(model)
+
+# %% ../nbs/02_zoo.ipynb #lmm00001
+@dataclass
+class LMM:
+    "A frozen multimodal language model with its processor."
+    model: nn.Module  # an image-text-to-text model of transformers, frozen
+    processor: object # text and images -> what the model is called with
+    name: str         # as it was asked for
+    fingerprint: str  # of the model
+
+    tokenizer = property(lambda self: self.processor.tokenizer)
+    device = property(lambda self: self.model.get_input_embeddings().weight.device)
+    dtype = property(lambda self: self.model.get_input_embeddings().weight.dtype)
+    depth = property(lambda self: self.model.config.get_text_config().num_hidden_layers)
+    heads = property(lambda self: self.model.config.get_text_config().num_attention_heads)
+    width = property(lambda self: self.model.config.get_text_config().hidden_size)
+
+    @torch.no_grad()
+    def answer(self,
+        images,             # B PIL images
+        questions,          # B texts, or one for all
+        max_new_tokens=80,
+        batch_size=64,
+    ) -> list:              # B texts
+        "Greedy answers to one question about each image. Raises `BadInput` if there are not as many of both."
+        questions, out = [questions]*len(images) if isinstance(questions, str) else list(questions), []
+        if len(questions) != len(images) or not questions: raise BadInput(f'{len(images)} images and {len(questions)} questions: give one question for each image, and at least one image')
+        for lo in range(0, len(images), batch_size):
+            asked = [[dict(role='user', content=[dict(type='image'), dict(type='text', text=q)])] for q in questions[lo:lo + batch_size]]
+            prompts = [self.processor.apply_chat_template(m, add_generation_prompt=True) for m in asked]
+            inputs = self.processor(images=[to_rgb(im) for im in images[lo:lo + batch_size]], text=prompts, return_tensors='pt', padding=True, padding_side='left')
+            inputs = {k: v.to(self.device, self.dtype) if v.is_floating_point() else v.to(self.device) for k, v in inputs.items()}
+            ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            out += self.tokenizer.batch_decode(ids[:, inputs['input_ids'].shape[1]:], skip_special_tokens=True)
+        return [text.strip() for text in out]
+
+# %% ../nbs/02_zoo.ipynb #lmm00002
+def load_lmm(
+    name: str,   # shipped name, folder or hub id; '-random' as for `load_lm`
+    dtype=None,  # 'fp32' (default), 'bf16', 'fp16'
+    device=None, # 'cpu', 'cuda' ...; by default CUDA where there is one
+) -> LMM:
+    "A multimodal language model, frozen. Raises `BadInput` in one line for everything that can be wrong with a name or a folder."
+    device, dtype = pick_device(device), pick_dtype(dtype, device)
+    found = find_model(name, 'lmm')
+    library, config = configuration(found.folder)
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if library != 'transformers' or config['model_type'] not in known:
+        raise BadInput(f"{name}: a model of type '{config.get('model_type', library)}' takes no image and text together; choose {' or '.join(shipped('lmm')) or 'a LLaVA'}")
+    try:
+        with _quiet(): processor = AutoProcessor.from_pretrained(found.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as e: raise BadInput(f'{found.folder}: its processor cannot be loaded ({_first_line(e)}); save the processor beside the model') from e
+    load_tokenizer(processor.tokenizer)
+    model = _ready(_from_transformers(found, AutoModelForImageTextToText, dtype).to(device), name)
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    return LMM(model, processor, str(name), fingerprint(model))
+
+# %% ../nbs/02_zoo.ipynb #sam00001
+def sam_model(
+    size=1024,               # side of the padded image in pixels
+    patch=16,                # side of a patch
+    width=768, depth=12, heads=12, # of the image encoder
+    out=256,                 # channels of the image features and of the decoder
+    window=14,               # side of the windows of local attention, in patches
+    global_blocks=(2, 5, 8, 11), # blocks that attend over the whole image
+    mask_channels=16, mlp=2048, iou_width=256, iou_depth=3, # of prompt encoder and decoder
+) -> Sam:
+    "An untrained SAM of segment-anything; by default a ViT-B."
+    grid = size//patch
+    encoder = ImageEncoderViT(img_size=size, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads, out_chans=out, window_size=window, global_attn_indexes=tuple(global_blocks),
+                              use_rel_pos=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    prompts = PromptEncoder(embed_dim=out, image_embedding_size=(grid, grid), input_image_size=(size, size), mask_in_chans=mask_channels)
+    decoder = MaskDecoder(transformer_dim=out, transformer=TwoWayTransformer(depth=2, embedding_dim=out, mlp_dim=mlp, num_heads=8), iou_head_depth=iou_depth, iou_head_hidden_dim=iou_width)
+    return Sam(encoder, prompts, decoder, pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375])
+
+# %% ../nbs/02_zoo.ipynb #sam00002
+def sam_shape(
+    state: dict, # name -> tensor, of a `Sam`
+) -> dict:       # arguments of `sam_model`
+    "The sizes of a SAM, read off its weights. Raises `BadInput` if they are no SAM's."
+    try:
+        pos, neck = state['image_encoder.pos_embed'], state['image_encoder.neck.0.weight']              # (1, h, w, width), (out, width, 1, 1)
+        patch, depth = state['image_encoder.patch_embed.proj.weight'].shape[-1], 1 + max(int(k.split('.')[2]) for k in state if k.startswith('image_encoder.blocks.'))
+        spans = [(len(state[f'image_encoder.blocks.{i}.attn.rel_pos_h']) + 1)//2 for i in range(depth)]  # how far each block looks
+        count = lambda part: len({k.split('.')[3] for k in state if k.startswith(f'mask_decoder.{part}.layers.')})
+        return dict(size=pos.shape[1]*patch, patch=patch, width=pos.shape[-1], depth=depth, heads=pos.shape[-1]//state['image_encoder.blocks.0.attn.rel_pos_h'].shape[1],
+                    out=len(neck), window=min(spans) if min(spans) < pos.shape[1] else 0, global_blocks=[i for i, n in enumerate(spans) if n == pos.shape[1]],
+                    mask_channels=len(state['prompt_encoder.mask_downscaling.3.weight']), mlp=len(state['mask_decoder.transformer.layers.0.mlp.lin1.weight']),
+                    iou_width=len(state['mask_decoder.iou_prediction_head.layers.0.weight']), iou_depth=count('iou_prediction_head'))
+    except (KeyError, IndexError, ValueError) as e: raise BadInput(f'these weights are no SAM of segment-anything: {e} is missing') from None
+
+# %% ../nbs/02_zoo.ipynb #sam00005
+@dataclass
+class SAM:
+    "A frozen SAM."
+    model: Sam        # of segment-anything, frozen
+    name: str         # as it was asked for
+    fingerprint: str  # of the model
+    size = property(lambda self: self.model.image_encoder.img_size)
+    device = property(lambda self: self.model.pixel_mean.device)
+    dtype = property(lambda self: next(self.model.parameters()).dtype)
+
+    @torch.no_grad()
+    def encode(self,
+        images, # PIL images, each of any size
+    ) -> torch.Tensor: # (B, c, h, w)
+        "Image features: the longest side resized to `size`, padded on the right and at the bottom."
+        fit = ResizeLongestSide(self.size)
+        pixels = [self.model.preprocess(torch.as_tensor(fit.apply_image(np.asarray(to_rgb(im)))).permute(2, 0, 1).to(self.device)) for im in images]
+        return self.model.image_encoder(torch.stack(pixels).to(self.dtype))
+
+# %% ../nbs/02_zoo.ipynb #sam00006
+def load_sam(
+    name: str,   # shipped name, folder, or a checkpoint of segment-anything (.pth)
+    dtype=None,  # 'fp32' (default), 'bf16', 'fp16'
+    device=None, # 'cpu', 'cuda' ...; by default CUDA where there is one
+) -> SAM:
+    "A SAM of segment-anything, frozen; its sizes are read off the weights. Raises `BadInput` in one line."
+    device, dtype = pick_device(device), pick_dtype(dtype, device)
+    path = Path(str(name))
+    random = False
+    if not path.is_file():
+        found = find_model(name, 'sam'); random = found.random
+        path = weight_files(found.folder)[0]
+    state = _state(path)
+    try: shape = sam_shape(state)
+    except BadInput as e: raise BadInput(f'{path}: {e}') from None
+    with seeded(RANDOM): model = sam_model(**shape)
+    if not random: _fill(model, {k: v for k, v in state.items()}, path)
+    return SAM(_ready(model.to(device, dtype), name), str(name), fingerprint(model))
 
 # %% ../nbs/02_zoo.ipynb #77769fe9
 class Card(dict):

@@ -8,8 +8,9 @@ import pytest
 from conftest import root
 from frozen_nb.claims import ClaimsTable, load_records, stale, unmet
 from frozen_nb.frozen import data_path, fingerprint
+from frozen_nb.flmm import load_grounder
 from frozen_nb.prefix import load_map
-from frozen_nb.zoo import card, load_encoder, load_lm, shipped
+from frozen_nb.zoo import card, load_encoder, load_lm, load_lmm, load_sam, shipped
 
 def committed():
     "The files of this checkout that git does not ignore; without git, all but the usual leftovers."
@@ -79,7 +80,8 @@ def test_what_ships_is_small():
 @pytest.mark.skipif(not shipped(), reason='data/zoo has no models yet')
 @pytest.mark.parametrize('name', shipped())
 def test_card_has_the_fingerprint_of_its_weights(name):
-    seen = dict(lm=lambda: load_lm(name, device='cpu').fingerprint, encoder=lambda: load_encoder(name, device='cpu').fingerprint, map=lambda: fingerprint(load_map(data_path('zoo', name))))
+    seen = dict(lm=lambda: load_lm(name, device='cpu').fingerprint, encoder=lambda: load_encoder(name, device='cpu').fingerprint, map=lambda: fingerprint(load_map(data_path('zoo', name))),
+                lmm=lambda: load_lmm(name, device='cpu').fingerprint, sam=lambda: load_sam(name, device='cpu').fingerprint, head=lambda: fingerprint(load_grounder(data_path('zoo', name), device='cpu').flmm))
     assert seen[card(name)['kind']]() == card(name)['fingerprint']
 
 @recorded

@@ -539,9 +539,12 @@ def test_squash_takes_the_whole_image(folders):
 
 # What ships
 
-@pytest.mark.parametrize('name', shipped('lm') + shipped('encoder'))
+LOADERS = dict(lm=load_lm, encoder=load_encoder, lmm=load_lmm, sam=load_sam)
+
+@pytest.mark.parametrize('name', [name for kind in LOADERS for name in shipped(kind)])
 def test_shipped_models_match_their_cards(name):
-    found, about = cpu(load_lm if name in shipped('lm') else load_encoder, name), card(name)
+    about = card(name)
+    found = cpu(LOADERS[about['kind']], name)
     assert found.fingerprint == about['fingerprint'] and about['name'] == name and about['class'] == type(found.model).__name__
     assert {'parameters', 'data', 'steps', 'batch', 'seconds', 'seed', 'seen', 'never_seen', 'loss_curve', 'probes', 'licence', 'made_with'} <= {*about}
 
