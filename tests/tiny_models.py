@@ -85,3 +85,37 @@ def make_lms(root):
         lms[kind].save_pretrained(root/kind)
         tokenizer().save_pretrained(root/kind)
     return lms
+
+LMM_KINDS = ['llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl']
+_said = "{%- for m in messages -%}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text if p.type == 'text' else 'IMAGE' }} {% endfor %}{% endif %}\n{%- endfor -%}{%- if add_generation_prompt -%}assistant: {%- endif -%}"
+
+def make_lmm(kind, folder):
+    "A tiny random multimodal model of one family, saved in `folder` with its processor."
+    from frozen_nb.zoo import load_tokenizer
+    T, text = transformers, dict(vocab_size=1408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, eos_token_id=0, pad_token_id=1, bos_token_id=0, max_position_embeddings=512)
+    tokenizer = load_tokenizer('llama'); tokenizer.chat_template = None
+    if kind.startswith('llava'):
+        vision, grids = T.CLIPVisionConfig(**VISION), [[32, 64], [64, 32], [64, 64]]
+        shared = dict(patch_size=8, vision_feature_select_strategy='default', num_additional_image_tokens=1, image_token='<image>', chat_template=_said.replace('IMAGE', '<image>'))
+        if kind == 'llava':
+            model = T.LlavaForConditionalGeneration(T.LlavaConfig(vision_config=vision, text_config=T.LlamaConfig(**text), image_token_id=2))
+            processor = T.LlavaProcessor(T.CLIPImageProcessor(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)), tokenizer, **shared)
+        else:
+            model = T.LlavaNextForConditionalGeneration(T.LlavaNextConfig(vision_config=vision, text_config=T.LlamaConfig(**text), image_token_id=2, image_grid_pinpoints=grids))
+            processor = T.LlavaNextProcessor(T.LlavaNextImageProcessor(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32), image_grid_pinpoints=grids), tokenizer, **shared)
+    else:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token, pad_token=tokenizer.pad_token)   # without an image token of its own
+        tokenizer.add_special_tokens(dict(additional_special_tokens=['<|vision_start|>', '<|image_pad|>', '<|vision_end|>', '<|video_pad|>']))
+        start, image, end, video = tokenizer.convert_tokens_to_ids(['<|vision_start|>', '<|image_pad|>', '<|vision_end|>', '<|video_pad|>'])
+        ids = dict(image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end)
+        text |= dict(rope_parameters=dict(rope_type='default', rope_theta=1e4, mrope_section=[1, 1, 2]))
+        if kind == 'qwen2_vl':
+            model = T.Qwen2VLForConditionalGeneration(T.Qwen2VLConfig(text_config=text, vision_config=dict(depth=1, embed_dim=32, num_heads=2, hidden_size=32, patch_size=8), **ids))
+            make = T.Qwen2VLProcessor
+        else:
+            model = T.Qwen2_5_VLForConditionalGeneration(T.Qwen2_5_VLConfig(text_config=text, vision_config=dict(depth=1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=32, patch_size=8, window_size=32, fullatt_block_indexes=[0]), **ids))
+            make = T.Qwen2_5_VLProcessor
+        pixels = T.Qwen2VLImageProcessor(patch_size=8, merge_size=2, min_pixels=32*32, max_pixels=96*96)
+        processor = make(pixels, tokenizer, T.Qwen2VLVideoProcessor(patch_size=8, merge_size=2), chat_template=_said.replace('IMAGE', '<|vision_start|><|image_pad|><|vision_end|>'))
+    model.eval().save_pretrained(folder); processor.save_pretrained(folder)
+    return folder
