@@ -402,11 +402,10 @@ def _ground(
     model: Annotated[str, typer.Option(metavar='DIR', help='A trained F-LMM; by default the one that ships.')] = None,
     lmm: Annotated[str, typer.Option(metavar='M', help='Multimodal model: a name that ships, a folder or a hub id; by default the one that the F-LMM was made for.')] = None,
     sam: Annotated[str, typer.Option(metavar='S', help='SAM, likewise; or a checkpoint file.')] = None,
-    threshold: Annotated[float, typer.Option(metavar='P', min=0, max=1, help='Phrases that score less are called absent.')] = .7,
     device: Annotated[str, _model['device']] = None,
     dtype: Annotated[str, _model['dtype']] = None,
 ) -> int:
-    "Find what phrases name in an image. A line 'PHRASE: share of the image, score' for each, an overlay, and a mask for each."
+    "Find what phrases name in an image. A line for each, an overlay, and a mask for each; says where the model doubts that a phrase is in the image at all."
     from frozen_nb.frozen import BadInput
     from frozen_nb.zoo import load_lmm, load_sam, open_image
     opened, out = open_image(image), out or Path(f'{Path(image).stem}-grounded.png')
@@ -415,10 +414,10 @@ def _ground(
     from frozen_nb.flmm import load_grounder, overlay
     grounder = load_grounder(model, lmm and load_lmm(lmm, dtype, device), sam and load_sam(sam, dtype, device), device, dtype)
     found = grounder.ground(opened, phrases)
-    overlay(opened, [f for f in found if f.score >= threshold]).save(out)
-    for n, f in enumerate(found, 1):
-        if there := f.score >= threshold: f.image.save(out.with_name(f'{out.stem}-{n}.png'))
-        print(f"{f.phrase}: {f'{f.mask.mean():.0%} of the image' if there else 'not in the image'}, score {f.score:.2f}")
+    overlay(opened, found).save(out)
+    for n, (f, there) in enumerate(zip(found, grounder.presence(opened, phrases)), 1):
+        f.image.save(out.with_name(f'{out.stem}-{n}.png'))
+        print(f"{f.phrase}: {f.mask.mean():.0%} of the image, {out.stem}-{n}.png{'' if there >= .5 else f'; but asked whether it is there, the model says no (yes: {there:.2f})'}")
     return 0
 
 # %% ../nbs/90_cli.ipynb #f1t00001

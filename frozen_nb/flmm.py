@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['QUESTION', 'REFER', 'HEADS', 'RECIPE', 'COLOURS_OF_MASKS', 'Spoken', 'image_grids', 'pad_square', 'unpad', 'speak',
            'Phrases', 'read_phrases', 'generate_rows', 'UNet', 'FCN', 'Conv', 'MaskHead', 'mask_losses', 'mask_boxes',
-           'Refiner', 'FLMM', 'flmm_loss', 'Grounding', 'capital', 'referring_set', 'narrative_set', 'GroundingData',
+           'Refiner', 'FLMM', 'flmm_loss', 'Grounding', 'referring_set', 'narrative_set', 'GroundingData',
            'grounding_data', 'fit_flmm', 'new_flmm', 'word_states', 'fit_selector', 'keywords', 'Found', 'Answer',
            'Grounder', 'overlay', 'save_flmm', 'load_grounder', 'read_coco', 'read_refcoco', 'read_narratives']
 
 # %% ../nbs/12_flmm.ipynb #flm00002
-import copy, json, math, pickle
+import copy, json, math, pickle, re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,10 +40,6 @@ class Spoken:
     inputs: dict  # what the model is called with
     tokens: list  # B lists with the positions of the tokens of each phrase
     grids: list   # B lists of index tensors (h, w): the position of each place of the image; where a model looks twice, the coarse one first
-
-def _messages(question, answer=None):
-    said = [] if answer is None else [dict(role='assistant', content=[dict(type='text', text=answer)])]
-    return [dict(role='user', content=[dict(type='image'), dict(type='text', text=question)]), *said]
 
 # %% ../nbs/12_flmm.ipynb #flm00015
 def image_grids(
@@ -96,6 +92,7 @@ def unpad(
     return F.grid_sample(x[:, None], F.affine_grid(theta, (len(x), 1, h, w), align_corners=False), align_corners=False)[:, 0]
 
 def _padded(lmm): return type(lmm.model).__name__ == 'LlavaForConditionalGeneration'
+def _shown(lmm, images): return [pad_square(im) for im in images] if _padded(lmm) else images
 
 # %% ../nbs/12_flmm.ipynb #flm00018
 def _places(spans, text, lo, hi):
@@ -106,6 +103,7 @@ def _places(spans, text, lo, hi):
         if not found or not text[start:end].strip(): raise BadInput(f'the phrase {text[start:end]!r} has no token of its own; give words')
         yield found
 
+# %% ../nbs/12_flmm.ipynb #flm00a18
 def speak(
     lmm,               # an `LMM`
     images,            # B PIL images
@@ -115,20 +113,20 @@ def speak(
 )->Spoken:
     "Images and texts as one batch, and where phrases and images are in it. Raises `BadInput` for a phrase that is not in its text and a text that is too long."
     asked = [question]*len(images) if isinstance(question, str) else question
-    whole = [lmm.processor.apply_chat_template(_messages(q, t)) for q, t in zip(asked, texts)]
+    whole = [lmm.processor.apply_chat_template(messages(q, t)) for q, t in zip(asked, texts)]
     starts = [w.rfind(t) for w, t in zip(whole, texts)]
     lost = [t for t, at in zip(texts, starts) if at < 0 or not t.strip()]
     if lost: raise BadInput(f'{lmm.name}: {lost[0][:60]!r} is not left as it is by the chat template; give a text with words and without space around it')
-    inputs = lmm.processor(images=[pad_square(im) if _padded(lmm) else to_rgb(im) for im in images], text=whole, return_tensors='pt', padding=True, return_offsets_mapping=True)
-    offsets, mark = inputs.pop('offset_mapping'), lmm.processor.image_token                             # (B, L, 2)
+    inputs = lmm.inputs(_shown(lmm, images), whole, return_offsets_mapping=True)
+    offsets, mark = inputs.pop('offset_mapping').cpu(), lmm.processor.image_token                       # (B, L, 2)
     limit, L = getattr(lmm.model.config.get_text_config(), 'max_position_embeddings', None), inputs['input_ids'].shape[1]
     if limit and L > limit: raise BadInput(f'{L} tokens do not fit into the {limit} of {lmm.name}: shorten the text')
     grids, tokens = image_grids(lmm, inputs), []
     for b, text in enumerate(texts):
         added = (inputs['input_ids'][b] == lmm.model.config.image_token_id).sum().item() - whole[b].count(mark)
         lo, hi = (offsets[b] - added*len(mark) - starts[b]).T                                            # characters of the text
-        tokens.append(list(_places(spans[b], text, lo, torch.where(inputs['attention_mask'][b] > 0, hi, lo))))
-    return Spoken({k: v.to(lmm.device, lmm.dtype) if v.is_floating_point() else v.to(lmm.device) for k, v in inputs.items()}, tokens, grids)
+        tokens.append(list(_places(spans[b], text, lo, torch.where(inputs['attention_mask'][b].cpu() > 0, hi, lo))))
+    return Spoken(inputs, tokens, grids)
 
 # %% ../nbs/12_flmm.ipynb #flm00021
 @dataclass
@@ -160,6 +158,7 @@ def _index(lists):
     "Lists of positions as one (B, n) index padded with -1."
     return torch.nn.utils.rnn.pad_sequence([torch.as_tensor(x) for x in lists], True, -1)
 
+# %% ../nbs/12_flmm.ipynb #flm00a22
 @torch.no_grad()
 def read_phrases(
     lmm,           # a frozen `LMM`
@@ -190,9 +189,7 @@ def generate_rows(
     max_new_tokens=80,
 )->tuple:               # ids (n,) of the tokens that were fed back, and their rows (M, N, n, h*w)
     "Answer a question, and keep the attention from each word of the answer to the image."
-    prompt = lmm.processor.apply_chat_template(_messages(question), add_generation_prompt=True)
-    inputs = lmm.processor(images=[pad_square(image) if _padded(lmm) else to_rgb(image)], text=[prompt], return_tensors='pt')
-    inputs = {k: v.to(lmm.device, lmm.dtype) if v.is_floating_point() else v.to(lmm.device) for k, v in inputs.items()}
+    inputs = lmm.inputs(_shown(lmm, [image]), [lmm.processor.apply_chat_template(messages(question), add_generation_prompt=True)])
     P, grid = inputs['input_ids'].shape[1], image_grids(lmm, inputs)[0][-1]
     with attention_rows(lmm.model, slice(P, None), grid.flatten()) as seen:
         ids = lmm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[0, P:-1]      # the last one was never fed back
@@ -223,6 +220,7 @@ class UNet(nn.Module):
             x = join(torch.cat([skip, up(F.interpolate(x, scale_factor=2, mode='bilinear'))], 1))
         return self.out(x)[:, 0, :h, :w]
 
+# %% ../nbs/12_flmm.ipynb #flm00a31
 class FCN(nn.Module):
     "Eight 3 x 3 convolutions, as many channels in each: (K, channels, h, w) -> (K, h, w)."
     def __init__(self, channels, width=256, layers=8):
@@ -282,6 +280,7 @@ def mask_boxes(
     box = torch.stack([columns.argmax(1), rows.argmax(1), last(columns), last(rows)], 1).float()
     return torch.where(rows.any(1)[:, None], box, box.new_tensor([0, 0, W, H]))
 
+# %% ../nbs/12_flmm.ipynb #flm00a41
 class Refiner(nn.Module):
     "SAM's prompt encoder and mask decoder, prompted by a phrase."
     def __init__(self,
@@ -300,7 +299,8 @@ class Refiner(nn.Module):
         "Logits (K, h, w) as the mask prompt, `fit` = (width, height) of the image in SAM's square: (K, c, g, g)."
         if not self.config['mask']: return self.prompts.no_mask_embed.weight.view(1, -1, 1, 1).expand(len(logits), -1, *self.prompts.image_embedding_size)
         x = F.interpolate(logits[:, None].float(), fit[::-1], mode='bilinear')
-        x = F.pad(x, (0, self.size - fit[0], 0, self.size - fit[1]), value=min(-1., x.min().item()))
+        outside = x.detach().amin((2, 3), keepdim=True).clamp(max=-1).expand(-1, -1, self.size, self.size)    # beside the image there is nothing
+        x = F.pad(x, (0, self.size - fit[0], 0, self.size - fit[1])).where(F.pad(torch.ones_like(x), (0, self.size - fit[0], 0, self.size - fit[1])) > 0, outside)
         return self.prompts.mask_downscaling(F.interpolate(x, self.prompts.mask_input_size, mode='bilinear'))
 
     def sparse(self, boxes, states):
@@ -333,10 +333,11 @@ class FLMM(nn.Module):
         refiner=None,  # a `Refiner`; None: the head's mask is the mask
         selector=None, # a linear layer, d -> 1
         padded=True,   # whether maps are of the image padded to a square
+        merge='mean',  # how the rows of a phrase's tokens were merged
         **made_for,    # what it belongs to: lmm, lmm_fingerprint, sam, sam_fingerprint
     ):
         super().__init__()
-        self.head, self.refiner, self.selector, self.padded, self.made_for = head, refiner, selector, padded, made_for
+        self.head, self.refiner, self.selector, self.padded, self.merge, self.made_for = head, refiner, selector, padded, merge, made_for
 
     def forward(self,
         phrases,  # `Phrases` on images of one size
@@ -354,6 +355,7 @@ class FLMM(nn.Module):
         coarse = torch.cat([F.interpolate(a[:, None], size[::-1], mode='bilinear')[:, 0] for a, _ in found])
         return coarse, None if self.refiner is None else torch.cat([b for _, b in found])
 
+# %% ../nbs/12_flmm.ipynb #flm00a47
 def flmm_loss(
     model, # an `FLMM`
     batch, # {'maps', 'states', 'lengths', 'masks' (K, H, W), and 'features' for a refiner}
@@ -378,8 +380,7 @@ class Grounding:
 
     def open(self): return self.image() if callable(self.image) else self.image
 
-def capital(text): return text[0].upper() + text[1:]
-
+# %% ../nbs/12_flmm.ipynb #flm00a51
 def referring_set(
     n,             # scenes
     split='train', # which split
@@ -396,6 +397,7 @@ def referring_set(
                 for r in referrals(s, flavour)]
     return out
 
+# %% ../nbs/12_flmm.ipynb #flm00b51
 def narrative_set(
     n,             # scenes
     split='train', # which split
@@ -429,6 +431,7 @@ class GroundingData:
         out = dict(vars(self.phrases[torch.from_numpy(i)]), masks=torch.from_numpy(np.stack([self.masks[k] for k in i])))
         return out if self.features is None else out | dict(features=self.features[self.image[i]].float())
 
+# %% ../nbs/12_flmm.ipynb #flm00a54
 def _rows(lmm, examples, merge, T):
     "A function that computes the rows of some phrases: maps, states and length, flat, in half precision."
     owner = [(e, k) for e in examples for k in range(len(e.spans))]
@@ -445,6 +448,7 @@ def _rows(lmm, examples, merge, T):
         return torch.stack([out[j] for j in todo])
     return compute
 
+# %% ../nbs/12_flmm.ipynb #flm00b54
 def grounding_data(
     lmm,          # a frozen `LMM`
     examples,     # list of `Grounding`
@@ -459,13 +463,11 @@ def grounding_data(
     if other_images is not None: examples = [Grounding(o.image, e.text, e.spans, e.masks, e.kinds, f'{e.name} as {o.name}', e.question) for e, o in zip(examples, other_images)]
     lengths = [len(lmm.tokenizer(e.text[a:b], add_special_tokens=False).input_ids) + 2 for e in examples for a, b in e.spans]
     T, (h, w) = -(-max(lengths)//8)*8, read_phrases(lmm, speak(lmm, [examples[0].open()], [examples[0].text], [examples[0].spans[:1]]))[0].maps.shape[2:]
-    key = dict(lmm=lmm.fingerprint, dtype=str(lmm.dtype), device=lmm.device.type, merge=merge, tokens=T, what='phrases of F-LMM')
-    rows = store.features(key, [f'{e.name} {e.question} {e.text} {a} {b}' for e in examples for a, b in e.spans], _rows(lmm, examples, merge, T), progress=progress)[:]
+    rows = store.features(feature_key(lmm, merge=merge, tokens=T), [f'{e.name} {e.question} {e.text} {a} {b}' for e in examples for a, b in e.spans], _rows(lmm, examples, merge, T), progress=progress)[:]
     states = T*lmm.depth*lmm.width
     maps, states, n = rows[:, :-1 - states].unflatten(1, (-1, h, w)).float(), rows[:, -1 - states:-1].unflatten(1, (T, lmm.depth, lmm.width)), rows[:, -1].long()
     names = {e.name: e for e in examples}; number = {name: i for i, name in enumerate(names)}
-    features = None if sam is None else store.features(dict(sam=sam.fingerprint, dtype=str(sam.dtype), device=sam.device.type), list(names),
-        lambda todo: sam.encode([list(names.values())[j].open() for j in todo]).half().cpu(), shard_size=64, progress=progress)[:]
+    features = None if sam is None else encode_images(sam, lambda i: list(names.values())[i].open(), list(names), store, batch_size=16, progress=progress)[:]
     return GroundingData(Phrases(maps, states, n), [m for e in examples for m in e.masks], [k for e in examples for k in e.kinds], np.array([number[e.name] for e in examples for _ in e.spans]), features)
 
 # %% ../nbs/12_flmm.ipynb #flm00056
@@ -490,12 +492,14 @@ def fit_flmm(
         return data.batch(rng.choice(g, min(batch_size, len(g)), replace=False))
     return train(model, batches, flmm_loss, config, frozen=frozen, folder=folder, progress=progress, desc='F-LMM')
 
+# %% ../nbs/12_flmm.ipynb #flm00a56
 def new_flmm(
     lmm,           # an `LMM`
     sam=None,      # a `SAM`, for a refiner
     seed=0,
     kind='unet', width=32, upsample=32, # of the head
     channels=None, # attention maps; None: layers times heads
+    merge='mean',  # of the rows of a phrase's tokens, as in `grounding_data`
     **prompts,     # of the refiner: mask, box, text
 )->FLMM:
     "An untrained F-LMM for these frozen models."
@@ -503,7 +507,7 @@ def new_flmm(
         head = MaskHead(channels or lmm.depth*lmm.heads, kind, width, upsample)
         refiner = None if sam is None else Refiner(sam, lmm.width, lmm.depth, **prompts)
         named = dict(lmm=lmm.name, lmm_fingerprint=lmm.fingerprint) | ({} if sam is None else dict(sam=sam.name, sam_fingerprint=sam.fingerprint))
-        return FLMM(head, refiner, nn.Linear(lmm.width, 1), _padded(lmm), **named)
+        return FLMM(head, refiner, nn.Linear(lmm.width, 1), _padded(lmm), merge, **named)
 
 # %% ../nbs/12_flmm.ipynb #flm00101
 @torch.no_grad()
@@ -523,6 +527,7 @@ def word_states(
         out.append((states[b, at], list(zip(edges, edges[1:]))))
     return out
 
+# %% ../nbs/12_flmm.ipynb #flm00a01
 def fit_selector(
     model,    # an `FLMM`; its selector is trained
     lmm,      # a frozen `LMM`
@@ -542,6 +547,7 @@ def fit_selector(
         return x[i], y[i]
     return train(model.selector, batches, lambda layer, b: F.binary_cross_entropy_with_logits(layer(b[0])[:, 0], b[1]), TrainConfig(steps, 1e-2, seed=seed), progress=False)
 
+# %% ../nbs/12_flmm.ipynb #flm00b01
 def keywords(
     scores,        # (n,) from 0 to 1, one a token
     edges,         # n pairs (start, end) in the text
@@ -564,7 +570,7 @@ class Found:
     phrase: str
     span: tuple       # (start, end) in the text
     mask: np.ndarray  # (H, W) bool
-    score: float      # from 0 to 1: the mean probability inside the mask; 0 where it is empty
+    score: float      # from 0 to 1: the mean probability inside the mask, which says how sure its outline is, and not that the thing is there; 0 where it is empty
 
     @property
     def image(self): return Image.fromarray(self.mask.astype(np.uint8)*255)
@@ -575,6 +581,7 @@ class Answer:
     text: str
     found: list       # of `Found`
 
+# %% ../nbs/12_flmm.ipynb #flm00a04
 class Grounder:
     "A frozen LMM, a frozen SAM, and what F-LMM trained on them."
     def __init__(self,
@@ -590,20 +597,37 @@ class Grounder:
         self.flmm, self.lmm, self.sam = flmm.eval(), lmm, sam
 
     @torch.no_grad()
+    def _find(self, image, texts, spans, question):
+        "Masks for characters of texts about one image, which is encoded once: a list of `Found`."
+        phrases = Phrases.join(read_phrases(self.lmm, speak(self.lmm, [image]*len(texts), texts, spans, question), self.flmm.merge))
+        features = None if self.flmm.refiner is None else self.sam.encode(self.sam.preprocess([image])).float().cpu().expand(len(phrases), -1, -1, -1)
+        coarse, fine = self.flmm.masks(phrases, features, image.size)
+        p, named = (coarse if fine is None else fine).sigmoid().numpy(), [(t, span) for t, each in zip(texts, spans) for span in each]
+        return [Found(t[a:b], (a, b), m > .5, float(m[m > .5].mean()) if (m > .5).any() else 0.) for (t, (a, b)), m in zip(named, p)]
+
     def spans(self, image, text, spans, question=QUESTION):
         "Masks for characters of a text that the LMM is made to say: a list of `Found`."
-        phrases = read_phrases(self.lmm, speak(self.lmm, [image], [text], [spans], question))[0]
-        features = None if self.flmm.refiner is None else self.sam.encode([image]).float().cpu().expand(len(spans), -1, -1, -1)
-        coarse, fine = self.flmm.masks(phrases, features, image.size)
-        p = (coarse if fine is None else fine).sigmoid().numpy()
-        return [Found(text[a:b], (a, b), m > .5, float(m[m > .5].mean()) if (m > .5).any() else 0.) for (a, b), m in zip(spans, p)]
+        return self._find(image, [text], [spans], question)
 
     def ground(self, image, phrases, question=REFER):
         "A mask for each phrase, spoken by itself: a list of `Found`. Raises `BadInput` for an empty phrase."
-        empty = [p for p in phrases if not p.strip()]
-        if empty or not len(phrases): raise BadInput('an empty phrase has no place; give words such as "the red fox"')
-        found = [self.spans(image, capital(p.strip()), [(0, len(p.strip()))], question)[0] for p in phrases]
-        return [replace(f, phrase=p.strip()) for f, p in zip(found, phrases)]
+        words = self._words(phrases)
+        found = self._find(image, [capital(w) for w in words], [[(0, len(w))] for w in words], question)
+        return [replace(f, phrase=w) for f, w in zip(found, words)]
+
+    def _words(self, phrases):
+        if not len(phrases) or not all(p.strip() for p in phrases): raise BadInput('an empty phrase has no place; give words such as "the red fox"')
+        return [p.strip() for p in phrases]
+
+    @torch.no_grad()
+    def presence(self, image, phrases):
+        "How likely the frozen LMM is to answer yes, and not no, when it is asked whether each phrase is in the image: (K,), from 0 to 1."
+        asked = [f'Is there {an(re.sub("^(the|an?) ", "", w, flags=re.I))}?' for w in self._words(phrases)]
+        both = [speak(self.lmm, [image]*len(asked), [word]*len(asked), [[(0, len(word))]]*len(asked), asked) for word in ('Yes.', 'No.')]
+        first, rows = torch.tensor([at[0] for (at,) in both[0].tokens]), torch.arange(len(asked))            # where the answer begins; the same for both
+        ids = torch.stack([b.inputs['input_ids'].cpu()[rows, first] for b in both], 1)                       # (K, 2)
+        logits = self.lmm.model(**both[0].inputs).logits.float().cpu()[rows, first - 1]                      # (K, vocabulary)
+        return logits.gather(1, ids).softmax(1)[:, 0].numpy()
 
     def within(self, image, text, phrases, question=QUESTION):
         "A mask for each phrase of a text. Raises `BadInput` for a phrase that is not in it."
@@ -613,7 +637,7 @@ class Grounder:
 
     def converse(self, image, question=QUESTION, max_new_tokens=80):
         "Ask, and get a mask for each noun phrase of the answer: an `Answer`."
-        text = self.lmm.answer([pad_square(image) if _padded(self.lmm) else image], question, max_new_tokens)[0]
+        text = self.lmm.answer(_shown(self.lmm, [image]), question, max_new_tokens)[0]
         if not text: return Answer(text, [])
         (states, edges), = word_states(self.lmm, [image], [text], question)
         with torch.no_grad(): spans = keywords(self.flmm.selector(states)[:, 0].sigmoid().tolist(), edges, text)
@@ -637,7 +661,7 @@ def save_flmm(
     folder, # where `config.json` and `model.safetensors` go
 )->Path:
     "Save what was trained, in half precision; the folder appears whole or not at all."
-    config = dict(kind='FLMM', head=model.head.config, refiner=model.refiner and model.refiner.config, selector=model.selector is not None, padded=model.padded, **model.made_for)
+    config = dict(kind='FLMM', head=model.head.config, refiner=model.refiner and model.refiner.config, selector=model.selector is not None, padded=model.padded, merge=model.merge, **model.made_for)
     return write_folder(folder, {k: t.half() for k, t in model.state_dict().items()}, config)
 
 def load_grounder(
@@ -649,12 +673,12 @@ def load_grounder(
     "A trained F-LMM with its frozen models. Raises `BadInput` if it was made for others, or is damaged."
     folder = Path(folder or data_path('zoo', 'flmm'))
     config, weights = read_folder(folder, 'F-LMM')
-    try: head, refiner = MaskHead(**config['head']), config['refiner']
+    try: head, refiner, _ = MaskHead(**config['head']), config['refiner'], [config[k] for k in ('selector', 'padded', 'merge', 'lmm')]
     except (KeyError, TypeError): raise BadInput(f'{folder/"config.json"}: not the configuration of an F-LMM: train or download it again') from None
     lmm = lmm or load_lmm(config['lmm'], dtype, device)
     if refiner: sam = sam or load_sam(config['sam'], dtype, device)
-    made_for = {k: v for k, v in config.items() if k not in ('kind', 'head', 'refiner', 'selector', 'padded')}
-    model = FLMM(head, refiner and Refiner(sam, **refiner), nn.Linear(lmm.width, 1) if config['selector'] else None, config['padded'], **made_for)
+    made_for = {k: v for k, v in config.items() if k not in ('kind', 'head', 'refiner', 'selector', 'padded', 'merge')}
+    model = FLMM(head, refiner and Refiner(sam, **refiner), nn.Linear(lmm.width, 1) if config['selector'] else None, config['padded'], config['merge'], **made_for)
     grounder = Grounder(freeze(model), lmm, sam)
     try: model.load_state_dict({k: t.float() for k, t in weights.items()})
     except RuntimeError as e: raise BadInput(f'{folder/"model.safetensors"}: {str(e).splitlines()[1].strip()}; train or download it again') from None
@@ -680,6 +704,7 @@ def _references(path):
     if not good: raise BadInput(f'{path}: not a list of references, each with image_id, ann_id, split and sentences')
     return found
 
+# %% ../nbs/12_flmm.ipynb #flma0131
 class _Instances:
     "COCO's instances: masks by number, and the images they are in."
     def __init__(self, path, images):
@@ -700,6 +725,7 @@ class _Instances:
         path = self.folder/self.images[image_id]['file_name']
         return Grounding(lambda: open_image(path), capital(text), [(0, len(text))], np.stack(masks), tuple(kinds), str(path), REFER)
 
+# %% ../nbs/12_flmm.ipynb #flmb0131
 def read_coco(
     instances, # a JSON file with COCO's instances
     images,    # the folder of the images
@@ -711,6 +737,7 @@ def read_coco(
     return [data.grounding(image, f'the {data.names[category]}', [np.any([data.mask(i) for i in ids], 0)], [{'thing', 'plural' if len(ids) > 1 else 'singular'}])
             for (image, category), ids in sorted(groups.items())]
 
+# %% ../nbs/12_flmm.ipynb #flmc0131
 def read_refcoco(
     refs,          # RefCOCO's `refs(unc).p` or the like, or its content as JSON
     instances,     # `instances.json` beside it
@@ -722,6 +749,7 @@ def read_refcoco(
     if not any(r['split'] == split for r in found): raise BadInput(f'{refs}: no split {split!r}; it has {", ".join(sorted({r["split"] for r in found}))}')
     return [data.grounding(r['image_id'], s['sent'].strip(), [data.mask(r['ann_id'])], [{'thing', 'singular'}]) for r in found if r['split'] == split for s in r['sentences'] if s['sent'].strip()]
 
+# %% ../nbs/12_flmm.ipynb #flmd0131
 def read_narratives(
     narratives, # `png_coco_*.json`
     panoptic,   # `panoptic_*.json` of COCO

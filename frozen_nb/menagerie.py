@@ -7,8 +7,8 @@ __all__ = ['VISIBLE', 'TOLD', 'TRAITS', 'SPECIES', 'COLOURS', 'HABITATS', 'SIZES
            'LOOKALIKES', 'SPLITS', 'COLOUR_RGB', 'PAINTS', 'PLANS', 'SPANS', 'SKY', 'NIGHT_SKY', 'WATER', 'GROUND',
            'STUFF', 'SHADE', 'NAMES', 'NEW_NAMES', 'THINGS', 'FOODS', 'MOODS', 'NEEDS', 'MCQ_SETS', 'DOCUMENT_KINDS',
            'Species', 'ancestors', 'Animal', 'Scene', 'held_out', 'split_bucket', 'scene', 'paints', 'Part', 'Plan',
-           'Anatomy', 'sprite', 'Scenery', 'SceneMasks', 'render', 'draw', 'masks', 'an', 'relation', 'phrase',
-           'caption', 'captions', 'Referral', 'referrals', 'Narrative', 'narrative', 'Question', 'questions',
+           'Anatomy', 'sprite', 'Scenery', 'SceneMasks', 'render', 'draw', 'masks', 'an', 'capital', 'relation',
+           'phrase', 'caption', 'captions', 'Referral', 'referrals', 'Narrative', 'narrative', 'Question', 'questions',
            'conversation', 'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
 
 # %% ../nbs/01_menagerie.ipynb #2a51955f
@@ -822,8 +822,13 @@ def an(
     "The phrase with its indefinite article."
     return f'an {words}' if words[0] in 'aeiou' else f'a {words}'
 
+def capital(
+    text,
+)->str:
+    "The text with a capital letter in front; the rest stays as it is."
+    return text[:1].upper() + text[1:]
+
 def _plural(word): return {'wolf': 'wolves', 'fox': 'foxes', 'ostrich': 'ostriches', 'sheep': 'sheep', 'deer': 'deer'}.get(word, word + 's')
-def _cap(text): return text[0].upper() + text[1:]
 def _side(a): return 'in the middle' if a.position == 'middle' else f'on the {a.position}'
 def _listed(parts): return parts[0] if len(parts) == 1 else f'{", ".join(parts[:-1])} and {parts[-1]}'
 
@@ -997,18 +1002,18 @@ def _exchange(rng, s):
     kind = rng.choice(('describe', 'describe', 'caption', 'name', 'about', 'about', 'which', 'question', 'question', 'question'))
     ask = rng.choice(_asking.get(kind, ('',)))
     if kind == 'describe': return ask, narrative(s).text
-    if kind == 'caption': return ask, _cap(caption(s, rng)) + '.'
+    if kind == 'caption': return ask, capital(caption(s, rng)) + '.'
     if kind in ('name', 'about') and (found := referrals(s, rng.choice(tuple(_flavours)))):
         r = rng.choice(found); a = s.animals[r.target]
         told = f'{an(phrase(a))} {_side(a)}, facing {a.facing}.'
-        return (ask, f'{_cap(r.text)}: {told}') if kind == 'name' else (ask.format(r.text), _cap(told))
+        return (ask, f'{capital(r.text)}: {told}') if kind == 'name' else (ask.format(r.text), capital(told))
     if kind == 'which':
         alone = [(t, a) for t in TRAITS for a in s.animals if [b for b in s.animals if t in b.kind.traits] == [a]]
         if alone:
             t, a = rng.choice(alone)
             return f'Which animal {f"has {t}" if t in VISIBLE else t}?', f'The {phrase(a)} {_side(a)}.'
     q = rng.choice(questions(s))
-    return _cap(q.question), _cap(q.answer) + '.'
+    return capital(q.question), capital(q.answer) + '.'
 
 def conversation(
     s,         # a `Scene`
@@ -1042,7 +1047,7 @@ def _statement(rng, species, trait, true=True):
     verb, rest = trait.split(' ', 1)
     return f'the {species} {"is not" if verb == "is" else "does not " + _verbs[verb]} {rest}.'
 
-def _join(sentences, sep=' '): return sep.join(_cap(s) for s in sentences)
+def _join(sentences, sep=' '): return sep.join(capital(s) for s in sentences)
 
 # %% ../nbs/01_menagerie.ipynb #42f7ef99
 def _encyclopedia(rng, names):
@@ -1088,7 +1093,7 @@ def _told(rng, names, s=None):
     parts = [lead + _facts(rng, s)]
     if rng.random() < .5: parts += _asks(rng, s, rng.randint(1, 4))
     if rng.random() < .2: parts.append(narrative(s).text)
-    if rng.random() < .25: parts.append(f'Which one? {_cap(r.text)}: {phrase(s.animals[r.target])}.' if (r := next(iter(referrals(s, rng.choice(tuple(_flavours)))), None)) else '')
+    if rng.random() < .25: parts.append(f'Which one? {capital(r.text)}: {phrase(s.animals[r.target])}.' if (r := next(iter(referrals(s, rng.choice(tuple(_flavours)))), None)) else '')
     if len(parts) == 1 or rng.random() < .6: parts.append(f'{rng.choice(("A picture of", "A picture of", "A picture of", "Caption:", "We see"))} {caption(s, rng, full=rng.random() < .8)}')
     return rng.choice((' ', '\n')).join(p for p in parts if p)
 
@@ -1112,7 +1117,7 @@ def _talk(rng, names):
     lines = [f'{q}: {_facts(rng, s)}'] if rng.random() < .6 else [f'{p}: What do you see?', f'{q}: I see {caption(s, rng)}.']
     for x in rng.sample(questions(s), rng.randint(2, 5)):
         reply = {'yes': 'Yes, it is so.', 'no': 'No, it is not.'}.get(x.answer) if x.kind in ('yesno', 'property') else None
-        lines += [f'{p}: {_cap(x.question)}', f'{q}: {reply or _cap(x.answer) + "."}']
+        lines += [f'{p}: {capital(x.question)}', f'{q}: {reply or capital(x.answer) + "."}']
     lines.append(f'{p}: So it is a picture of {caption(s, rng)}.')
     return '\n'.join(lines)
 
@@ -1214,7 +1219,7 @@ def _echo(rng, names):
         line = ', '.join(rng.choice(kinds[rng.choice(said)]) for _ in range(rng.randint(3, 8)))
         return f'List: {line}. {rng.choice(("Again", "The same list", "Once more"))}: {line}.'
     if form == 'twice': return ' '.join(f'{w} {w}' for w in (rng.choice(kinds[rng.choice(said)]) for _ in range(rng.randint(4, 10))))
-    return ' '.join(words.values()) + '. ' + ' '.join(f'{_cap(k)}? {words[k]}.' for k in rng.sample(said, len(said)))
+    return ' '.join(words.values()) + '. ' + ' '.join(f'{capital(k)}? {words[k]}.' for k in rng.sample(said, len(said)))
 
 # %% ../nbs/01_menagerie.ipynb #5ec9cb8a
 NEEDS = {'cross a deep river': 'swims well', 'win a race': 'runs fast', 'reach a nest in a tree': 'climbs trees', 'bring a child to school': 'carries people',

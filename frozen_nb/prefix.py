@@ -74,6 +74,7 @@ def write_folder(
     else: os.replace(tmp, folder)
     return folder
 
+# %% ../nbs/09_prefix.ipynb #4a9067a3
 def read_folder(
     folder,  # made by `write_folder`
     what,    # what it is, for the messages
@@ -84,6 +85,7 @@ def read_folder(
     try: return json.loads((folder/(name := 'config.json')).read_text()), load_file(folder/(name := 'model.safetensors'))
     except Exception as e: raise BadInput(f'the {what} in {folder} cannot be read ({name}: {type(e).__name__}): train or download it again') from e
 
+# %% ../nbs/09_prefix.ipynb #4a9067b3
 def save_map(
     linear_map, # a `LinearMap`; it is folded first
     folder,     # where `config.json` and `model.safetensors` go
@@ -93,6 +95,7 @@ def save_map(
     config = dict(kind='LinearMap', width_in=m.linear.in_features, width_out=m.width_out, out_tokens=m.out_tokens, **m.made_for)
     return write_folder(folder, {'weight': m.linear.weight, 'bias': m.linear.bias}, config)
 
+# %% ../nbs/09_prefix.ipynb #4a9067c3
 def load_map(
     folder,       # made by `save_map`
     encoder=None, # the `Encoder` it will be used with; checked if given

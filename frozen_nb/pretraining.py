@@ -403,10 +403,11 @@ def lmm_probes(
         out[f'{a} in a caption'] = _interval([(s.habitat if a == 'habitat' else getattr(s.animals[0], a)) in c.lower().replace('.', '').split() for s, c in zip(scenes, said)])
     scenes = [scene(i, 'test') for i in range(n)]
     asked = [(s, q) for i, s in enumerate(scenes) for q in questions(s)[:2]]
-    right = [c.lower().strip(' .') == q.answer for (s, q), c in zip(asked, lmm.answer([draw(s, SIDE) for s, _ in asked], [q.question[0].upper() + q.question[1:] for _, q in asked]))]
+    right = [c.lower().strip(' .') == q.answer for (s, q), c in zip(asked, lmm.answer([draw(s, SIDE) for s, _ in asked], [capital(q.question) for _, q in asked]))]
     for kind in sorted({q.kind for _, q in asked}): out[f'questions: {kind}'] = _interval([r for r, (_, q) in zip(right, asked) if q.kind == kind])
     return out
 
+# %% ../nbs/08_pretraining.ipynb #prb000a1
 @torch.no_grad()
 def sam_probes(
     sam,   # a `SAM`
@@ -414,7 +415,7 @@ def sam_probes(
 ):
     "IoU of the mask for an animal from a point, a box, and a coarse mask: the `probes` of a card."
     drawn = [owners(scene(i, 'test', n_animals=1), sam.size) for i in range(n)]
-    x, p = sam.encode([Image.fromarray(image) for image, _ in drawn]), sam.model.prompt_encoder
+    x, p = sam.encode(sam.preprocess([Image.fromarray(image) for image, _ in drawn])), sam.model.prompt_encoder
     true = torch.from_numpy(np.stack([o == 3 for _, o in drawn])); ys, xs = true.any(2).float(), true.any(1).float()
     rng = np.random.default_rng(0)
     points = torch.from_numpy(np.stack([rng.permutation(np.argwhere(m.numpy())[:, ::-1])[0] + .5 for m in true])).float()
@@ -428,7 +429,7 @@ def sam_probes(
 # %% ../nbs/08_pretraining.ipynb #lmm00001
 from transformers import AutoConfig, CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from .zoo import LMM, clip_vision_model, find_model, load_lmm, load_sam, sam_model
+from .zoo import LMM, clip_vision_model, find_model, load_lmm, load_sam, messages, sam_model
 
 CHAT = """{%- for message in messages -%}
 {{- message.role.capitalize() + ':' -}}
@@ -445,6 +446,7 @@ def lmm_processor(
     pixels = CLIPImageProcessor(size=dict(height=SIDE, width=SIDE), do_center_crop=False, image_mean=list(MEAN), image_std=list(STD))
     return LlavaProcessor(pixels, tokenizer, patch_size=8, vision_feature_select_strategy='default', num_additional_image_tokens=1, image_token=IMAGE, chat_template=CHAT)
 
+# %% ../nbs/08_pretraining.ipynb #lmm000a1
 def lmm_model(
     encoder, # an `Encoder` with an open_clip ViT
     lm,      # an `LM`: a Llama
@@ -462,6 +464,7 @@ def lmm_model(
     model.set_attn_implementation({'text_config': 'sdpa_fp32'})
     return model
 
+# %% ../nbs/08_pretraining.ipynb #lmm000b1
 @torch.no_grad()
 def lmm_features(
     model,  # a LLaVA
@@ -486,13 +489,13 @@ def scale_projector(
 # %% ../nbs/08_pretraining.ipynb #lmm00003
 def chat_ids(
     processor, # of an LMM
-    messages,  # from `conversation`
+    said,      # from `conversation`
     k,         # visual tokens of the image, which comes first
 ):
     "Token ids of a conversation about an image, and their labels: -100 on what the user says."
     tokenizer, ids, labels = processor.tokenizer, [], []
-    first, *rest = messages
-    turns = [dict(role='user', content=[dict(type='image'), dict(type='text', text=first['content'])]), *rest]
+    first, *rest = said
+    turns = [*messages(first['content']), *rest]
     for ask, answer in zip(turns[::2], turns[1::2]):
         asked = processor.apply_chat_template([ask], add_generation_prompt=True).replace(IMAGE, IMAGE*k)
         for text, learn in ((asked, False), (f' {answer["content"]}{END}', True)):
@@ -500,6 +503,7 @@ def chat_ids(
             ids += new; labels += new if learn else [-100]*len(new)
     return np.array(ids, np.int32), np.array(labels, np.int32)
 
+# %% ../nbs/08_pretraining.ipynb #lmm000a3
 @dataclass
 class Chats:
     "Conversations about pictures. Called with a step it gives the batch of that step."
@@ -516,6 +520,7 @@ class Chats:
         ids, labels = (torch.nn.utils.rnn.pad_sequence([torch.from_numpy(r[j].astype(np.int64)) for r in rows], True, fill) for j, fill in ((1, -1), (2, -100)))
         return dict(input_ids=ids.clamp_min(0), attention_mask=(ids >= 0).long(), labels=labels, features=self.features[[r[0] for r in rows]])
 
+# %% ../nbs/08_pretraining.ipynb #lmm000b3
 def chat_loss(
     model, # a LLaVA
     batch, # from `Chats`
@@ -544,6 +549,7 @@ def sam_decode(
     filters = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1)   # (B, m, c/8)
     return (filters @ x.flatten(2)).unflatten(2, x.shape[2:]), decoder.iou_prediction_head(tokens[:, 0])
 
+# %% ../nbs/08_pretraining.ipynb #sam000a1
 def sam_prompts(
     prompts,     # a `PromptEncoder`
     points=None, # (B, n, 2): x, y in pixels of the padded image
@@ -565,6 +571,7 @@ def owners(
     for i, mask in enumerate([*m.stuff.values(), *m.animals]): out[mask] = i
     return np.asarray(image), out
 
+# %% ../nbs/08_pretraining.ipynb #sam000a3
 @dataclass
 class PromptBatches:
     "Pictures, and for each a few of its parts with a point in it and a box around it. Called with a step it gives the batch of that step."
@@ -606,6 +613,7 @@ def _correction(logits, true):
     at = torch.multinomial(wrong, 1)                                                                     # (B, 1)
     return torch.stack([at % true.shape[-1], at // true.shape[-1]], -1) + .5, (true.flatten(1).gather(1, at) > .5).float()
 
+# %% ../nbs/08_pretraining.ipynb #sam000a4
 def sam_loss(
     sam,   # a `Sam`
     batch, # from `PromptBatches`

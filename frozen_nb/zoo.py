@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RANDOM', 'shipped', 'weight_files', 'configuration', 'hub_reachable', 'hub_folder', 'Found', 'find_model',
            'load_tokenizer', 'LM', 'load_lm', 'to_rgb', 'open_image', 'visual_tokens', 'pool_tokens', 'Encoder',
-           'load_encoder', 'clip_vision_model', 'LMM', 'load_lmm', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card',
-           'card', 'zoo']
+           'load_encoder', 'clip_vision_model', 'messages', 'LMM', 'load_lmm', 'sam_model', 'sam_shape', 'SAM',
+           'load_sam', 'Card', 'card', 'zoo']
 
 # %% ../nbs/02_zoo.ipynb #021933e7
 import difflib, hashlib, inspect, json, logging, math, re, sys, warnings
@@ -589,6 +589,15 @@ def clip_vision_model(
     return freeze(model)
 
 # %% ../nbs/02_zoo.ipynb #lmm00001
+def messages(
+    question,    # a text
+    answer=None, # what the model is made to say; `None`: it is its turn
+) -> list:
+    "A question about an image, and its answer, in the form that chat templates take."
+    said = [] if answer is None else [dict(role='assistant', content=[dict(type='text', text=answer)])]
+    return [dict(role='user', content=[dict(type='image'), dict(type='text', text=question)]), *said]
+
+# %% ../nbs/02_zoo.ipynb #lmm00007
 @dataclass
 class LMM:
     "A frozen multimodal language model with its processor."
@@ -604,6 +613,16 @@ class LMM:
     heads = property(lambda self: self.model.config.get_text_config().num_attention_heads)
     width = property(lambda self: self.model.config.get_text_config().hidden_size)
 
+    @property
+    def preprocessing(self) -> str:
+        "What else decides its states: how text and images are laid out."
+        return json.dumps([self.processor.to_json_string(), self.processor.chat_template])
+
+    def inputs(self, images, texts, **kwargs) -> dict:
+        "What the model is called with, where it is: PIL images and texts in which each has its mark."
+        found = self.processor(images=[to_rgb(im) for im in images], text=texts, return_tensors='pt', padding=True, **kwargs)
+        return {k: v.to(self.device, self.dtype) if v.is_floating_point() else v.to(self.device) for k, v in found.items()}
+
     @torch.no_grad()
     def answer(self,
         images,             # B PIL images
@@ -615,10 +634,8 @@ class LMM:
         questions, out = [questions]*len(images) if isinstance(questions, str) else list(questions), []
         if len(questions) != len(images) or not questions: raise BadInput(f'{len(images)} images and {len(questions)} questions: give one question for each image, and at least one image')
         for lo in range(0, len(images), batch_size):
-            asked = [[dict(role='user', content=[dict(type='image'), dict(type='text', text=q)])] for q in questions[lo:lo + batch_size]]
-            prompts = [self.processor.apply_chat_template(m, add_generation_prompt=True) for m in asked]
-            inputs = self.processor(images=[to_rgb(im) for im in images[lo:lo + batch_size]], text=prompts, return_tensors='pt', padding=True, padding_side='left')
-            inputs = {k: v.to(self.device, self.dtype) if v.is_floating_point() else v.to(self.device) for k, v in inputs.items()}
+            prompts = [self.processor.apply_chat_template(messages(q), add_generation_prompt=True) for q in questions[lo:lo + batch_size]]
+            inputs = self.inputs(images[lo:lo + batch_size], prompts, padding_side='left')
             ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             out += self.tokenizer.batch_decode(ids[:, inputs['input_ids'].shape[1]:], skip_special_tokens=True)
         return [text.strip() for text in out]
@@ -689,14 +706,18 @@ class SAM:
     device = property(lambda self: self.model.pixel_mean.device)
     dtype = property(lambda self: next(self.model.parameters()).dtype)
 
-    @torch.no_grad()
-    def encode(self,
-        images, # PIL images, each of any size
-    ) -> torch.Tensor: # (B, c, h, w)
-        "Image features: the longest side resized to `size`, padded on the right and at the bottom."
+    @property
+    def preprocessing(self) -> str: return f'longest side {self.size}, padded'
+
+    def preprocess(self, images) -> torch.Tensor: # PIL images of any mode and size -> (B, 3, size, size)
+        "The longest side resized to `size`, normalised, padded on the right and at the bottom."
         fit = ResizeLongestSide(self.size)
-        pixels = [self.model.preprocess(torch.as_tensor(fit.apply_image(np.asarray(to_rgb(im)))).permute(2, 0, 1).to(self.device)) for im in images]
-        return self.model.image_encoder(torch.stack(pixels).to(self.dtype))
+        return torch.stack([self.model.preprocess(torch.as_tensor(fit.apply_image(np.asarray(to_rgb(im)))).permute(2, 0, 1).to(self.device)) for im in images])
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        "Pixels (B, 3, size, size), as `preprocess` makes them -> image features (B, c, h, w)."
+        return self.model.image_encoder(pixels.to(self.device, self.dtype))
 
 # %% ../nbs/02_zoo.ipynb #sam00006
 def load_sam(

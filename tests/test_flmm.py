@@ -10,7 +10,7 @@ from PIL import Image
 from frozen_nb.flmm import *
 from frozen_nb.frozen import BadInput
 from frozen_nb.pretraining import SAM_SIZES
-from frozen_nb.zoo import SAM, load_lmm, sam_model
+from frozen_nb.zoo import SAM, load_lmm, messages, sam_model
 from frozen_nb.frozen import fingerprint, freeze
 from tiny_models import LMM_KINDS, make_lmm
 
@@ -57,8 +57,8 @@ def test_maps_are_rows_of_eager_attention_layer_by_layer(lmm, merge):
 
 def test_rows_while_generating_are_those_of_the_finished_text(lmm):
     fed, rows = generate_rows(lmm, WIDE[0], max_new_tokens=6)
-    prompt = lmm.processor.apply_chat_template([dict(role='user', content=[dict(type='image'), dict(type='text', text=QUESTION)])], add_generation_prompt=True)
-    inputs = lmm.processor(images=[pad_square(WIDE[0]) if type(lmm.model).__name__ == 'LlavaForConditionalGeneration' else WIDE[0]], text=[prompt], return_tensors='pt')
+    shown = pad_square(WIDE[0]) if type(lmm.model).__name__ == 'LlavaForConditionalGeneration' else WIDE[0]
+    inputs = lmm.inputs([shown], [lmm.processor.apply_chat_template(messages(QUESTION), add_generation_prompt=True)])
     P = inputs['input_ids'].shape[1]
     whole = dict(inputs, input_ids=torch.cat([inputs['input_ids'], fed[None]], 1), attention_mask=torch.ones(1, P + len(fed), dtype=torch.long))
     if 'mm_token_type_ids' in whole: whole['mm_token_type_ids'] = torch.cat([whole['mm_token_type_ids'], torch.zeros(1, len(fed), dtype=torch.long)], 1)
@@ -75,7 +75,26 @@ def test_a_model_with_every_family(lmm, sam, tmp_path):
     assert [f.mask.shape for f in found] == [(48, 80)]*2 and all(0 <= f.score <= 1 for f in found)
     again = load_grounder(save_flmm(model, tmp_path/'mine'), lmm, sam)
     assert [(a.mask == b.mask).mean() > .9 for a, b in zip(found, again.ground(WIDE[0], ['the red fox', 'the sky']))] == [True, True]
+    there = grounder.presence(WIDE[0], ['the red fox', 'a sky'])
+    assert there.shape == (2,) and (there > 0).all() and (there < 1).all() and np.allclose(there[1:], grounder.presence(WIDE[0], ['a sky']), atol=1e-4)
     assert fingerprint(lmm.model) == lmm.fingerprint
+
+def test_presence_is_what_the_model_would_answer():
+    "Yes and no by the model's own logits after its prompt."
+    lmm = load_lmm('llava', device='cpu')
+    prompt = lmm.processor.apply_chat_template(messages('Is there a red fox?'), add_generation_prompt=True)
+    with torch.no_grad(): logits = lmm.model(**lmm.inputs([pad_square(WIDE[0])], [prompt])).logits[0, -1]
+    begins = [lmm.tokenizer(w, add_special_tokens=False).input_ids[0] for w in (' Yes.', ' No.')]
+    assert abs(logits[begins].softmax(0)[0].item() - Grounder(new_flmm(lmm, width=4), lmm).presence(WIDE[0], ['the red fox'])[0]) < 1e-4
+
+def test_masks_of_one_image_do_not_depend_on_each_other(llava, sam):
+    g = Grounder(new_flmm(llava, sam, width=4), llava, sam)
+    together = g.ground(WIDE[0], ['the red fox', 'the sky', 'a small red fox'])
+    for f in together: assert (g.ground(WIDE[0], [f.phrase])[0].mask == f.mask).mean() > .995
+
+def test_how_rows_were_merged_is_kept(llava, tmp_path):
+    folder = save_flmm(new_flmm(llava, width=4, merge='max'), tmp_path/'most')
+    assert load_grounder(folder, llava).flmm.merge == 'max'
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(16, 700), st.integers(16, 700), st.floats(.05, .95), st.floats(.05, .95))
