@@ -7,7 +7,8 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'RECIPE', 'COLOURS_OF_MASKS', 'Spoken',
            'Phrases', 'read_phrases', 'generate_rows', 'UNet', 'FCN', 'Conv', 'MaskHead', 'mask_losses', 'mask_boxes',
            'Refiner', 'FLMM', 'flmm_loss', 'Grounding', 'referring_set', 'narrative_set', 'GroundingData',
            'grounding_data', 'fit_flmm', 'new_flmm', 'word_states', 'fit_selector', 'keywords', 'Found', 'Answer',
-           'Grounder', 'overlay', 'save_flmm', 'load_grounder', 'read_coco', 'read_refcoco', 'read_narratives']
+           'Grounder', 'overlay', 'crop_box', 'save_flmm', 'load_grounder', 'read_coco', 'read_refcoco',
+           'read_narratives', 'read_nlvr', 'fit_grounding']
 
 # %% ../nbs/12_flmm.ipynb #flm00002
 import copy, json, math, pickle, re
@@ -107,13 +108,13 @@ def _places(spans, text, lo, hi):
 def speak(
     lmm,               # an `LMM`
     images,            # B PIL images
-    texts,             # B texts that the LMM is made to say
+    texts,             # B texts that the LMM is made to say, or is asked
     spans,             # B lists of (start, end): characters of the text, one pair a phrase
-    question=QUESTION, # what it is asked, one text or B
+    question=QUESTION, # what it is asked, one text or B; None: the texts are themselves questions
 )->Spoken:
     "Images and texts as one batch, and where phrases and images are in it. Raises `BadInput` for a phrase that is not in its text and a text that is too long."
-    asked = [question]*len(images) if isinstance(question, str) else question
-    whole = [lmm.processor.apply_chat_template(messages(q, t)) for q, t in zip(asked, texts)]
+    asked = [question]*len(images) if question is None or isinstance(question, str) else question
+    whole = [lmm.processor.apply_chat_template(messages(t) if q is None else messages(q, t), add_generation_prompt=q is None) for q, t in zip(asked, texts)]
     starts = [w.rfind(t) for w, t in zip(whole, texts)]
     lost = [t for t, at in zip(texts, starts) if at < 0 or not t.strip()]
     if lost: raise BadInput(f'{lmm.name}: {lost[0][:60]!r} is not left as it is by the chat template; give a text with words and without space around it')
@@ -165,7 +166,7 @@ def read_phrases(
     spoken,        # from `speak`
     merge='mean',  # of the rows of a phrase's tokens: 'mean' or 'max'
 )->list:           # B `Phrases`, on the CPU
-    "Attention maps and hidden states of every phrase, from one forward pass (F-LMM, section 3.2)."
+    "Attention maps and hidden states of every phrase, from one forward pass (F-LMM, section 3)."
     if merge not in ('mean', 'max'): raise BadInput(f"merge={merge!r} is unknown; use 'mean' or 'max'")
     wanted = [sorted({t for at in phrases for t in at}) for phrases in spoken.tokens]
     keys = _index([torch.cat([g.flatten() for g in grids]) for grids in spoken.grids])
@@ -200,7 +201,7 @@ def _conv(i, o, k=3): return nn.Sequential(nn.Conv2d(i, o, k, padding=k//2, bias
 def _convs(i, o): return nn.Sequential(_conv(i, o), _conv(o, o))
 
 class UNet(nn.Module):
-    "Maps (K, channels, h, w) -> (K, h, w) (F-LMM, section 3.3)."
+    "Maps (K, channels, h, w) -> (K, h, w) (F-LMM, section 3)."
     def __init__(self,
         channels,  # attention maps that come in
         width=64,  # channels of the first level; each further one has twice as many
@@ -360,7 +361,7 @@ def flmm_loss(
     model, # an `FLMM`
     batch, # {'maps', 'states', 'lengths', 'masks' (K, H, W), and 'features' for a refiner}
 ):
-    "The sum of the losses on the head's and on the refiner's masks, and each of them (F-LMM, section 3.5)."
+    "The sum of the losses on the head's and on the refiner's masks, and each of them (F-LMM, section 3)."
     phrases, true = Phrases(batch['maps'], batch['states'], batch['lengths']), batch['masks']
     both = [x for x in model(phrases, batch.get('features'), (true.shape[2], true.shape[1])) if x is not None]
     found = {f'{name} {what}': loss for name, x in zip(('head', 'refiner'), both) for what, loss in zip(('cross-entropy', 'dice'), mask_losses(x, true))}
@@ -432,7 +433,7 @@ class GroundingData:
         return out if self.features is None else out | dict(features=self.features[self.image[i]].float())
 
 # %% ../nbs/12_flmm.ipynb #flm00a54
-def _rows(lmm, examples, merge, T):
+def _rows(lmm, examples, merge, T, grid):
     "A function that computes the rows of some phrases: maps, states and length, flat, in half precision."
     owner = [(e, k) for e in examples for k in range(len(e.spans))]
     def compute(todo, batch_size=16):
@@ -442,7 +443,8 @@ def _rows(lmm, examples, merge, T):
         for lo in range(0, len(groups), batch_size):
             part = groups[lo:lo + batch_size]
             spoken = speak(lmm, [e.open() for e, _ in part], [e.text for e, _ in part], [[e.spans[owner[j][1]] for j in js] for e, js in part], [e.question for e, _ in part])
-            for (_, js), p in zip(part, read_phrases(lmm, spoken, merge)):
+            for (e, js), p in zip(part, read_phrases(lmm, spoken, merge)):
+                if p.maps.shape[2:] != grid: raise BadInput(f'{lmm.name} makes a grid of {tuple(p.maps.shape[2:])} of an image of {e.open().size} pixels and of {tuple(grid)} of the first one; give images of one size')
                 states = F.pad(p.states, (0, 0, 0, 0, 0, T - p.states.shape[1])).flatten(1)
                 out |= dict(zip(js, torch.cat([p.maps.flatten(1), states, p.lengths[:, None]], 1).half()))
         return torch.stack([out[j] for j in todo])
@@ -458,12 +460,12 @@ def grounding_data(
     other_images=None, # images to look at instead, one an example
     progress=False,
 )->GroundingData:
-    "Look at every example once. Images must make grids of one shape."
+    "Look at every example once. Raises `BadInput` for images that do not make grids of one shape."
     store = store or FeatureStore()
     if other_images is not None: examples = [Grounding(o.image, e.text, e.spans, e.masks, e.kinds, f'{e.name} as {o.name}', e.question) for e, o in zip(examples, other_images)]
     lengths = [len(lmm.tokenizer(e.text[a:b], add_special_tokens=False).input_ids) + 2 for e in examples for a, b in e.spans]
     T, (h, w) = -(-max(lengths)//8)*8, read_phrases(lmm, speak(lmm, [examples[0].open()], [examples[0].text], [examples[0].spans[:1]]))[0].maps.shape[2:]
-    rows = store.features(feature_key(lmm, merge=merge, tokens=T), [f'{e.name} {e.question} {e.text} {a} {b}' for e in examples for a, b in e.spans], _rows(lmm, examples, merge, T), progress=progress)[:]
+    rows = store.features(feature_key(lmm, merge=merge, tokens=T), [f'{e.name} {e.question} {e.text} {a} {b}' for e in examples for a, b in e.spans], _rows(lmm, examples, merge, T, (h, w)), progress=progress)[:]
     states = T*lmm.depth*lmm.width
     maps, states, n = rows[:, :-1 - states].unflatten(1, (-1, h, w)).float(), rows[:, -1 - states:-1].unflatten(1, (T, lmm.depth, lmm.width)), rows[:, -1].long()
     names = {e.name: e for e in examples}; number = {name: i for i, name in enumerate(names)}
@@ -535,7 +537,7 @@ def fit_selector(
     steps=300,
     seed=0,
 )->History:
-    "Train the keyword selector (F-LMM, section 3.6)."
+    "Train the keyword selector (F-LMM, section 3)."
     states, labels = [], []
     for lo in range(0, len(examples), 16):
         part = examples[lo:lo + 16]
@@ -606,7 +608,7 @@ class Grounder:
         return [Found(t[a:b], (a, b), m > .5, float(m[m > .5].mean()) if (m > .5).any() else 0.) for (t, (a, b)), m in zip(named, p)]
 
     def spans(self, image, text, spans, question=QUESTION):
-        "Masks for characters of a text that the LMM is made to say: a list of `Found`."
+        "Masks for characters of a text that the LMM is made to say (`question=None`: that it is asked): a list of `Found`."
         return self._find(image, [text], [spans], question)
 
     def ground(self, image, phrases, question=REFER):
@@ -630,13 +632,14 @@ class Grounder:
         return logits.gather(1, ids).softmax(1)[:, 0].numpy()
 
     def within(self, image, text, phrases, question=QUESTION):
-        "A mask for each phrase of a text. Raises `BadInput` for a phrase that is not in it."
+        "A mask for each phrase of a text that the LMM is made to say, or with `question=None` of a text that it is asked. Raises `BadInput` for a phrase that is not in it."
         missing = [p for p in phrases if not p or p not in text]
         if missing: raise BadInput(f'{missing[0]!r} is not in the text {text[:60]!r}; give phrases as they stand there')
         return self.spans(image, text, [(text.index(p), text.index(p) + len(p)) for p in phrases], question)
 
     def converse(self, image, question=QUESTION, max_new_tokens=80):
-        "Ask, and get a mask for each noun phrase of the answer: an `Answer`."
+        "Ask, and get a mask for each noun phrase of the answer: an `Answer`. Raises `BadInput` where there is no keyword selector."
+        if self.flmm.selector is None: raise BadInput('this F-LMM was trained without narratives and has no keyword selector: give it phrases, or train one with fit_selector')
         text = self.lmm.answer(_shown(self.lmm, [image]), question, max_new_tokens)[0]
         if not text: return Answer(text, [])
         (states, edges), = word_states(self.lmm, [image], [text], question)
@@ -654,6 +657,18 @@ def overlay(
     out = np.asarray(to_rgb(image).convert('L').convert('RGB')).astype(float)*.5 + 120
     for i, f in enumerate(found): out[f.mask] = .35*out[f.mask] + .65*np.array(COLOURS_OF_MASKS[i % len(COLOURS_OF_MASKS)])
     return Image.fromarray(out.clip(0, 255).astype(np.uint8))
+
+# %% ../nbs/12_flmm.ipynb #flm00201
+def crop_box(
+    mask,      # (H, W) bool
+    scale=2.,  # side of the square over the longer side of the mask's box
+    least=16,  # pixels: no square is smaller
+)->tuple:      # left, top, right, bottom, inside the image
+    "A square part of an image around a mask; the whole image for an empty mask."
+    (H, W), (x0, y0, x1, y1) = mask.shape, mask_boxes(torch.as_tensor(mask)[None])[0].tolist()
+    side = min(max(least, scale*max(x1 - x0, y1 - y0)), H, W)
+    left, top = (min(max(0, (a + b - side)/2), L - side) for a, b, L in ((x0, x1, W), (y0, y1, H)))
+    return (0, 0, W, H) if not np.any(mask) else tuple(round(v) for v in (left, top, left + side, top + side))
 
 # %% ../nbs/12_flmm.ipynb #flm00111
 def save_flmm(
@@ -772,3 +787,112 @@ def read_narratives(
         path = Path(images)/files[a['image_id']]
         if spans: out.append(Grounding(lambda path=path: open_image(path), text, spans, np.stack(found), tuple(kinds), str(path)))
     return out
+
+# %% ../nbs/12_flmm.ipynb #flm00141
+_nlvr = re.compile(r'\b(black|yellow|blue) (square|block|circle|triangle|item|object)s?\b', re.I)
+
+def _drawn(objects):
+    "Masks of NLVR's objects on a box of 100 x 100 pixels."
+    from PIL import ImageDraw
+    for o in objects:
+        m, (x, y, s) = Image.new('1', (100, 100)), (o['x_loc'], o['y_loc'], o['size'] - 1)
+        shape = dict(square=[(x, y), (x + s, y), (x + s, y + s), (x, y + s)], triangle=[(x, y + s), (x + s/2, y), (x + s, y + s)]).get(o['type'])
+        if shape: ImageDraw.Draw(m).polygon(shape, fill=1)
+        else: ImageDraw.Draw(m).ellipse((x, y, x + s, y + s), fill=1)
+        yield np.asarray(m)
+
+def read_nlvr(
+    folder,  # with NLVR's `dev.json` and `images`
+    split='dev',
+)->list:     # of `Grounding`, one a phrase and box; `name` begins with the directory, 0 to 5, of the picture
+    "Phrases such as 'black square' of sentences that people wrote, with the union of the objects that they fit, in each box that has such."
+    folder, colours, out = Path(folder), {'black': 'Black', 'yellow': 'Yellow', 'blue': '#0099ff'}, []
+    try: lines = [json.loads(line) for line in (folder/f'{split}.json').read_text().splitlines()]
+    except (OSError, ValueError) as e: raise BadInput(f'{folder/f"{split}.json"}: not a file of NLVR that can be read ({type(e).__name__})') from None
+    for r in lines:
+        path = folder/'images'/r['directory']/f"{split}-{r['identifier']}-0.png"
+        for found in _nlvr.finditer(r['sentence']) if path.exists() else ():
+            colour, kind = found[1].lower(), {'block': 'square'}.get(found[2].lower(), found[2].lower())
+            for b, objects in enumerate(r['structured_rep']):
+                fit = [o for o in objects if o['color'] == colours[colour] and kind in (o['type'], 'item', 'object')]
+                def opened(path=path, b=b): return open_image(path).crop((150*b, 0, 150*b + 100, 100))
+                if kind not in ('square', 'circle', 'triangle'): fit = [o for o in objects if o['color'] == colours[colour]]
+                if fit: out.append(Grounding(opened, r['sentence'].strip(), [found.span()], np.any(list(_drawn(fit)), 0)[None], ({'thing', colour, 'plural' if len(fit) > 1 else 'singular'},), f"{r['directory']}/{path.stem}/{b}"))
+    return out
+
+# %% ../nbs/12_flmm.ipynb #flm00151
+import hashlib, os
+from dataclasses import asdict
+
+def _for_an_flmm(out):
+    "The folder `out`, if an F-LMM can go there."
+    out = Path(out)
+    if next(p for p in (out, *out.absolute().parents) if p.exists()).is_file(): raise BadInput(f'{out}: there is a file where a folder has to be; choose another place for the F-LMM')
+    if out.is_dir() and any(out.iterdir()) and read_folder(out, 'F-LMM')[0].get('kind') != 'FLMM': raise BadInput(f'{out}: this folder holds something else than an F-LMM; choose another one')
+    return out
+
+def _oracle(true, grid, padded):
+    "Intersections and unions of the best masks of whole cells with masks (K, H, W), which are resized to 16 x 16 pixels a cell for it."
+    (H, W), side = true.shape[1:], max(true.shape[1:])
+    if padded: true = np.pad(true, ((0, 0), ((side - H)//2, side - H - (side - H)//2), ((side - W)//2, side - W - (side - W)//2)))
+    small = F.interpolate(torch.from_numpy(true)[:, None].float(), [16*n for n in grid])[:, 0] > 0
+    return grid_oracle(small.numpy(), grid)
+
+def _scores(model, data, grid):
+    "Mean IoU over phrases of the head, of the refiner and of the best masks of whole cells; intervals over images."
+    found = {}
+    for shape in {m.shape for m in data.masks}:
+        i = np.flatnonzero([m.shape == shape for m in data.masks]); true = np.stack([data.masks[k] for k in i])
+        coarse, fine = model.masks(data.phrases[torch.from_numpy(i)], None if data.features is None else data.features[data.image[i]].float(), shape[::-1], 16)
+        for name, x in (('head', coarse), ('head and SAM', fine)):
+            if x is not None: found.setdefault(name, []).append((data.image[i], *mask_overlap(x > 0, true)))
+        found.setdefault('oracle of the grid', []).append((data.image[i], *_oracle(true, grid, model.padded)))
+    out = {}
+    for name, parts in found.items():
+        image, inter, union = (np.concatenate(x) for x in zip(*parts))
+        x = bootstrap(lambda iou, n: iou.sum()/n.sum(), np.bincount(image, mask_iou(inter, union)), np.bincount(image))
+        out[name] = dict(value=x.value, ci=[x.low, x.high])
+    return out
+
+# %% ../nbs/12_flmm.ipynb #flm00152
+def fit_grounding(
+    examples,      # list of `Grounding`, as the readers give them
+    out,           # folder for the F-LMM and `fit.json`
+    lmm='llava',   # name, folder or hub id; or an `LMM`
+    sam='sam',     # likewise, or a `SAM`; None: the head alone
+    config=RECIPE, # a `TrainConfig`
+    batch_size=32, # phrases a step
+    device=None, dtype=None, # for models that are given by name
+    store=None,    # a `FeatureStore`; None: the one in the cache
+    progress=True,
+    **kwargs,      # of `new_flmm`: kind, width, upsample, merge
+)->dict:           # what `fit.json` holds
+    """Train an F-LMM on your images, and measure it on a tenth of them, held out. Resumes from the cache.
+    Raises `BadInput` for data or models that cannot be used; `out` is written at the end, `fit.json` last."""
+    out, named, sizes = _for_an_flmm(out), {}, {}
+    lmm, sam = load_lmm(lmm, dtype, device) if isinstance(lmm, str) else lmm, load_sam(sam, dtype, device) if isinstance(sam, str) else sam
+    for e in examples:
+        if e.name not in named:                                                                          # an image is known by its pixels
+            pixels = to_rgb(e.open())
+            named[e.name], sizes[e.name] = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest(), pixels.size[::-1]
+        if e.masks.shape[1:] != (size := sizes[e.name]): raise BadInput(f'{e.name}: an image of {size[1]} x {size[0]} pixels and masks of {e.masks.shape[2]} x {e.masks.shape[1]}; give the images that the masks were made for')
+    examples = [replace(e, name=named[e.name]) for e in examples]
+    hashes = sorted(set(named.values())); held = set(hashes[:max(2, len(hashes)//10)])
+    if len(hashes) < 10: raise BadInput(f'{len(hashes)} different images with phrases; at least 10 are needed, of which 2 are held out')
+    parts = [[e for e in examples if (e.name in held) == h] for h in (False, True)]
+    data, test = (grounding_data(lmm, part, sam, kwargs.get('merge', 'mean'), store, progress=progress) for part in parts)
+    model = new_flmm(lmm, sam, config.seed, channels=data.phrases.maps.shape[1], **kwargs)
+    about = dict(config=asdict(config), batch_size=batch_size, **kwargs, models=model.made_for)
+    run = json.dumps([about | dict(config=about['config'] | dict(checkpoint_every=0)), [(e.name, e.text, e.spans, e.question, hashlib.sha256(np.packbits(e.masks)).hexdigest()) for e in parts[0]]], default=str)
+    history = fit_flmm(model, data, config, batch_size, cache_path('runs', 'flmm', f'fit-{hashlib.sha256(run.encode()).hexdigest()[:16]}'), [m.model for m in (lmm, sam) if m is not None], progress)
+    every = max(1, history.steps//60)
+    about = dict(data=dict(images=len(hashes), phrases=len(data) + len(test), held_out_images=len(held), held_out_phrases=len(test)), **about, steps=history.steps, seconds=round(history.seconds, 1),
+                 losses=[[i, round(history.losses[i], 4)] for i in range(0, history.steps, every)], held_out=_scores(model.eval(), test, tuple(test.phrases.maps.shape[-2:])), versions=versions())
+    (out/'fit.json').unlink(missing_ok=True)
+    told = [e for e in parts[0] if e.question == QUESTION]                                              # texts of the LMM's own kind; expressions teach no selector
+    if told: fit_selector(model, lmm, told, seed=config.seed)
+    else: model.selector = None
+    save_flmm(model, out)
+    (out/'.fit.json').write_text(json.dumps(about, indent=1) + '\n')
+    os.replace(out/'.fit.json', out/'fit.json')
+    return about

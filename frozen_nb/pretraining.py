@@ -428,7 +428,6 @@ def sam_probes(
 
 # %% ../nbs/08_pretraining.ipynb #lmm00001
 from transformers import AutoConfig, CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .zoo import LMM, clip_vision_model, find_model, load_lmm, load_sam, messages, sam_model
 
 CHAT = """{%- for message in messages -%}
@@ -452,7 +451,7 @@ def lmm_model(
     lm,      # an `LM`: a Llama
     layer=-1, # after which of the encoder's blocks the tokens are taken
 ):
-    "An untrained LLaVA: the encoder (frozen), two random linear layers whose outputs begin at the scale of the token embeddings, and the language model."
+    "A LLaVA before its training: the encoder, two random linear layers, and the language model."
     vision, text = clip_vision_model(encoder), AutoConfig.from_pretrained(find_model(lm.name).folder)
     text._name_or_path, text.dtype = '', None
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision.config, text_config=text, image_token_id=lm.tokenizer.convert_tokens_to_ids(IMAGE), vision_feature_layer=layer,
@@ -460,7 +459,6 @@ def lmm_model(
     model.model.vision_tower.load_state_dict(vision.state_dict())
     model.model.language_model.load_state_dict(lm.model.model.state_dict())
     model.tie_weights()
-    freeze(model.model.vision_tower)
     model.set_attn_implementation({'text_config': 'sdpa_fp32'})
     return model
 
@@ -508,7 +506,7 @@ def chat_ids(
 class Chats:
     "Conversations about pictures. Called with a step it gives the batch of that step."
     rows: list      # of (index of the picture, ids, labels)
-    features: torch.Tensor # (n, k, e) visual tokens of the pictures
+    images: np.ndarray # uint8 (n, H, W, 3): the pictures
     tokens: int = 2048 # tokens a step, about
     seed: int = 0
 
@@ -518,7 +516,7 @@ class Chats:
         pick = pick[np.argsort([len(self.rows[i][1]) for i in pick], kind='stable')]                  # neighbours have about the same length
         lo = rng.integers(len(pick)); rows = [self.rows[i] for i in pick[lo:lo + max(1, self.tokens // len(self.rows[pick[lo]][1]))]]
         ids, labels = (torch.nn.utils.rnn.pad_sequence([torch.from_numpy(r[j].astype(np.int64)) for r in rows], True, fill) for j, fill in ((1, -1), (2, -100)))
-        return dict(input_ids=ids.clamp_min(0), attention_mask=(ids >= 0).long(), labels=labels, features=self.features[[r[0] for r in rows]])
+        return dict(input_ids=ids.clamp_min(0), attention_mask=(ids >= 0).long(), labels=labels, pixel_values=to_pixels(self.images[[r[0] for r in rows]]))
 
 # %% ../nbs/08_pretraining.ipynb #lmm000b3
 def chat_loss(
@@ -526,9 +524,8 @@ def chat_loss(
     batch, # from `Chats`
 ):
     "Cross-entropy of the answers' tokens: their sum, and how many there are."
-    seen = BaseModelOutputWithPooling(pooler_output=list(model.model.multi_modal_projector(batch['features'].float())))
-    logits = model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], mm_encoder_outputs={'image': seen}, use_cache=False).logits[:, :-1].float()
-    labels = batch['labels'][:, 1:]
+    inputs, labels = {k: v for k, v in batch.items() if k != 'labels'}, batch['labels'][:, 1:]
+    logits = model(**inputs, use_cache=False).logits[:, :-1].float()
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction='sum'), (labels != -100).sum()
 
 # %% ../nbs/08_pretraining.ipynb #sam00001
@@ -656,7 +653,7 @@ class Recipe:
 _lm = TrainConfig(2500, 3e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01, optimizer='muon', precision='auto', min_lr=1e-4, checkpoint_every=250)
 _vit = TrainConfig(6000, 4e-3, 'cosine', warmup=200, weight_decay=.05, optimizer='muon', precision='auto', checkpoint_every=250)
 _cnn = replace(_vit, lr=2e-3, optimizer='adamw', precision='fp32')
-_lmm = replace(_lm, steps=4000, lr=1.5e-3, min_lr=5e-5)
+_lmm = replace(_lm, steps=5000, lr=1.5e-3, min_lr=5e-5)
 _sam = replace(_vit, steps=2000, lr=2e-3, warmup=100)
 _text = (('documents of the menagerie, stream 0',), ('any picture', 'held-out combinations', 'scenes of the drawn splits', 'the names of the shifted set'))
 RECIPES = {
@@ -667,7 +664,7 @@ RECIPES = {
     'beit-ft': Recipe('encoder', replace(_vit, steps=4000), 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
     'clip': Recipe('encoder', _vit, 80_000, '64 pictures with a caption', ('pictures', 'captions'), ('any label', 'held-out combinations')),
     'nfnet': Recipe('encoder', _cnn, 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
-    'llava': Recipe('lmm', _lmm, 24_000, '2,048 tokens', ('pictures', 'conversations about them', 'what `clip` and `llama` have seen'), ('any mask', 'held-out combinations')),
+    'llava': Recipe('lmm', _lmm, 40_000, '2,048 tokens', ('pictures', 'conversations about them', 'what `clip` and `llama` have seen'), ('any mask', 'held-out combinations')),
     'sam': Recipe('sam', _sam, 10_000, '16 pictures, 3 parts of each', ('pictures', 'masks of their parts'), ('any word', 'what a part is', 'held-out combinations')),
 }
 
@@ -747,13 +744,13 @@ def train_encoder(
 
 # %% ../nbs/08_pretraining.ipynb #ptm00000
 def _pretrain_lmm(name, folder, encoder, lm, items, config, work):
-    (scenes, images), processor = training_pictures(items), lmm_processor(lm.tokenizer)
+    parts, processor = [pictures(items*k // 5, n_animals=n) for n, k in ((1, 1), (2, 2), (3, 2))], lmm_processor(lm.tokenizer)
+    scenes, images = [s for p in parts for s in p[0]], np.concatenate([p[1] for p in parts])
+    rows = [(p, *chat_ids(processor, conversation(s, n=3 + p % 4), encoder.k)) for p, s in enumerate(scenes)]
     seed_everything(config.seed)
     model = lmm_model(encoder, lm)
-    features = lmm_features(model, images)
-    scale_projector(model, features[:256])
-    rows = [(p, *chat_ids(processor, conversation(s, i), encoder.k)) for i in range(2) for p, s in enumerate(scenes)]
-    history = train(model, Chats(rows, features), chat_loss, config, folder=work, desc=name)
+    scale_projector(model, lmm_features(model, images[:256]))
+    history = train(model, Chats(rows, images), chat_loss, config, rates={'model.vision_tower.': .5}, folder=work, desc=name)
     model.set_attn_implementation('sdpa')
     model.half().save_pretrained(folder); processor.save_pretrained(folder)
     lmm = load_lmm(str(folder)); return write_card(name, folder, history, lmm, lmm_probes(lmm), config)

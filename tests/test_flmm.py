@@ -1,5 +1,6 @@
 "F-LMM on every family of multimodal model, and what a notebook need not show."
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,3 +206,83 @@ def test_panoptic_narratives(coco):
     e, = read_narratives(folder/'told.json', folder/'panoptic.json', folder, folder)
     assert [e.text[a:b] for a, b in e.spans] == ['a dog', 'The sky'] and e.text == 'In this picture a dog. The sky'
     assert (e.masks[0] == square).all() and (e.masks[1] == ~square).all() and e.kinds == ({'thing', 'singular'}, {'stuff', 'singular'})
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(8, 200), st.integers(8, 200), st.floats(0, .99), st.floats(0, .99), st.integers(1, 60), st.floats(1, 4))
+def test_a_crop_is_a_square_around_its_mask(height, width, y, x, side, scale):
+    mask = np.zeros((height, width), bool); top, left = int(y*height), int(x*width)
+    mask[top:top + side, left:left + side] = True
+    l, t, r, b = crop_box(mask, scale)
+    assert 0 <= l < r <= width and 0 <= t < b <= height and abs((r - l) - (b - t)) <= 1
+    ys, xs = np.nonzero(mask)
+    if max(np.ptp(ys), np.ptp(xs)) + 1 < min(height, width)/scale: assert l <= xs.min() and xs.max() < r + 1 and t <= ys.min() and ys.max() < b + 1
+
+def test_nlvr(tmp_path):
+    (tmp_path/'images'/'3').mkdir(parents=True)
+    things = [[dict(x_loc=10, y_loc=20, size=20, type='square', color='Black'), dict(x_loc=60, y_loc=60, size=10, type='circle', color='Black')], [dict(x_loc=0, y_loc=0, size=30, type='triangle', color='Yellow')], []]
+    Image.new('RGB', (400, 100)).save(tmp_path/'images'/'3'/'dev-7-1-0.png')
+    (tmp_path/'dev.json').write_text(json.dumps(dict(sentence='There is a black block and 2 yellow items and black items .', identifier='7-1', directory='3', structured_rep=things)))
+    block, yellow, items = read_nlvr(tmp_path)
+    assert [e.text[slice(*e.spans[0])] for e in (block, yellow, items)] == ['black block', 'yellow items', 'black items'] and block.open().size == (100, 100)
+    assert block.masks[0].sum() == 400 and block.masks[0][20:40, 10:30].all() and items.masks[0].sum() > 400 and 'plural' in items.kinds[0] and 400 < yellow.masks[0].sum() < 520
+    (tmp_path/'dev.json').write_text('{')
+    with pytest.raises(BadInput, match='not a file of NLVR'): read_nlvr(tmp_path)
+
+# One's own data
+
+FEW = replace(RECIPE, steps=6, warmup=1, checkpoint_every=2)
+
+def some(n, size=(48, 32), bad=None):
+    "Pictures of two sizes, each with a box of another colour."
+    out, rng = [], np.random.default_rng(0)
+    for i in range(n):
+        w, h = size if i % 2 else size[::-1]
+        mask = np.zeros((1, h, w), bool); y, x = rng.integers(0, h - 10), rng.integers(0, w - 10); mask[0, y:y + 10, x:x + 10] = True
+        pixels = rng.integers(0, 60, (h, w, 3)); pixels[mask[0]] = 255
+        out.append(Grounding(Image.fromarray(pixels.astype(np.uint8)), 'The white box', [(4, 13)], mask, ({'thing'},), f'{i}', REFER))
+    return out
+
+def test_a_run_that_was_stopped_goes_on(llava, sam, tmp_path, monkeypatch):
+    import frozen_nb.flmm as module
+    fit, losses, steps = lambda name: fit_grounding(some(20), tmp_path/name, llava, sam, FEW, 4, width=4, upsample=8, progress=False), module.flmm_loss, []
+    def counted(model, batch):
+        steps.append(1)
+        if len(steps) == 5: raise RuntimeError('stopped')
+        return losses(model, batch)
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'first')); monkeypatch.setattr(module, 'flmm_loss', counted)
+    with pytest.raises(RuntimeError, match='stopped'): fit('a')
+    assert not (tmp_path/'a').exists()
+    once = fit('a')
+    assert len(steps) == 7 and once['data'] == dict(images=20, phrases=20, held_out_images=2, held_out_phrases=2)
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'second'))
+    whole = fit('b')
+    assert whole['losses'] == once['losses'] and whole['held_out'] == once['held_out'] and len(steps) == 13
+    g = load_grounder(tmp_path/'a', llava, sam)
+    assert g.ground(some(1)[0].image, ['the box'])[0].mask.shape == (48, 32)
+    with pytest.raises(BadInput, match='no keyword selector'): g.converse(some(1)[0].image)
+
+def test_a_file_that_changed_is_looked_at_again(llava, tmp_path, monkeypatch):
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    first, second = some(12), [replace(e, image=e.image.point(lambda v: 255 - v)) for e in some(12)]        # the same names
+    a, b = (fit_grounding(es, tmp_path/name, llava, None, FEW, 4, width=4, upsample=8, progress=False) for es, name in ((first, 'a'), (second, 'b')))
+    assert a['losses'] != b['losses'] and 'head and SAM' not in a['held_out']
+
+@pytest.mark.parametrize('change, says', [
+    (lambda t: dict(examples=some(9)), 'at least 10'), (lambda t: dict(examples=[replace(e, masks=e.masks[:, :-1]) for e in some(12)]), 'masks of'),
+    (lambda t: dict(examples=[replace(e, spans=[(13, 13)]) for e in some(12)]), 'no phrase'), (lambda t: dict(out=t/'file'), 'there is a file'), (lambda t: dict(out=t/'file'/'deeper'), 'there is a file'),
+    (lambda t: dict(out=t/'other'), 'F-LMM'), (lambda t: dict(lmm='llama'), 'takes no image'), (lambda t: dict(lmm='nowhere'), 'nowhere'), (lambda t: dict(kind='vit'), 'no head')])
+def test_nothing_is_written_for_what_cannot_be_used(llava, tmp_path, monkeypatch, change, says):
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    (tmp_path/'file').write_text(''); (tmp_path/'other').mkdir(); (tmp_path/'other'/'notes.txt').write_text('')
+    given = dict(examples=some(12), out=tmp_path/'new', lmm=llava, sam=None, config=FEW, progress=False) | change(tmp_path)
+    with pytest.raises(BadInput, match=says) as e: fit_grounding(**given)
+    assert '\n' not in str(e.value) and not (tmp_path/'new').exists() and {f.name for f in (tmp_path/'other').iterdir()} == {'notes.txt'}
+
+def test_phrases_of_a_question(lmm):
+    "They stand before the answer, and their rows are those of the prompt that the model answers to."
+    spoken = speak(lmm, WIDE[:1], ['What is the red fox?'], [[(8, 19)]], None)
+    at = spoken.tokens[0][0]
+    assert lmm.tokenizer.decode(spoken.inputs['input_ids'][0, at]).strip() == 'the red fox'
+    shown = [pad_square(im) for im in WIDE[:1]] if type(lmm.model).__name__ == 'LlavaForConditionalGeneration' else WIDE[:1]
+    prompt = lmm.inputs(shown, [lmm.processor.apply_chat_template(messages('What is the red fox?'), add_generation_prompt=True)])
+    assert torch.equal(prompt['input_ids'], spoken.inputs['input_ids'])
