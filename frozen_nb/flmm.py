@@ -446,7 +446,7 @@ def _rows(lmm, examples, merge, T, grid):
             for (e, js), p in zip(part, read_phrases(lmm, spoken, merge)):
                 if p.maps.shape[2:] != grid: raise BadInput(f'{lmm.name} makes a grid of {tuple(p.maps.shape[2:])} of an image of {e.open().size} pixels and of {tuple(grid)} of the first one; give images of one size')
                 states = F.pad(p.states, (0, 0, 0, 0, 0, T - p.states.shape[1])).flatten(1)
-                out |= dict(zip(js, torch.cat([p.maps.flatten(1), states, p.lengths[:, None]], 1).half()))
+                out |= dict(zip(js, torch.cat([p.maps.flatten(1)*1024, states, p.lengths[:, None]], 1).half()))   # a head that hardly looks at the image would underflow
         return torch.stack([out[j] for j in todo])
     return compute
 
@@ -465,9 +465,9 @@ def grounding_data(
     if other_images is not None: examples = [Grounding(o.image, e.text, e.spans, e.masks, e.kinds, f'{e.name} as {o.name}', e.question) for e, o in zip(examples, other_images)]
     lengths = [len(lmm.tokenizer(e.text[a:b], add_special_tokens=False).input_ids) + 2 for e in examples for a, b in e.spans]
     T, (h, w) = -(-max(lengths)//8)*8, read_phrases(lmm, speak(lmm, [examples[0].open()], [examples[0].text], [examples[0].spans[:1]]))[0].maps.shape[2:]
-    rows = store.features(feature_key(lmm, merge=merge, tokens=T), [f'{e.name} {e.question} {e.text} {a} {b}' for e in examples for a, b in e.spans], _rows(lmm, examples, merge, T, (h, w)), progress=progress)[:]
+    rows = store.features(feature_key(lmm, merge=merge, tokens=T, scale=1024), [f'{e.name} {e.question} {e.text} {a} {b}' for e in examples for a, b in e.spans], _rows(lmm, examples, merge, T, (h, w)), progress=progress)[:]
     states = T*lmm.depth*lmm.width
-    maps, states, n = rows[:, :-1 - states].unflatten(1, (-1, h, w)).float(), rows[:, -1 - states:-1].unflatten(1, (T, lmm.depth, lmm.width)), rows[:, -1].long()
+    maps, states, n = rows[:, :-1 - states].unflatten(1, (-1, h, w)).float()/1024, rows[:, -1 - states:-1].unflatten(1, (T, lmm.depth, lmm.width)), rows[:, -1].long()
     names = {e.name: e for e in examples}; number = {name: i for i, name in enumerate(names)}
     features = None if sam is None else encode_images(sam, lambda i: list(names.values())[i].open(), list(names), store, batch_size=16, progress=progress)[:]
     return GroundingData(Phrases(maps, states, n), [m for e in examples for m in e.masks], [k for e in examples for k in e.kinds], np.array([number[e.name] for e in examples for _ in e.spans]), features)
