@@ -653,9 +653,9 @@ def overlay(
     image, # PIL
     found, # list of `Found`
 ):
-    "The image in pale grey, with each mask in a colour of its own."
+    "The image in pale grey, with each mask in a colour of its own, smaller ones above larger ones."
     out = np.asarray(to_rgb(image).convert('L').convert('RGB')).astype(float)*.5 + 120
-    for i, f in enumerate(found): out[f.mask] = .35*out[f.mask] + .65*np.array(COLOURS_OF_MASKS[i % len(COLOURS_OF_MASKS)])
+    for i, f in sorted(enumerate(found), key=lambda x: -x[1].mask.sum()): out[f.mask] = .35*out[f.mask] + .65*np.array(COLOURS_OF_MASKS[i % len(COLOURS_OF_MASKS)])
     return Image.fromarray(out.clip(0, 255).astype(np.uint8))
 
 # %% ../nbs/12_flmm.ipynb #flm00201
