@@ -816,7 +816,6 @@ def read_nlvr(
             for b, objects in enumerate(r['structured_rep']):
                 fit = [o for o in objects if o['color'] == colours[colour] and kind in (o['type'], 'item', 'object')]
                 def opened(path=path, b=b): return open_image(path).crop((150*b, 0, 150*b + 100, 100))
-                if kind not in ('square', 'circle', 'triangle'): fit = [o for o in objects if o['color'] == colours[colour]]
                 if fit: out.append(Grounding(opened, r['sentence'].strip(), [found.span()], np.any(list(_drawn(fit)), 0)[None], ({'thing', colour, 'plural' if len(fit) > 1 else 'singular'},), f"{r['directory']}/{path.stem}/{b}"))
     return out
 
