@@ -9,7 +9,7 @@ __all__ = ['VISIBLE', 'TOLD', 'TRAITS', 'SPECIES', 'COLOURS', 'HABITATS', 'SIZES
            'Species', 'ancestors', 'Animal', 'Scene', 'held_out', 'split_bucket', 'scene', 'paints', 'Part', 'Plan',
            'Anatomy', 'sprite', 'Scenery', 'SceneMasks', 'render', 'draw', 'masks', 'an', 'capital', 'relation',
            'phrase', 'caption', 'captions', 'Referral', 'referrals', 'Narrative', 'narrative', 'Question', 'questions',
-           'conversation', 'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
+           'conversation', 'particulars', 'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
 
 # %% ../nbs/01_menagerie.ipynb #2a51955f
 import random, re
@@ -1024,6 +1024,37 @@ def conversation(
     rng = random.Random(f'conversation/{i}/{s}')
     turns = [_exchange(rng, s) for _ in range(n or rng.choice((1, 2, 3, 4)))]
     return [m for q, a in turns for m in (dict(role='user', content=q), dict(role='assistant', content=a))]
+
+# %% ../nbs/01_menagerie.ipynb #par00001
+_listing = ('Name one of the animals so that I can find it.', 'What can you say about the animals?', 'Point out the animals in a few words.', 'Which animals are there?')
+
+def _stated(a, word):
+    return {'species': f'is {an(a.species)}', 'position': f'is {_side(a)}', 'facing': f'faces {a.facing}'}.get(word) or f'is {getattr(a, word)}'
+
+def _statements(rng, s):
+    todo = [(i, w) for i in range(len(s.animals)) for w in rng.sample(('species', 'colour', 'size', 'position', 'facing'), 4)]
+    rng.shuffle(todo); said = []
+    for i, w in todo:
+        a = s.animals[i]; fit = [k for k in _flavours['any'] if w not in k and _fitting(s, {x: getattr(a, x) for x in k}) == [i]]
+        if fit: said.append(f'{capital(_describe(s, a, rng.choice(fit)))} {_stated(a, w)}.')
+    return ' '.join(said)
+
+def _keywords(rng, s):
+    said = []
+    for a in rng.sample(s.animals, len(s.animals)):
+        words = [a.species, a.colour, a.size, _side(a)]; rng.shuffle(words)
+        if rng.random() < .35: words.remove(a.species); words.insert(0, a.species)
+        said.append('the ' + ' '.join(words))
+    return capital('; '.join(said)) + '.'
+
+def particulars(
+    s,         # a `Scene`
+    i=0,       # which of its conversations
+)->list:       # messages, as in `conversation`
+    "Someone asks for the animals of a picture, and is told them in statements or in keywords, in any order."
+    rng = random.Random(f'particulars/{i}/{s}')
+    say = (_statements, _keywords)[rng.random() < .67]
+    return [m for _ in range(1 if say is _statements else 2) for m in (dict(role='user', content=rng.choice(_listing)), dict(role='assistant', content=say(rng, s) or _keywords(rng, s)))]
 
 # %% ../nbs/01_menagerie.ipynb #0618ad4e
 @dataclass(frozen=True)

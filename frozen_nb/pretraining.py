@@ -664,7 +664,7 @@ RECIPES = {
     'beit-ft': Recipe('encoder', replace(_vit, steps=4000), 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
     'clip': Recipe('encoder', _vit, 80_000, '64 pictures with a caption', ('pictures', 'captions'), ('any label', 'held-out combinations')),
     'nfnet': Recipe('encoder', _cnn, 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
-    'llava': Recipe('lmm', _lmm, 40_000, '2,048 tokens', ('pictures', 'conversations about them', 'what `clip` and `llama` have seen'), ('any mask', 'held-out combinations')),
+    'llava': Recipe('lmm', _lmm, 40_000, '2,048 tokens', ('pictures', 'conversations about them', 'statements about the animals in them', 'what `clip` and `llama` have seen'), ('any mask', 'held-out combinations')),
     'sam': Recipe('sam', _sam, 10_000, '16 pictures, 3 parts of each', ('pictures', 'masks of their parts'), ('any word', 'what a part is', 'held-out combinations')),
 }
 
@@ -750,7 +750,10 @@ def _pretrain_lmm(name, folder, encoder, lm, items, config, work):
     seed_everything(config.seed)
     model = lmm_model(encoder, lm)
     scale_projector(model, lmm_features(model, images[:256]))
-    history = train(model, Chats(rows, images), chat_loss, config, rates={'model.vision_tower.': .5}, folder=work, desc=name)
+    history = train(model, Chats(rows, images), chat_loss, config, rates={'model.vision_tower.': .5}, folder=work and work/'conversations', desc=name)
+    rows = [(p, *chat_ids(processor, particulars(s) if p % 4 else conversation(s, 1, 3 + p // 4 % 4), encoder.k)) for p, s in enumerate(scenes)]
+    more = train(model, Chats(rows, images, seed=1), chat_loss, replace(config, steps=-(-config.steps*4 // 5), warmup=50), rates={'model.vision_tower.': .5}, folder=work and work/'particulars', desc=f'{name}, particulars')
+    history = History(history.losses + more.losses, seconds=history.seconds + more.seconds)
     model.set_attn_implementation('sdpa')
     model.half().save_pretrained(folder); processor.save_pretrained(folder)
     lmm = load_lmm(str(folder)); return write_card(name, folder, history, lmm, lmm_probes(lmm), config)
