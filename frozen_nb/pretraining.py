@@ -750,9 +750,9 @@ def _pretrain_lmm(name, folder, encoder, lm, items, config, work):
     seed_everything(config.seed)
     model = lmm_model(encoder, lm)
     scale_projector(model, lmm_features(model, images[:256]))
-    history = train(model, Chats(rows, images), chat_loss, config, rates={'model.vision_tower.': .5}, folder=work and work/'conversations', desc=name)
+    history = train(model, Chats(rows, images), chat_loss, config, rates={'model.vision_tower.': .5}, folder=work/'conversations', desc=name)
     rows = [(p, *chat_ids(processor, particulars(s) if p % 4 else conversation(s, 1, 3 + p // 4 % 4), encoder.k)) for p, s in enumerate(scenes)]
-    more = train(model, Chats(rows, images, seed=1), chat_loss, replace(config, steps=-(-config.steps*4 // 5), warmup=50), rates={'model.vision_tower.': .5}, folder=work and work/'particulars', desc=f'{name}, particulars')
+    more = train(model, Chats(rows, images, seed=1), chat_loss, replace(config, steps=-(-config.steps*4 // 5), warmup=50), rates={'model.vision_tower.': .5}, folder=work/'particulars', desc=f'{name}, particulars')
     history = History(history.losses + more.losses, seconds=history.seconds + more.seconds)
     model.set_attn_implementation('sdpa')
     model.half().save_pretrained(folder); processor.save_pretrained(folder)
