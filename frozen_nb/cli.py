@@ -420,6 +420,56 @@ def _ground(
         print(f"{f.phrase}: {f.mask.mean():.0%} of the image, {out.stem}-{n}.png{'' if there >= .5 else f'; but asked whether it is there, the model says no (yes: {there:.2f})'}")
     return 0
 
+# %% ../nbs/90_cli.ipynb #aln00001
+@app.command('align')
+def _align(
+    folder: Annotated[Path, typer.Argument(metavar='IMAGE_DIR', help='A folder of images.')],
+    captions: Annotated[Path, typer.Option(metavar='FILE', help='JSON lines with `image` and `caption`; by default the captions that the model itself gives.')] = None,
+    out: Annotated[Path, typer.Option(metavar='PNG', help='The figure.')] = Path('alignment.png'),
+    map: Annotated[str, _model['map']] = None,
+    encoder: Annotated[str, _model['encoder']] = None,
+    lm: Annotated[str, _model['lm']] = None,
+    device: Annotated[str, _model['device']] = None,
+    dtype: Annotated[str, _model['dtype']] = None,
+) -> int:
+    "How near images come to text inside a language model: scores, and a figure by layer."
+    from frozen_nb.frozen import BadInput, data_path
+    from frozen_nb.zoo import open_image
+    if out.suffix != '.png': raise BadInput(f'{out}: the figure is a PNG file; give a name that ends in .png')
+    if not out.parent.is_dir(): raise BadInput(f'{out.parent}: no such folder; make it first')
+    if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give a folder of images')
+    known, status, opened = {'.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'}, 0, {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in known):
+        try: opened[path.resolve()] = open_image(path)
+        except BadInput as e: _complain(e); status = 2
+    if len(opened) < 2: raise BadInput(f'{folder}: {len(opened)} image{"" if len(opened) == 1 else "s"} that can be read; pairs need two or more')
+    from frozen_nb.ima import align_images, draw_alignment
+    from frozen_nb.limber import Limber, fit_map, image_features, read_captions
+    from frozen_nb.prefix import load_map
+    from frozen_nb.zoo import load_encoder, load_lm
+    told = {p.resolve(): texts for p, texts in zip(*read_captions(captions)) if p.resolve() in opened} if captions else {}
+    if captions and len(told) < 2: raise BadInput(f'{captions}: it has captions for {len(told)} of the images in {folder}; pairs need two or more')
+    shipped = load_map(data_path('zoo', 'limber')).made_for
+    if map or (encoder or shipped['encoder'], lm or shipped['lm']) == (shipped['encoder'], shipped['lm']):
+        limber = Limber.load(map=map, encoder=encoder, lm=lm, device=device, dtype=dtype)
+    else:
+        if len(told) < 40: raise BadInput('no map was made for these two models: give one with --map (frozen-nb fit limber trains it), or --captions for 40 images or more, and one is trained here')
+        from frozen_nb.training import TrainConfig
+        pair, names = (load_encoder(encoder or shipped['encoder'], dtype, device), load_lm(lm or shipped['lm'], dtype, device)), sorted(told)
+        train, kept = names[::2], names[1::2]
+        features = image_features(pair[0], lambda i: opened[train[i]], [str(p) for p in train])
+        limber = Limber(pair[0], fit_map(*pair, features, [told[p] for p in train], TrainConfig(200, 1e-2, 'cosine', warmup=10, optimizer='muon', precision='auto'))[0], pair[1])
+        told = {p: told[p] for p in kept}
+        print(f'a map was trained on {len(train)} of the images, {len(kept)} others are measured')
+    paths = list(told or opened); images = [opened[p] for p in paths]
+    texts = [told[p][0] for p in paths] if told else limber.caption(images)
+    seen = align_images(images, [t or '.' for t in texts], limber.encoder, limber.lm, limber.map)
+    draw_alignment(seen, f'{limber.encoder.name} in {limber.lm.name}, {len(paths)} images').savefig(out)
+    for name, reading in (('same layer', dict(images='same')), ('image at entry', dict(images=0))): print(f'alignment score, {name}: {seen.score(**reading)}')
+    for name, (a, b) in {'image with image': 'PP', 'text with text': 'TT', 'image with text': 'PT'}.items(): print(f'mean cosine, {name}: {seen.curve(a, b).mean():.3f}')
+    return status
+
+
 # %% ../nbs/90_cli.ipynb #f1t00001
 class _Methods(typer.core.TyperGroup):
     "The methods that can be fitted. An unknown one is answered with those there are."

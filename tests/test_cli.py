@@ -28,10 +28,11 @@ def refused(said, *words):
     ('claims --records nowhere.json', 'nowhere.json'), ('pretrain lama', 'llama'), ('pretrain llama --steps 0', '--steps 0'), (f'pretrain llama --out {__file__}', 'test_cli.py'),
     ('fit', 'give a method: limber, flmm'), ('fit limbo --data a --out b', 'there are limber, flmm'), ('fit flmm', '--data'), ('fit flmm --data a --images . --out b', 'a: not a JSON'), ('fit flmm --data a --images . --out b --steps 0', '--steps'), ('fit limber', '--data'), ('fit limber --data a', '--out'), ('fit limber --data nowhere.jsonl --out new', 'nowhere.jsonl'), (f'fit limber --data nowhere.jsonl --out {__file__}', 'test_cli.py'),
     ('fit limber --data a --out b --k 0', '--k'), ('fit limber --data a --out b --steps none', '--steps'), ('fit limber --data a --out b --dropout 1', '--dropout'), ('fit limber --data a --out b --optimizer sgd', 'sgd'),
+    ('align', 'IMAGE_DIR'), ('align nowhere', 'nowhere'), ('align . --out seen.jpg', 'PNG'), ('align . --out no/seen.png', 'no'), ('align . --out seen.png', 'pairs'),
     ('ask', 'IMAGE'), ('ask a.png', 'QUESTION'), ('ask nowhere.png why', 'nowhere.png')])
 def test_bad_command_line(shell, line, word): refused(shell(*line.split()), word)
 
-@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'ask', 'ground', 'fit', 'fit limber', 'fit flmm', 'zoo', 'pretrain'])
+@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'ask', 'ground', 'align', 'fit', 'fit limber', 'fit flmm', 'zoo', 'pretrain'])
 def test_help(shell, verb):
     said = shell(*verb.split(), '--help')
     assert said.status == 0 and said.out.startswith(f'Usage: frozen-nb {verb}'.rstrip()) and said.err == ''
@@ -241,3 +242,21 @@ def test_ctrl_c(chapters, tmp_path):
     assert '10_slow' in shown and '1/3' in shown and 'Traceback' not in shown and shown.rstrip().endswith('frozen-nb: interrupted')
     assert (tmp_path/'_out/notebooks/checkpoint').exists() and not (tmp_path/'_out/notebooks/went on').exists()
     assert nbformat.read(tmp_path/'_out/notebooks/10_slow.ipynb', 4).metadata.frozen_nb.status == 'interrupted' and (tmp_path/'_out/report.html').exists()
+
+# --- align
+
+@maps
+def test_align_a_folder_with_broken_images(shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from frozen_nb.menagerie import captions, draw, scene
+    (tmp_path/'seen').mkdir()
+    for i in range(3): draw(scene(i), 64).save(tmp_path/'seen'/f'{i}.png')
+    (tmp_path/'seen'/'broken.png').write_text('no image'); (tmp_path/'seen'/'notes.txt').write_text('no image')
+    said = shell('align', 'seen')
+    assert said.status == 2 and said.err.count('\n') == 1 and 'broken.png' in said.err and 'alignment score, same layer' in said.out and (tmp_path/'alignment.png').stat().st_size > 1000
+    (tmp_path/'told.jsonl').write_text('\n'.join(json.dumps(dict(image=f'seen/{i}.png', caption=captions(scene(i))[0])) for i in range(3)))
+    assert 'alignment score' in shell('align', 'seen', '--captions', 'told.jsonl').out
+    said = shell('align', 'seen', '--lm', 'llama-random', '--captions', 'told.jsonl')
+    assert said.status == 2 and '--map' in said.err
+    (tmp_path/'one').mkdir(); draw(scene(0), 64).save(tmp_path/'one'/'0.png')
+    refused(shell('align', 'one'), 'pairs')

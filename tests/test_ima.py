@@ -1,0 +1,176 @@
+"Implicit alignment on every family, what is skipped is not computed, and bad input."
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, MistralConfig, OPTConfig, Qwen2Config
+from transformers.models.llama import LlamaConfig
+
+from frozen_nb.frozen import BadInput, fingerprint, freeze
+from frozen_nb.ima import *
+from frozen_nb.activations import blocks
+
+SMALL = dict(vocab_size=40, hidden_size=16, num_hidden_layers=5, num_attention_heads=4)
+KINDS = dict(llama=lambda: LlamaConfig(**SMALL, intermediate_size=24, num_key_value_heads=2), mistral=lambda: MistralConfig(**SMALL, intermediate_size=24, num_key_value_heads=1),
+             qwen2=lambda: Qwen2Config(**SMALL, intermediate_size=24, num_key_value_heads=2), opt=lambda: OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=16))
+
+@pytest.fixture(scope='module', params=KINDS)
+def model(request):
+    torch.manual_seed(0)
+    return freeze(AutoModelForCausalLM.from_config(KINDS[request.param]())).double()
+
+def a_prompt(seed=0, left=False, B=3, T=9, k=4):
+    torch.manual_seed(seed)
+    here = torch.ones(B, T, dtype=torch.bool); here[1, :2] = not left; here[1, -2:] = left
+    visual = here & (here.cumsum(1) <= k)
+    return Told(dict(inputs_embeds=torch.randn(B, T, 16, dtype=torch.float64), attention_mask=here.long()), visual, here & ~visual)
+
+def logits(model, one):
+    with torch.no_grad(): return model(**one.inputs, use_cache=False).logits[one.visual | one.text]
+
+def cached(model, one, first=3):
+    x, m, cache, out = one.inputs['inputs_embeds'], one.inputs['attention_mask'], DynamicCache(config=model.config), []
+    for lo, hi in [(0, first), *((t, t + 1) for t in range(first, x.shape[1]))]:
+        with torch.no_grad(): out.append(model(inputs_embeds=x[:, lo:hi], attention_mask=m[:, :hi], cache=cache, use_cache=True).logits)
+    return torch.cat(out, 1)[one.visual | one.text]
+
+@pytest.mark.parametrize('left', [False, True])
+@pytest.mark.parametrize('tokens', ['visual', 'text', 'all'])
+@pytest.mark.parametrize('what', ['ffn', 'attention', 'block'])
+def test_skipping_with_a_cache_is_skipping_without(model, what, tokens, left):
+    one = a_prompt(left=left); plain, before = logits(model, one), fingerprint(model)
+    for ratio in (1., .5):
+        with skipping(model, what, one, tokens, ratio=ratio, interval=2) as layers: a, b = logits(model, one), cached(model, one)
+        assert layers == [2] and (a - b).abs().max() < 1e-10 and (a - plain).abs().max() > 1e-6
+    assert torch.equal(logits(model, one), plain) and fingerprint(model) == before
+
+def test_a_skipped_part_is_a_part_that_adds_nothing(model):
+    "Against the same model with zeros in place of what the part gives at those tokens."
+    one, parts, layer = a_prompt(), family(model), 3
+    for what, at in (('ffn', parts.last), ('attention', parts.out)):
+        bias = getattr(blocks(model)[layer].get_submodule(at), 'bias', None)
+        for tokens, mask in (('visual', one.visual), ('text', one.text)):
+            def zero(module, args, y): return y.reshape(*mask.shape, -1).masked_fill(mask[..., None], 0).reshape(y.shape)
+            hook = blocks(model)[layer].get_submodule(at).register_forward_hook(zero)
+            expected = logits(model, one); hook.remove()
+            with skipping(model, what, one, tokens, layers=[layer]): found = logits(model, one)
+            assert torch.allclose(found, expected, atol=1e-10), (what, tokens, bias is not None)
+
+def test_what_is_skipped_is_not_computed(model):
+    one, rows = a_prompt(), []
+    linear = [m for m in blocks(model)[2].modules() if isinstance(m, nn.Linear)]
+    hooks = [m.register_forward_pre_hook(lambda m, args: rows.append(args[0].reshape(-1, args[0].shape[-1]).shape[0])) for m in linear]
+    total, visual = one.visual.numel(), int(one.visual.sum())
+    try:
+        logits(model, one); whole = list(rows); rows.clear()
+        with skipping(model, 'ffn', one, 'visual', layers=[2]): logits(model, one)
+        partly = list(rows); rows.clear()
+        with skipping(model, 'block', layers=[2]): logits(model, one)
+    finally: [h.remove() for h in hooks]
+    assert rows == [] and set(whole) == {total} and set(partly) == {total, total - visual}
+    flops = lambda: count_flops(lambda: model(**one.inputs))
+    with skipping(model, 'ffn', one, 'visual', layers=[2, 3]): less = flops()
+    with skipping(model, 'block', one, 'visual', layers=[2, 3]): least = flops()
+    assert least < less < flops()
+
+def test_when(model):
+    "Prefill alone leaves what is generated whole, and the other way round."
+    one = a_prompt(left=True)
+    kept = dict(max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True, pad_token_id=0)
+    def go(**how):
+        with torch.no_grad():
+            if not how: return torch.stack(model.generate(**one.inputs, **kept).logits)
+            with skipping(model, 'ffn', one, 'all', layers=[1, 2, 3], **how): return torch.stack(model.generate(**one.inputs, **kept).logits)
+    plain, generation, prefill, both = go(), go(when='generation'), go(when='prefill'), go(when='both')
+    assert torch.equal(plain[0], generation[0]) and not torch.equal(plain[0], prefill[0]) and torch.allclose(prefill[0], both[0])
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 45), st.integers(-1, 40), st.integers(0, 45))
+def test_layers(depth, interval, start, end):
+    found = skipped_layers(depth, interval, start, end)
+    assert all(start < i < end and i % interval == 0 and i < depth for i in found)
+    if interval >= depth and start >= 0: assert found == []
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 5))
+def test_batches_do_not_matter(seed, split, groups):
+    torch.manual_seed(seed)
+    states, visual = [torch.randn(10, 6, 4) for _ in range(3)], torch.arange(6).expand(10, 6) < 2
+    part = lambda a, b: ([x[a:b] for x in states], Told({}, visual[a:b], ~visual[a:b]))
+    one, two = Alignment(groups).add(*part(0, 10)), Alignment(groups).add(*part(0, split)).add(*part(split, 10))
+    for reading in READINGS:
+        for a, b in ('PP', 'TT', 'PT'):
+            assert np.allclose(one.curve(a, b, reading), two.curve(a, b, reading)) and (np.abs(one.curve(a, b, reading)) <= 1 + 1e-9).all()
+            boot = one.curve(a, b, reading, n_boot=20)
+            assert np.allclose(boot[0], one.curve(a, b, reading)) and boot.shape == (21, 3)
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(.01, .99), st.floats(.01, .99))
+def test_masks(seed, s, t):
+    torch.manual_seed(seed)
+    w = dict(w=torch.randn(7, 50))
+    a, b = dict(w=keep_mask(w['w'].abs(), s)), dict(w=keep_mask(torch.rand(7, 50), t))
+    assert (a['w'].sum(1) == 50 - round(50*s)).all() and density(shared_subnetwork([a, b])) <= min(density(a), density(b))
+    if density(a): assert subnetwork_iou(a, a)['w'] == 1
+    assert 0 < chance_iou(s) < 1
+
+def test_pruned_comes_back_even_after_an_error(model):
+    before, masks = fingerprint(model), subnetwork(model, [a_prompt()], .5)
+    with pytest.raises(ZeroDivisionError):
+        with pruned(model, masks):
+            assert fingerprint(model) != before and all(((linears(model, int(n.split('.')[0]))[n].weight == 0) | m).all() for n, m in masks.items())
+            1/0
+    assert fingerprint(model) == before and abs(density(masks) - .5) < .05
+
+def test_wanda_sees_the_tokens_it_is_asked_about(model):
+    "The norms of the first linear layer, by hand."
+    one = a_prompt(); seen = {}
+    name, layer = next(iter(linears(model, 0).items()))
+    hook = layer.register_forward_pre_hook(lambda m, args: seen.__setitem__('x', args[0].reshape(-1, args[0].shape[-1])))
+    logits(model, one); hook.remove()
+    for kind, mask in (('visual', one.visual), ('text', one.text)):
+        expected = keep_mask(wanda_scores(layer.weight, seen['x'][mask.flatten()].norm(dim=0)), .4)
+        assert torch.equal(subnetwork(model, [one], .4, kind)[name], expected)
+
+def test_points_add_up(model):
+    one = a_prompt(); states = token_states(model, one)
+    for i in range(5):
+        p = point_states(model, one, i)
+        assert torch.allclose(states[i] + p['SA'], p['X+SA']) and torch.allclose(p['X+SA'] + p['FC2'], states[i + 1]) and list(p) == list(POINTS)
+
+def test_mapper_is_the_papers():
+    m = QueryMapper(1024, 4096)
+    assert abs(sum(p.numel() for p in m.parameters())/7.36e6 - 1) < .01
+    assert len(m.mix.layers) == 5 and m.mix.norm is None and m.mix.layers[0].norm_first and m.queries.shape == (10, 256)
+
+def test_bad_input(model):
+    one = a_prompt()
+    gpt2 = freeze(AutoModelForCausalLM.from_config(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2)))
+    for call, words in ((lambda: family(gpt2), "FAMILIES['GPT2Block']"), (lambda: skipping(gpt2, 'ffn').__enter__(), 'GPT2Block'),
+                        (lambda: subnetwork(model, [one], 0.), 'sparsity'), (lambda: subnetwork(model, [one], 1.), 'sparsity'), (lambda: chance_iou(1.5), 'sparsity'),
+                        (lambda: skipping(model, 'block', layers=range(5)).__enter__(), 'nothing is left'), (lambda: skipping(model, 'block', interval=1, start=-1, end=5).__enter__(), 'nothing is left'),
+                        (lambda: skipping(model, 'attention', layers=[0]).__enter__(), 'layer 0'), (lambda: skipping(model, 'ffn', tokens='visual').__enter__(), 'told='),
+                        (lambda: skipping(model, 'ffn', layers=[7]).__enter__(), 'no layer 7'), (lambda: skipping(model, 'everything').__enter__(), 'everything'),
+                        (lambda: skipping(model, 'ffn', one, 'visual', ratio=1.2).__enter__(), 'ratio'), (lambda: skipping(model, 'ffn', interval=0).__enter__(), 'interval'),
+                        (lambda: Alignment().curve(), 'no example'), (lambda: Alignment().add([torch.zeros(1, 2, 3)], Told({}, torch.zeros(1, 2).bool(), torch.ones(1, 2).bool())), 'visual'),
+                        (lambda: align_images([None], ['x'], None, None, None), 'pairs'), (lambda: align_images([None], [], None, None, None), 'captions'),
+                        (lambda: pope([{'a'}], 'tricky'), 'tricky'), (lambda: QueryMapper(8, 16)(torch.zeros(1, 2, 9)), 'width 8')):
+        with pytest.raises(BadInput) as e: call()
+        assert words in str(e.value) and '\n' not in str(e.value)
+
+def test_one_example_is_no_pair():
+    seen = Alignment().add([torch.randn(1, 4, 3)]*2, Told({}, torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]])))
+    assert np.isfinite(seen.curve('P', 'T')).all()
+    with pytest.raises(BadInput, match='two examples'): seen.curve('P', 'P')
+
+def test_half_precision():
+    torch.manual_seed(0)
+    m, one = freeze(AutoModelForCausalLM.from_config(KINDS['llama']())).bfloat16(), a_prompt()
+    one.inputs['inputs_embeds'] = one.inputs['inputs_embeds'].bfloat16()
+    seen = Alignment().add(token_states(m, one), one)
+    assert np.isfinite(seen.curve()).all() and math.isfinite(seen.score(n_boot=10).value)
+    for what in ('ffn', 'attention', 'block'):
+        with skipping(m, what, one, 'visual'): assert logits(m, one).isfinite().all()
