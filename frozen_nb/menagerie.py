@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = ['VISIBLE', 'TOLD', 'TRAITS', 'SPECIES', 'COLOURS', 'HABITATS', 'SIZES', 'FACINGS', 'TIMES', 'POSITIONS', 'PARENTS',
            'LOOKALIKES', 'SPLITS', 'COLOUR_RGB', 'PAINTS', 'PLANS', 'SPANS', 'SKY', 'NIGHT_SKY', 'WATER', 'GROUND',
-           'STUFF', 'SHADE', 'NAMES', 'NEW_NAMES', 'THINGS', 'FOODS', 'MOODS', 'NEEDS', 'MCQ_SETS', 'DOCUMENT_KINDS',
-           'Species', 'ancestors', 'Animal', 'Scene', 'held_out', 'split_bucket', 'scene', 'paints', 'Part', 'Plan',
-           'Anatomy', 'sprite', 'Scenery', 'SceneMasks', 'render', 'draw', 'masks', 'an', 'capital', 'relation',
-           'phrase', 'caption', 'captions', 'Referral', 'referrals', 'Narrative', 'narrative', 'Question', 'questions',
-           'conversation', 'particulars', 'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
+           'STUFF', 'SHADE', 'ACTIONS', 'FRAMES', 'VOICES', 'DISTANCES', 'RATE', 'NAMES', 'NEW_NAMES', 'THINGS',
+           'FOODS', 'MOODS', 'NEEDS', 'MCQ_SETS', 'DOCUMENT_KINDS', 'Species', 'ancestors', 'Animal', 'Scene',
+           'held_out', 'split_bucket', 'scene', 'paints', 'Part', 'Plan', 'Anatomy', 'sprite', 'Scenery', 'SceneMasks',
+           'render', 'draw', 'masks', 'an', 'capital', 'relation', 'phrase', 'caption', 'captions', 'Referral',
+           'referrals', 'Narrative', 'narrative', 'Question', 'questions', 'conversation', 'particulars', 'Clip',
+           'clip', 'Moment', 'moments', 'frames', 'track', 'clip_caption', 'clip_captions', 'clip_questions', 'Voice',
+           'Call', 'held_out_call', 'call', 'waveform', 'spectrogram', 'call_caption', 'call_captions',
+           'call_questions', 'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
 
 # %% ../nbs/01_menagerie.ipynb #2a51955f
 import random, re
@@ -952,8 +955,8 @@ def _counted(n): return ('no', 'one', 'two', 'three', 'four', 'five', 'six', 'se
 # %% ../nbs/01_menagerie.ipynb #fdee1a15
 @dataclass(frozen=True)
 class Question:
-    "A question about one scene."
-    kind: str      # 'what', 'colour', 'count', 'place', 'position', 'yesno' or 'property'
+    "A question about one scene, clip or call."
+    kind: str      # of a scene 'what', 'colour', 'count', 'place', 'position', 'yesno' or 'property'
     question: str
     answer: str    # one or two words, lower case
 
@@ -1055,6 +1058,293 @@ def particulars(
     rng = random.Random(f'particulars/{i}/{s}')
     say = (_statements, _keywords)[rng.random() < .67]
     return [m for _ in range(1 if say is _statements else 2) for m in (dict(role='user', content=rng.choice(_listing)), dict(role='assistant', content=say(rng, s) or _keywords(rng, s)))]
+
+# %% ../nbs/01_menagerie.ipynb #clp00001
+ACTIONS = {'walk': 'walks to the {side}', 'run': 'runs to the {side}', 'jump': 'jumps', 'turn': 'turns to the {side}', 'come': 'comes nearer', 'go': 'goes away', 'stand': 'stands', 'lie': 'lies down'}
+FRAMES = 8
+
+@dataclass(frozen=True)
+class Clip:
+    "All there is to know about one clip."
+    scene: Scene  # with one animal, the one that acts
+    action: str   # a key of `ACTIONS`
+    phase: int    # 0 to 11: where its step begins, and when it turns
+
+    @property
+    def animal(self): return self.scene.animals[0]
+
+def clip(
+    i:int,         # index in the stream
+    split='train', # as in `scene`
+    seed=0,        # which stream
+    action=None,   # a key of `ACTIONS`; None: any, all equally often
+)->Clip:
+    "Clip `i` of a stream. It depends on the arguments alone. Raises `BadInput` for an unknown split or action."
+    if action not in (None, *ACTIONS): raise BadInput(f'no action {action!r}: choose from {", ".join(ACTIONS)}')
+    rng = random.Random(f'clip/{split}/{seed}/{action}/{i}')
+    return Clip(scene(rng.randrange(2**40), split, seed, 1), action or rng.choice(tuple(ACTIONS)), rng.randrange(12))
+
+# %% ../nbs/01_menagerie.ipynb #clp00004
+@dataclass(frozen=True)
+class Moment:
+    "How the animal of a clip appears in one frame."
+    x: float         # body centre, fraction of the image width
+    y: float         # line of the feet, fraction of the image height
+    facing: str      # 'left' or 'right'
+    gait: float      # -1 to 1: how the legs swing
+    lift: float = 0. # how far the feet are above their line, fraction of the image height
+    scale: float = 1.# its size, 1 being that of the scene
+    lying: float = 0.# 0: upright, 1: lying
+
+def moments(
+    c, # a `Clip`
+)->list: # of 8 `Moment`s
+    "What happens in a clip."
+    a, does, t = c.animal, c.action, np.linspace(0, 1, FRAMES)
+    side = 1 if a.facing == 'right' else -1
+    way, (lo, hi) = dict(walk=.15, run=.40).get(does, 0), (_centres[a.size]['left'][0], _centres[a.size]['right'][1])
+    x = np.clip(a.x, lo + way/2, hi - way/2) + side*way*(t - .5)
+    scale = {'come': .55 + .45*t, 'go': 1 - .45*t}.get(does, np.ones(FRAMES))
+    y = .76 + (a.y - .76)*(scale - .55)/.45                                   # far away is higher up
+    lift = .1*np.abs(np.sin(2*np.pi*t)) if does == 'jump' else 0*t
+    lying = np.clip(2.5*(t - .2), 0, 1) if does == 'lie' else 0*t
+    turned = np.arange(FRAMES) < 3 + c.phase % 3 if does == 'turn' else t < 0
+    stride = {'walk': (-1, 0, 1, 0), 'come': (-1, 0, 1, 0), 'go': (-1, 0, 1, 0), 'run': (-1, 1)}.get(does, (c.phase % 3 - 1,))
+    other = FACINGS[a.facing == 'left']
+    return [Moment(float(x[k]), float(y[k]), other if turned[k] else a.facing, float(stride[(k + c.phase) % len(stride)]), float(lift[k]), float(scale[k]), float(lying[k])) for k in range(FRAMES)]
+
+# %% ../nbs/01_menagerie.ipynb #clp00006
+def _posed(c, m, pixels):
+    "The sprite of a moment, and its upper left corner in a picture `pixels` wide."
+    s = sprite(c.animal.species, c.animal.size, m.facing, pixels, m.gait)
+    if m.scale < 1 or m.lying: s = s.resize((round(s.width*m.scale), round(s.height*m.scale*(1 - .45*m.lying))), Image.Resampling.NEAREST)
+    return s, (round(m.x*pixels - s.width/2), round((m.y - m.lift)*pixels) - s.height + 2)
+
+def frames(
+    c,             # a `Clip`
+    size:int = 64, # width of a frame in pixels
+)->list:           # of 8 PIL images, RGB
+    "Draw a clip."
+    _check(c.scene)
+    k, a, s = 4 if size <= 200 else 2, c.animal, c.scene
+    canvas, out = Scenery(size*k, np.random.default_rng(s.seed)), []
+    canvas.sky(s.time); getattr(canvas, s.habitat)()
+    ground, colours = canvas.image, np.concatenate([_palettes[s.time], _animal_palette(a.colour, s.time)]).tobytes()
+    for m in moments(c):
+        canvas.image = ground.copy(); canvas.ink = ImageDraw.Draw(canvas.image)
+        canvas.disc(SHADE[s.habitat], m.x, m.y, .42*SPANS[a.size][1]*m.scale, (.018 if a.size == 'small' else .026)*m.scale)
+        drawn, corner = _posed(c, m, size*k)
+        canvas.image.paste(drawn.point(_shift(len(_owner))), corner, drawn.point(_solid))
+        canvas.image.putpalette(colours)
+        out.append(canvas.image.convert('RGB').reduce(k))
+    return out
+
+def track(
+    c, # a `Clip`
+)->np.ndarray: # (8, 4): left, top, right, bottom, fractions of the picture
+    "The box around the animal in each frame."
+    posed = [_posed(c, m, 256) for m in moments(c)]
+    return np.array([(x, y, x + s.width, y + s.height) for s, (x, y) in posed]).clip(0, 256)/256
+
+# %% ../nbs/01_menagerie.ipynb #clp00011
+def _does(c, form='does'):
+    said = ACTIONS[c.action].format(side=c.animal.facing)
+    if form == 'does': return said
+    verb, *rest = said.split()
+    return ' '.join([{'run': 'running', 'come': 'coming', 'lie': 'lying'}.get(c.action, c.action + 'ing'), *rest])
+
+def clip_caption(
+    c,         # a `Clip`
+    rng=None,  # `random.Random`; None: the first paraphrase
+    full=True, # name colour, species, action and habitat
+)->str:
+    "One true sentence about a clip, without a full stop."
+    a, rng = c.animal, rng or random.Random(0)
+    n = an(phrase(a, 'colour' if full else rng.choice(('colour', ''))))
+    place = c.scene.place if full or rng.random() < .7 else ''
+    tail = (' at night' if c.scene.time == 'night' else ' by day') if rng.random() < .2 else ''
+    return ' '.join(rng.choice((f'{n} {_does(c)} {place}', f'{n} {_does(c, "doing")} {place}', f'{place} {n} {_does(c)}', f'{n} {place} {_does(c)}')).split()) + tail
+
+def clip_captions(
+    c,   # a `Clip`
+    n=5, # how many
+)->list:
+    "`n` paraphrases of one clip."
+    rng = random.Random(f'captions/{c}')
+    return [clip_caption(c, rng) for _ in range(n)]
+
+def clip_questions(
+    c, # a `Clip`
+)->list:
+    "`Question`s about a clip, each with the answer that follows from it: what, colour, action, side, place, yesno and property."
+    rng, a = random.Random(f'questions/{c}'), c.animal
+    verb = {does: said.split()[0] for does, said in ACTIONS.items()}
+    yes, other = rng.random() < .5, rng.choice([x for x in ACTIONS if x != c.action])
+    owned = rng.choice(sorted(a.kind.traits)) if yes else rng.choice(sorted(set(TRAITS) - a.kind.traits))
+    out = [Question('what', 'what animal is this?', a.species), Question('colour', f'what colour is the {a.species}?', a.colour), Question('action', f'what does the {a.species} do?', verb[c.action]),
+           Question('side', f'is the {a.species} facing left or right in the end?', a.facing), Question('place', 'where is this?', c.scene.habitat), Question('place', 'is it day or night?', c.scene.time),
+           Question('yesno', f'does the {a.species} {c.action if yes else other}?', 'yes' if yes else 'no'),
+           Question('property', _asked(f'the {a.species}', owned) + '?', 'yes' if yes else 'no'), Question('property', f'what does the {a.species} eat?', a.kind.food)]
+    rng.shuffle(out)
+    return out
+
+# %% ../nbs/01_menagerie.ipynb #cll00001
+_voices = '''
+lion      | roar    | 105  | .8 1.25 1.1 .7          | .50 | .9  | .50 | 24
+tiger     | roar    | 140  | .9 1.3 1 .6             | .44 | .9  | .50 | 30
+leopard   | growl   | 170  | 1 1 .95 .9              | .42 | 1.  | .62 | 38
+dog       | bark    | 430  | .8 1.3 .9 .6            | .20 | .8  | .35 | 0
+wolf      | howl    | 380  | .7 1.2 1.3 1.3 1.2 .8   | .50 | 1.8 | .08 | 0
+fox       | yelp    | 640  | .9 1.45 .8              | .24 | 1.2 | .22 | 0
+horse     | neigh   | 760  | 1 1.3 1.1 .9 .6 .5      | .50 | 1.1 | .20 | 13
+zebra     | neigh   | 900  | .8 1.4 .8 1.4 .7        | .46 | 1.1 | .20 | 9
+donkey    | bray    | 330  | .6 1.6 .6 1.6 .7        | .50 | .8  | .35 | 18
+cow       | moo     | 175  | .8 1 1.1 1.05 .8        | .50 | 1.  | .06 | 0
+goat      | bleat   | 470  | 1 1.05 1 .95            | .38 | .9  | .12 | 10
+sheep     | bleat   | 330  | 1 1.02 1 .95            | .48 | .9  | .12 | 7
+deer      | bellow  | 250  | 1.15 1 .9 .7            | .40 | 1.  | .30 | 16
+giraffe   | hum     | 95   | 1 1.03 1                | .50 | 2.2 | .04 | 0
+camel     | groan   | 150  | .8 1.15 .9 1.15 .7      | .50 | 1.  | .25 | 10
+elephant  | trumpet | 520  | .6 1.2 1.5 1.5 1.2      | .48 | .6  | .25 | 0
+hippo     | grunt   | 120  | 1.25 1 1 .9             | .30 | .7  | .30 | 20
+rhino     | snort   | 200  | 1.2 .9 .7               | .28 | 1.  | .85 | 0
+pig       | oink    | 260  | .8 1.2 .7               | .18 | .8  | .50 | 32
+rabbit    | squeak  | 1500 | .9 1.2 1                | .16 | 1.8 | .06 | 0
+bear      | growl   | 85   | .8 1.05 .9 .8           | .50 | 1.  | .60 | 20
+ostrich   | boom    | 125  | 1 1 .9                  | .36 | 2.6 | .05 | 0
+penguin   | honk    | 620  | .8 1.1 1 1.1 .8         | .36 | .7  | .20 | 26
+crocodile | hiss    | 60   | 1 1                     | .48 | 1.  | .97 | 0
+'''
+
+@dataclass(frozen=True)
+class Voice:
+    "How a species sounds."
+    verb: str        # what it does when it calls
+    pitch: float     # of the lowest harmonic, in Hz
+    contour: tuple   # how the pitch moves, as factors at equal distances
+    seconds: float   # length of one cry
+    fall: float      # harmonic k has amplitude k**-fall
+    breath: float    # share of noise, 0 to 1
+    tremble: float   # in Hz; 0: steady
+
+VOICES = {name.strip(): Voice(verb.strip(), float(pitch), tuple(map(float, contour.split())), *map(float, rest)) for name, verb, pitch, contour, *rest in (line.split('|') for line in _voices.strip().splitlines())}
+
+# %% ../nbs/01_menagerie.ipynb #cll00004
+DISTANCES = ('near', 'far')
+RATE = 16_000   # samples a second
+
+@dataclass(frozen=True)
+class Call:
+    "All there is to know about one call."
+    species: str   # a key of `VOICES`
+    size: str      # 'small' or 'large': higher or lower
+    times: int     # 1, 2 or 3
+    distance: str  # 'near' or 'far'
+    pitch: float   # of this animal, as a factor
+    pace: float    # how much longer its cries are, as a factor
+    seed: int      # of the noise, and of when it begins
+
+    @property
+    def voice(self): return VOICES[self.species]
+
+def held_out_call(
+    species, # a key of `VOICES`
+    size,    # 'small' or 'large'
+    times,   # 1, 2 or 3
+)->bool:
+    "Is this combination kept out of all training calls?"
+    return crc32(f'{species}/{size}/{times}'.encode()) % 10 == 3
+
+def call(
+    i:int,         # index in the stream
+    split='train', # 'train', 'val', 'test' or 'unseen' ('text' is left unused)
+    seed=0,        # which stream
+)->Call:
+    "Call `i` of a stream. It depends on the arguments alone."
+    if split not in SPLITS: raise BadInput(f'no split {split!r}: choose from {", ".join(SPLITS)}')
+    rng = random.Random(f'call/{split}/{seed}/{i}')
+    while True:
+        c = Call(rng.choice(tuple(VOICES)), rng.choice(SIZES), rng.randint(1, 3), rng.choice(DISTANCES), round(rng.uniform(.95, 1.05), 4), round(rng.uniform(.92, 1.08), 4), rng.randrange(2**31))
+        held, bucket = held_out_call(c.species, c.size, c.times), crc32(repr(replace(c, seed=0)).encode()) % 20
+        if held if split == 'unseen' else bucket in SPLITS[split] and not held: return c
+
+# %% ../nbs/01_menagerie.ipynb #cll00007
+def _cry(rng, v, pitch, pace):
+    n = int(v.seconds*pace*RATE); t = np.linspace(0, 1, n)
+    hertz = v.pitch*pitch*np.interp(t, np.linspace(0, 1, len(v.contour)), v.contour)              # (n,)
+    turns, k = np.cumsum(hertz)/RATE, np.arange(1, 21)[:, None]
+    tone = (np.sin(2*np.pi*k*turns)*k**-v.fall*(k*hertz < .45*RATE)).sum(0)
+    breath = rng.normal(size=n)
+    if v.breath < .9: breath = np.convolve(breath, np.hanning(9), 'same')                          # duller than a hiss
+    loud = np.sin(np.pi*t)**.5*(1 - .7*(v.tremble > 0)*(.5 + .5*np.cos(2*np.pi*v.tremble*t*n/RATE)))
+    return loud*((1 - v.breath)*tone/tone.std() + v.breath*breath/breath.std())
+
+def waveform(
+    c,         # a `Call`
+    seconds=2, # length
+)->np.ndarray: # float32 (seconds*RATE,), between -1 and 1
+    "What a call sounds like, at 16 kHz."
+    rng, out, v = np.random.default_rng([c.seed]), np.zeros(round(seconds*RATE)), c.voice
+    pitch = c.pitch*(1.25 if c.size == 'small' else .8)
+    gap = int(rng.uniform(.06, .10)*RATE)
+    cries = [_cry(rng, v, pitch*rng.uniform(.98, 1.02), c.pace) for _ in range(c.times)]
+    at = int(rng.integers(0, max(1, len(out) - sum(map(len, cries)) - gap*(c.times - 1))))
+    for cry in cries:
+        part = out[at:at + len(cry)]; part += cry[:len(part)]; at += len(cry) + gap
+    if c.distance == 'far':
+        dull = np.fft.irfft(np.fft.rfft(out)/(1 + (np.fft.rfftfreq(len(out), 1/RATE)/1200)**2), len(out))
+        out = .3*(dull + .4*np.roll(dull, int(.09*RATE)))
+    wind = np.convolve(rng.normal(size=len(out)), (.25, .5, .25), 'same')
+    return (.12*out + rng.uniform(.002, .010)*wind).clip(-1, 1).astype(np.float32)
+
+# %% ../nbs/01_menagerie.ipynb #cll00009
+@lru_cache
+def _filters(bands):
+    from transformers.audio_utils import mel_filter_bank
+    return mel_filter_bank(257, bands, 20, RATE//2, RATE, norm=None, mel_scale='kaldi', triangularize_in_mel_space=True)
+
+def spectrogram(
+    sound,    # float (n,), samples at 16 kHz
+    bands=64, # of frequency
+)->np.ndarray:# float32 (frames, bands), low bands first: log energy
+    "The log-mel spectrogram of a sound: windows of 25 ms, one every 10 ms, as the feature extractor of an AST makes them."
+    from transformers.audio_utils import spectrogram as transformed, window_function
+    return transformed(np.asarray(sound, np.float32), window_function(400, 'hann', periodic=False), 400, 160, 512, power=2., center=False, preemphasis=.97, mel_filters=_filters(bands), log_mel='log',
+                       mel_floor=1.192092955078125e-07, remove_dc_offset=True).T.astype(np.float32)
+
+# %% ../nbs/01_menagerie.ipynb #cll00013
+def call_caption(
+    c,         # a `Call`
+    rng=None,  # `random.Random`; None: the first paraphrase
+    full=True, # name species, number and distance
+)->str:
+    "One true sentence about a call, without a full stop."
+    rng = rng or random.Random(0)
+    n, times = an(phrase(c, rng.choice(('size', ''))) if full else c.species), {1: ('once', 'one time'), 2: ('two times', 'twice'), 3: ('three times',)}[c.times]
+    often = rng.choice(times) if full or rng.random() < .7 else ''
+    where = {'near': 'near by', 'far': 'far away'}[c.distance] if full or rng.random() < .5 else ''
+    return ' '.join(rng.choice((f'{n} {c.voice.verb}s {often} {where}', f'{n} {where} {c.voice.verb}s {often}', f'{where} {n} calls {often}', f'the call of {n} {where} {often}')).split()).replace('hisss', 'hisses')
+
+def call_captions(
+    c,   # a `Call`
+    n=5, # how many
+)->list:
+    "`n` paraphrases of one call."
+    rng = random.Random(f'captions/{c}')
+    return [call_caption(c, rng) for _ in range(n)]
+
+def call_questions(
+    c, # a `Call`
+)->list:
+    "`Question`s about a call, each with the answer that follows from it: what, count, size, distance, yesno and property."
+    rng, kind = random.Random(f'questions/{c}'), SPECIES[c.species]
+    yes, other = rng.random() < .5, rng.choice([s for s in SPECIES if s != c.species])
+    owned = rng.choice(sorted(kind.traits)) if yes else rng.choice(sorted(set(TRAITS) - kind.traits))
+    out = [Question('what', 'what animal is this?', c.species), Question('count', 'how many calls are there?', _counted(c.times)), Question('size', 'is the animal small or large?', c.size),
+           Question('distance', 'is the animal near or far?', c.distance), Question('yesno', f'is this {an(c.species if yes else other)}?', 'yes' if yes else 'no'),
+           Question('property', _asked('this animal', owned) + '?', 'yes' if yes else 'no'), Question('property', 'what does this animal eat?', kind.food)]
+    rng.shuffle(out)
+    return out
 
 # %% ../nbs/01_menagerie.ipynb #0618ad4e
 @dataclass(frozen=True)
