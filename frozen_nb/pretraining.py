@@ -472,9 +472,11 @@ def call_labels(
     return {a: torch.tensor([names.index(getattr(c, a)) for c in calls]) for a, names in HEARD.items()}
 
 # %% ../nbs/08_pretraining.ipynb #avp00004
+_sizes = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, hidden_dropout_prob=0., layer_norm_eps=1e-6)
+
 def timesformer_model():
     "An untrained TimeSformer of the zoo's size: 8 frames of 64 pixels, 8-pixel patches."
-    return TimesformerModel(TimesformerConfig(image_size=SIDE, patch_size=8, num_frames=FRAMES, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, hidden_dropout_prob=0., layer_norm_eps=1e-6))
+    return TimesformerModel(TimesformerConfig(image_size=SIDE, patch_size=8, num_frames=FRAMES, **_sizes))
 
 @torch.no_grad()
 def begin_as(
@@ -495,8 +497,7 @@ def begin_as(
 
 def ast_model():
     "An untrained AST of the zoo's size: 198 windows, 64 bands, patches of 16 x 16."
-    return ASTModel(ASTConfig(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, patch_size=16, frequency_stride=16, time_stride=16, max_length=198, num_mel_bins=64,
-                              hidden_dropout_prob=0., attention_probs_dropout_prob=0., layer_norm_eps=1e-6))
+    return ASTModel(ASTConfig(patch_size=16, frequency_stride=16, time_stride=16, max_length=198, num_mel_bins=64, **_sizes))
 
 # %% ../nbs/08_pretraining.ipynb #avp00008
 class Labelled(torch.nn.Module):
@@ -806,13 +807,18 @@ RECIPES = {
     'clip': Recipe('encoder', _vit, 80_000, '64 pictures with a caption', ('pictures', 'captions'), ('any label', 'held-out combinations')),
     'nfnet': Recipe('encoder', _cnn, 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
     'llava': Recipe('lmm', _lmm, 40_000, '2,048 tokens', ('pictures', 'conversations about them', 'statements about the animals in them', 'what `clip` and `llama` have seen'), ('any mask', 'held-out combinations')),
-    'timesformer': Recipe('encoder', _film, 12_000, '16 clips', ('clips', 'which species is in them, what it does, its colour, which way it faces in the end', 'what `beit-ft` has seen'), ('any word', 'any sound', 'labels of size, place, time', 'held-out combinations')),
-    'ast': Recipe('encoder', _ear, 16_000, '64 calls', ('spectrograms of calls', 'which species calls, and how often'), ('any word', 'any picture', 'labels of size, distance', 'held-out combinations')),
+    'timesformer': Recipe('encoder', _film, 14_000, '16 clips', ('clips', 'which species is in them, what it does, its colour, which way it faces in the end', 'what `beit-ft` has seen'),
+                          ('any word', 'any sound', 'labels of size, place, time', 'held-out combinations')),
+    'ast': Recipe('encoder', _ear, 16_000, '64 calls', ('spectrograms of calls', 'which species calls, and how often'),
+                  ('any word', 'any picture', 'labels of size, distance', 'held-out combinations')),
     'sam': Recipe('sam', _sam, 10_000, '16 pictures, 3 parts of each', ('pictures', 'masks of their parts'), ('any word', 'what a part is', 'held-out combinations')),
 }
 
 # %% ../nbs/08_pretraining.ipynb #0ef40307
 def _versions(): return dict(python=platform.python_version(), torch=torch.__version__.split('+')[0], timm=timm.__version__, open_clip=open_clip.__version__)
+
+_library = dict(lm='transformers', lmm='transformers', sam='segment-anything', clip='open_clip', timesformer='transformers', ast='transformers')
+_items = dict(lm='documents', timesformer='clips', ast='calls')
 
 def write_card(
     name,     # of the model
@@ -825,8 +831,8 @@ def write_card(
     "Write `card.json` beside the weights."
     r, every = RECIPES[name], max(1, history.steps // 60)
     curve = [[i, round(float(np.mean(history.losses[max(0, i - every + 1):i + 1])), 4)] for i in range(0, history.steps, every)]
-    card = dict(name=name, kind=r.kind, library={'lm': 'transformers', 'lmm': 'transformers', 'sam': 'segment-anything'}.get(r.kind, {'clip': 'open_clip', 'timesformer': 'transformers', 'ast': 'transformers'}.get(name, 'timm')), **{'class': type(model.model).__name__},
-                parameters=sum(p.numel() for p in model.model.parameters()), data=f'{r.items:,} {dict(timesformer="clips", ast="calls").get(name, "documents" if r.kind == "lm" else "scenes")} of the menagerie', steps=history.steps, batch=r.batch,
+    card = dict(name=name, kind=r.kind, library=_library.get(name, _library.get(r.kind, 'timm')), **{'class': type(model.model).__name__},
+                parameters=sum(p.numel() for p in model.model.parameters()), data=f'{r.items:,} {_items.get(name, _items.get(r.kind, "scenes"))} of the menagerie', steps=history.steps, batch=r.batch,
                 seconds=round(history.seconds), seed=config.seed, seen=list(r.seen), never_seen=list(r.never_seen), loss_curve=curve, probes=probes,
                 fingerprint=model.fingerprint, licence='Apache-2.0', made_with=_versions())
     (Path(folder)/'card.json').write_text(json.dumps(card, indent=1, ensure_ascii=False) + '\n')

@@ -391,7 +391,8 @@ def _smaller(grid, k):
     if isinstance(k, int) and (k < 1 or math.prod(out) != k or out[-1] > side):
         can = f'a square number from 1 to {side**2}' if T == 1 else f'{T} times a square number from 1 to {side**2}'
         raise BadInput(f'cannot make {k} visual tokens of {" x ".join(map(str, grid))}: {can} can be made, or all {math.prod(grid)} kept')
-    if len(out) != len(grid) or any(not 1 <= a <= b for a, b in zip(out, grid)): raise BadInput(f'cannot make a grid of {out} of one of {grid}; it needs as many numbers, none larger')
+    if len(out) != len(grid) or any(not 1 <= a <= b for a, b in zip(out, grid)):
+        raise BadInput(f'cannot make a grid of {out} of one of {grid}; it needs as many numbers, none larger')
     return out
 
 def pool_tokens(
@@ -409,6 +410,11 @@ def pool_tokens(
     return pool(x, _smaller(grid, k)).flatten(2).transpose(1, 2).contiguous()                          # (B, k, d)
 
 # %% ../nbs/02_zoo.ipynb #0d6ff8e4
+def _is_one(takes, x):
+    "Whether `x` is a single image, clip or sound, and not a list of them."
+    if takes == 'clips': return isinstance(x, (list, tuple)) and any(isinstance(image, Image.Image) for image in x)
+    return isinstance(x, Image.Image) if takes == 'images' else getattr(x, 'ndim', 0) == 1
+
 def _frames(name, clip, T):
     if not isinstance(clip, (list, tuple)): raise BadInput(f'{name}: a clip is a list of {T} images, not {type(clip).__name__}')
     if len(clip) != T: raise BadInput(f'{name}: a clip of {len(clip)} frames; it takes {T}, chosen at equal distances')
@@ -449,10 +455,10 @@ class Encoder:
         rate=None, # samples a second of the sounds, compared with what the model takes; `None`: they have its rate
     ) -> torch.Tensor: # float32: (B, 3, H, W), (B, T, 3, H, W) or (B, frames, bands)
         "What `encode` takes. Raises `BadInput` for no input, what is no image, another number of frames, another rate, and a waveform that is empty or not finite."
-        one = dict(images=lambda x: isinstance(x, Image.Image), clips=lambda x: isinstance(x, (list, tuple)) and any(isinstance(f, Image.Image) for f in x), sounds=lambda x: getattr(x, 'ndim', 0) == 1)
-        inputs = [inputs] if one[self.takes](inputs) else list(inputs)
+        inputs = [inputs] if _is_one(self.takes, inputs) else list(inputs)
         if not inputs: raise BadInput(f'{self.name}: no {self.takes} to encode; give at least one')
-        if rate not in (None, self.rate): raise BadInput(f'{self.name}: sounds of {rate} samples a second; it takes {self.rate}: resample them' if self.rate else f'{self.name}: {self.takes} have no rate; leave it out')
+        if rate is not None and not self.rate: raise BadInput(f'{self.name}: {self.takes} have no rate; leave it out')
+        if rate not in (None, self.rate): raise BadInput(f'{self.name}: sounds of {rate} samples a second; it takes {self.rate}: resample them')
         check = dict(images=to_rgb, clips=lambda x: _frames(self.name, x, self.frames), sounds=lambda x: _samples(self.name, x))[self.takes]
         return torch.stack([self._made(check(x)) for x in inputs])
 
@@ -538,14 +544,15 @@ def _transformers(found, config, dtype):
     if not (found.folder/'preprocessor_config.json').exists():
         raise BadInput(f"{found.folder}: no preprocessor_config.json; save the {'feature extractor' if takes == 'sounds' else 'image processor'} of the model there")
     try:
-        with _quiet(): processor = (AutoFeatureExtractor if takes == 'sounds' else AutoImageProcessor).from_pretrained(found.folder, local_files_only=True, trust_remote_code=False)
+        auto = AutoFeatureExtractor if takes == 'sounds' else AutoImageProcessor
+        with _quiet(): processor = auto.from_pretrained(found.folder, local_files_only=True, trust_remote_code=False)
     except Exception as e: raise BadInput(f"{found.folder/'preprocessor_config.json'}: transformers cannot read it ({_first_line(e)})") from e
     model = _from_transformers(found, kind if not found.random else AutoModel, dtype, config, strict=False, **no_pooling)
     settings = {k: v for k, v in config.to_diff_dict().items() if k not in ('transformers_version', 'dtype', '_name_or_path')}
     transform = dict(images=lambda image: torch.as_tensor(processor(images=image, return_tensors='pt')['pixel_values'][0]),
                      clips=lambda images: torch.as_tensor(processor(images, return_tensors='pt')['pixel_values'][0]),
                      sounds=lambda x: torch.as_tensor(processor(x, sampling_rate=processor.sampling_rate, return_tensors='pt')['input_values'][0]))[takes]
-    more = dict(images={}, clips=dict(takes=takes, frames=getattr(config, 'num_frames', None)), sounds=dict(takes=takes, rate=getattr(processor, 'sampling_rate', None)))[takes]
+    more = dict(takes=takes, frames=config.num_frames) if takes == 'clips' else dict(takes=takes, rate=processor.sampling_rate) if takes == 'sounds' else {}
     return model, transform, dict(library='transformers', transform=processor.to_dict(), settings=settings, **more)
 
 # %% ../nbs/02_zoo.ipynb #b5f9ae0a
@@ -598,7 +605,8 @@ def load_encoder(
     model = _ready(model.to(device, dtype), name)
     tokens = _which(model, tokens)
     takes, frames, rate = (recipe.get(key) for key in ('takes', 'frames', 'rate'))
-    pixels = transform([Image.new('RGB', (8, 8))]*frames if frames else np.zeros(rate, np.float32) if rate else Image.new('RGB', (8, 8)))[None]  # (1, 3, H, W), (1, T, 3, H, W) or (1, frames, bands)
+    blank = Image.new('RGB', (8, 8))
+    pixels = transform([blank]*frames if frames else np.zeros(rate, np.float32) if rate else blank)[None]  # as `Encoder.preprocess` gives them
     try:
         with torch.no_grad(): x, grid = visual_tokens(model, torch.zeros_like(pixels, device=device, dtype=dtype), tokens)  # (1, k, d)
     except (RuntimeError, AssertionError) as e:
@@ -608,7 +616,8 @@ def load_encoder(
     except BadInput as e: raise BadInput(f'{name}: {e}') from None
     if pooled.shape != x.shape: recipe['pool'], grid = k, _smaller(grid, k)
     preprocessing = json.dumps(dict(recipe, tokens=tokens), sort_keys=True, default=str)
-    return Encoder(model, transform, str(name), fingerprint(model), preprocessing, tokens, tuple(pixels.shape[-2:]), pooled.shape[1], x.shape[2], grid, takes or 'images', frames, rate, recipe.get('pool'))
+    return Encoder(model, transform, str(name), fingerprint(model), preprocessing, tokens, tuple(pixels.shape[-2:]), pooled.shape[1], x.shape[2], grid,
+                   takes or 'images', frames, rate, recipe.get('pool'))
 
 # %% ../nbs/02_zoo.ipynb #881f3bbe
 _renamed = {'class_embedding': 'embeddings.class_embedding', 'positional_embedding': 'embeddings.position_embedding.weight',

@@ -222,7 +222,8 @@ def test_wrong_kind(folders):
 @pytest.mark.parametrize('load,name,words', [
     (load_lm, 'EleutherAI/gpt-j-6b', ['config.json, model.safetensors and tokenizer.json', "'llama'"]), (load_lm, 'facebook/opt-1.3b', ["'opt'"]),
     (load_encoder, 'timm/nf_resnet50.ra2_in1k', ['config.json and model.safetensors', "'nfnet'"]), (load_encoder, 'RN50x16/openai', ['open_clip_config.json', "'clip'"]),
-    (load_encoder, 'microsoft/beit-large-patch16-224-pt22k-ft22k', ['preprocessor_config.json', "'beit-ft'"])])
+    (load_encoder, 'microsoft/beit-large-patch16-224-pt22k-ft22k', ['preprocessor_config.json', "'beit-ft'"]),
+    (load_encoder, 'facebook/timesformer-base-finetuned-k600', ['preprocessor_config.json', "'timesformer'"]), (load_encoder, 'MIT/ast-finetuned-audioset-10-10-0.4593', ["'ast'"])])
 @pytest.mark.parametrize('offline', [True, False])
 def test_no_network(monkeypatch, tmp_path, load, name, words, offline):
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
