@@ -794,7 +794,7 @@ _lm = TrainConfig(2500, 3e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01
 _vit = TrainConfig(6000, 4e-3, 'cosine', warmup=200, weight_decay=.05, optimizer='muon', precision='auto', checkpoint_every=250)
 _cnn = replace(_vit, lr=2e-3, optimizer='adamw', precision='fp32')
 _lmm = replace(_lm, steps=5000, lr=1.5e-3, min_lr=5e-5)
-_film = replace(_vit, steps=1000, lr=1e-3, warmup=50, checkpoint_every=100)
+_film = replace(_vit, steps=1400, lr=1.5e-3, warmup=50, checkpoint_every=100)
 _ear = replace(_vit, steps=3000, lr=2e-3, warmup=100)
 _sam = replace(_vit, steps=2000, lr=2e-3, warmup=100)
 _text = (('documents of the menagerie, stream 0',), ('any picture', 'held-out combinations', 'scenes of the drawn splits', 'the names of the shifted set'))
