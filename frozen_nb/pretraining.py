@@ -554,8 +554,8 @@ def train_labelled(
 # %% ../nbs/08_pretraining.ipynb #avp00010
 def sense_probes(
     encoder,      # an `Encoder` of clips or sounds
-    n_train=4000, # items to fit the probe on
-    n_test=1000,  # items to score it on
+    n_train=3000, # items to fit the probe on
+    n_test=600,   # items to score it on
 ):
     "Accuracy of a linear probe for each attribute of `FILMED` or `HEARD`, with its interval."
     make, label, classes, k = dict(clips=(films, clip_labels, FILMED, (4, 2, 2)), sounds=(sounds, call_labels, HEARD, (2, 6)))[encoder.takes]
