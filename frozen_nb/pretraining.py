@@ -483,7 +483,7 @@ def begin_as(
     model, # a `TimesformerModel`
     beit,  # a timm `Beit` of the same sizes
 ):
-    "Let a TimeSformer begin as a picture encoder that sees each frame for itself."
+    "Let a TimeSformer begin as a picture encoder, whose attention over places is its attention over times as well."
     patch = model.embeddings.patch_embeddings.projection
     patch.weight.copy_(beit.patch_embed.proj.weight); patch.bias.copy_(beit.patch_embed.proj.bias); model.embeddings.cls_token.copy_(beit.cls_token)
     for layer, block in zip(model.encoder.layer, beit.blocks, strict=True):
@@ -493,7 +493,9 @@ def begin_as(
                                   (layer.intermediate.dense, block.mlp.fc1.weight, block.mlp.fc1.bias), (layer.output.dense, g2[:, None]*block.mlp.fc2.weight, g2*block.mlp.fc2.bias)):
             linear.weight.copy_(weight); linear.bias.copy_(b)
         layer.layernorm_before.load_state_dict(block.norm1.state_dict()); layer.layernorm_after.load_state_dict(block.norm2.state_dict())
-        torch.nn.init.zeros_(layer.temporal_dense.weight)
+        layer.temporal_layernorm.load_state_dict(block.norm1.state_dict()); layer.temporal_attention.load_state_dict(layer.attention.state_dict())
+        layer.temporal_dense.weight.copy_(.5*torch.eye(len(g1)))
+    for places in (model.embeddings.position_embeddings, model.embeddings.time_embeddings): torch.nn.init.normal_(places, std=.5)   # patches have 1.5
 
 def ast_model():
     "An untrained AST of the zoo's size: 198 windows, 64 bands, patches of 16 x 16."
@@ -554,7 +556,7 @@ def train_labelled(
 # %% ../nbs/08_pretraining.ipynb #avp00010
 def sense_probes(
     encoder,      # an `Encoder` of clips or sounds
-    n_train=2500, # items to fit the probe on
+    n_train=2000, # items to fit the probe on
     n_test=500,   # items to score it on
 ):
     "Accuracy of a linear probe for each attribute of `FILMED` or `HEARD`, with its interval."
@@ -794,8 +796,8 @@ _lm = TrainConfig(2500, 3e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01
 _vit = TrainConfig(6000, 4e-3, 'cosine', warmup=200, weight_decay=.05, optimizer='muon', precision='auto', checkpoint_every=250)
 _cnn = replace(_vit, lr=2e-3, optimizer='adamw', precision='fp32')
 _lmm = replace(_lm, steps=5000, lr=1.5e-3, min_lr=5e-5)
-_film = replace(_vit, steps=700, lr=1.5e-3, warmup=50, checkpoint_every=100)
-_ear = replace(_vit, steps=1000, lr=2e-3, warmup=100)
+_film = replace(_vit, steps=600, lr=2e-3, warmup=50, checkpoint_every=100)
+_ear = replace(_vit, steps=800, lr=2e-3, warmup=100)
 _sam = replace(_vit, steps=2000, lr=2e-3, warmup=100)
 _text = (('documents of the menagerie, stream 0',), ('any picture', 'held-out combinations', 'scenes of the drawn splits', 'the names of the shifted set'))
 RECIPES = {
@@ -807,9 +809,9 @@ RECIPES = {
     'clip': Recipe('encoder', _vit, 80_000, '64 pictures with a caption', ('pictures', 'captions'), ('any label', 'held-out combinations')),
     'nfnet': Recipe('encoder', _cnn, 80_000, '64 pictures', ('pictures', 'which species are in them'), ('any caption', 'labels of colour, size, place', 'held-out combinations')),
     'llava': Recipe('lmm', _lmm, 40_000, '2,048 tokens', ('pictures', 'conversations about them', 'statements about the animals in them', 'what `clip` and `llama` have seen'), ('any mask', 'held-out combinations')),
-    'timesformer': Recipe('encoder', _film, 12_000, '16 clips', ('clips', 'which species is in them, what it does, its colour, which way it faces in the end', 'what `beit-ft` has seen'),
+    'timesformer': Recipe('encoder', _film, 9_000, '16 clips', ('clips', 'which species is in them, what it does, its colour, which way it faces in the end', 'what `beit-ft` has seen'),
                           ('any word', 'any sound', 'labels of size, place, time', 'held-out combinations')),
-    'ast': Recipe('encoder', _ear, 10_000, '64 calls', ('spectrograms of calls', 'which species calls, and how often'),
+    'ast': Recipe('encoder', _ear, 8_000, '64 calls', ('spectrograms of calls', 'which species calls, and how often'),
                   ('any word', 'any picture', 'labels of size, distance', 'held-out combinations')),
     'sam': Recipe('sam', _sam, 10_000, '16 pictures, 3 parts of each', ('pictures', 'masks of their parts'), ('any word', 'what a part is', 'held-out combinations')),
 }
