@@ -431,7 +431,7 @@ def feature_key(
 # %% ../nbs/03_activations.ipynb #494f0959
 def encode_images(
     encoder,         # an encoder of the zoo
-    images_fn,       # i -> PIL image of `items[i]`; called only for images that are not in the store
+    images_fn,       # i -> PIL image of `items[i]`, or the frames of its clip, or its samples; called only for what is not in the store
     items,           # n strings, each naming one image: a path, the seed of a scene
     store: FeatureStore = None, # by default the one in the cache
     batch_size=64,   # images encoded at a time
@@ -441,7 +441,8 @@ def encode_images(
     def image(i):
         try:
             image = images_fn(i)
-            image.load()  # PIL opens a file and reads it later; a broken one should fail here
+            for part in image if isinstance(image, (list, tuple)) else [image]:
+                if isinstance(part, Image.Image): part.load()  # PIL opens a file and reads it later; a broken one should fail here
             return image
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise BadInput(f'image {items[i]!r} cannot be read: {e}') from e
 

@@ -103,6 +103,86 @@ def test_documents_repeat_and_stay_short(i, kind, shifted):
     d = document(i, kind, shifted=shifted)
     assert d == document(i, kind, shifted=shifted) and d.kind == kind and 10 < len(d.text) < 6000
 
-@pytest.mark.parametrize('call', [lambda: scene(0, 'nowhere'), lambda: document(0, 'poem'), lambda: mcq(0, 'sat')])
-def test_unknown_names_are_refused_with_the_choices(call):
-    with pytest.raises(BadInput, match='choose from'): call()
+does = st.sampled_from([None, *ACTIONS])
+
+@some
+@given(index, split, does)
+def test_clip_is_a_function_of_its_arguments_and_stays_in_its_split(i, split, action):
+    c = clip(i, split, action=action)
+    assert c == clip(i, split, action=action) and len(c.scene.animals) == 1 and action in (None, c.action)
+    assert held_out(c.animal.species, c.animal.colour, c.scene.habitat) if split == 'unseen' else split_bucket(c.scene) in SPLITS[split] and not held_out(c.animal.species, c.animal.colour, c.scene.habitat)
+
+@some
+@given(index, split, does)
+def test_frames_show_the_animal_in_its_track_and_nowhere_else(i, split, action):
+    c = clip(i, split, action=action)
+    film, boxes = np.stack([np.asarray(f) for f in frames(c)]).astype(int), track(c)
+    assert film.shape == (8, 64, 64, 3) and boxes.shape == (8, 4) and (0 <= boxes).all() and (boxes <= 1).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+    other = 'red' if c.animal.colour != 'red' else 'blue'
+    recoloured = Clip(Scene(c.scene.habitat, c.scene.time, (Animal(**{**c.animal.__dict__, 'colour': other}),), c.scene.seed), c.action, c.phase)
+    changed = (film != np.stack([np.asarray(f) for f in frames(recoloured)])).any(-1)   # only where the animal is
+    ys, xs = (np.mgrid[:64, :64] + .5)/64
+    for box, here in zip(boxes, changed):
+        assert here.any() and not (here & ((xs < box[0] - .02) | (xs > box[2] + .02) | (ys < box[1] - .02) | (ys > box[3] + .02))).any(), c
+
+@some
+@given(index, split)
+def test_tracks_tell_the_actions_apart(i, split):
+    for action in ACTIONS:
+        c = clip(i, split, action=action)
+        box = track(c); centre, height = box[:, [0, 2]].mean(1), box[:, 3] - box[:, 1]
+        inside = (box[:, 0] > 0).all() and (box[:, 2] < 1).all()
+        moved, grown, sign = centre[-1] - centre[0], height[-1]/height[0], 1 if c.animal.facing == 'right' else -1
+        if action in ('walk', 'run') and inside: assert abs(moved*sign - dict(walk=.15, run=.40)[action]) < .05, c
+        if action in ('come', 'go'): assert grown > 1.4 if action == 'come' else grown < .7, c
+        if action in ('jump', 'turn', 'stand', 'lie'): assert abs(moved) < .02 and (grown < .7 if action == 'lie' else abs(grown - 1) < .05), c
+        if action == 'jump': assert np.ptp(box[:, 3]) > .05, c
+        if action == 'turn': assert {m.facing for m in moments(c)} == {'left', 'right'} and moments(c)[-1].facing == c.animal.facing
+        if action == 'stand': assert len({f.tobytes() for f in frames(c)}) == 1
+
+@some
+@given(index, split, does)
+def test_what_is_said_of_a_clip_is_true(i, split, action):
+    c = clip(i, split, action=action)
+    for said in [clip_caption(c), *clip_captions(c)]:
+        words = said.split()
+        assert [w for w in words if w in SPECIES] == [c.animal.species] and [w for w in words if w in COLOURS] == [c.animal.colour] and [w for w in words if w in HABITATS] == [c.scene.habitat], said
+        stem = dict(run='run', lie='l').get(c.action, c.action[:3])
+        assert any(w.startswith(stem) for w in words) and [w for w in words if w in ('left', 'right')] == ([c.animal.facing] if c.action in ('walk', 'run', 'turn') else []), said
+    for q in clip_questions(c):
+        if q.kind in ('what', 'colour', 'side', 'action'): assert q.answer == dict(what=c.animal.species, colour=c.animal.colour, side=moments(c)[-1].facing, action=ACTIONS[c.action].split()[0])[q.kind]
+        if q.kind == 'yesno': assert (q.answer == 'yes') == (q.question.rstrip('?').split()[-1] == c.action)
+
+@some
+@given(index, split)
+def test_call_is_a_function_of_its_arguments_and_stays_in_its_split(i, split):
+    c = call(i, split)
+    assert c == call(i, split) and held_out_call(c.species, c.size, c.times) == (split == 'unseen')
+    sound = waveform(c)
+    assert sound.dtype == np.float32 and sound.shape == (2*RATE,) and np.abs(sound).max() <= 1 and np.array_equal(sound, waveform(c)) and np.isfinite(spectrogram(sound)).all()
+    for said in [call_caption(c), *call_captions(c)]: assert [w for w in said.split() if w in SPECIES] == [c.species] and c.distance in said.split()
+    for q in call_questions(c):
+        if q.kind in ('what', 'size', 'distance', 'count'): assert q.answer == dict(what=c.species, size=c.size, distance=c.distance, count={1: 'one', 2: 'two', 3: 'three'}[c.times])[q.kind]
+        if q.kind == 'yesno': assert (q.answer == 'yes') == (q.question.rstrip('?').split()[-1] == c.species)
+
+def test_splits_share_no_clip_and_no_call():
+    films, heard = ({s: {what(i, s) for i in range(1500)} for s in SPLITS} for what in (lambda i, s: clip(i, s).scene, lambda i, s: (lambda c: (c.species, c.size, c.times, c.distance, c.pitch, c.pace))(call(i, s))))
+    for made in (films, heard): assert not any(made[a] & made[b] for a in SPLITS for b in SPLITS if a < b)
+    combos = {s: {(a.species, a.colour, x.habitat) for x in xs for a in x.animals} for s, xs in films.items()}, {s: {x[:3] for x in xs} for s, xs in heard.items()}
+    for made in combos: assert made['unseen'] and not any(made[s] & made['unseen'] for s in SPLITS if s != 'unseen')
+
+def loudness(sound, ms=20): return np.sqrt((sound[:len(sound)//(16*ms)*(16*ms)].reshape(-1, 16*ms)**2).mean(1))
+
+@some
+@given(st.sampled_from(sorted(VOICES)), st.sampled_from(['small', 'large']), st.integers(1, 3), st.integers(0, 2**31 - 1))
+def test_a_call_has_as_many_cries_as_it_says_and_a_small_animal_is_higher(species, size, times, seed):
+    c = Call(species, size, times, 'near', 1., 1., seed)
+    loud = loudness(waveform(c)); on = np.convolve(loud > .25*loud.max(), np.ones(3), 'same') > 0                   # a trembling voice is silent for a moment
+    starts = (np.diff(np.concatenate([[0], on.astype(int)])) == 1).sum()
+    assert starts == times, (c, starts)
+    far = waveform(Call(species, size, times, 'far', 1., 1., seed))
+    assert far.std() < .6*waveform(c).std()
+
+@pytest.mark.parametrize('ask', [lambda: scene(0, 'nowhere'), lambda: document(0, 'poem'), lambda: mcq(0, 'sat'), lambda: clip(0, 'nowhere'), lambda: clip(0, action='fly'), lambda: call(0, 'nowhere')])
+def test_unknown_names_are_refused_with_the_choices(ask):
+    with pytest.raises(BadInput, match='choose from'): ask()

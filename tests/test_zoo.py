@@ -222,7 +222,8 @@ def test_wrong_kind(folders):
 @pytest.mark.parametrize('load,name,words', [
     (load_lm, 'EleutherAI/gpt-j-6b', ['config.json, model.safetensors and tokenizer.json', "'llama'"]), (load_lm, 'facebook/opt-1.3b', ["'opt'"]),
     (load_encoder, 'timm/nf_resnet50.ra2_in1k', ['config.json and model.safetensors', "'nfnet'"]), (load_encoder, 'RN50x16/openai', ['open_clip_config.json', "'clip'"]),
-    (load_encoder, 'microsoft/beit-large-patch16-224-pt22k-ft22k', ['preprocessor_config.json', "'beit-ft'"])])
+    (load_encoder, 'microsoft/beit-large-patch16-224-pt22k-ft22k', ['preprocessor_config.json', "'beit-ft'"]),
+    (load_encoder, 'facebook/timesformer-base-finetuned-k600', ['preprocessor_config.json', "'timesformer'"]), (load_encoder, 'MIT/ast-finetuned-audioset-10-10-0.4593', ["'ast'"])])
 @pytest.mark.parametrize('offline', [True, False])
 def test_no_network(monkeypatch, tmp_path, load, name, words, offline):
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
@@ -433,6 +434,100 @@ def test_open_clip_around_timm(tmp_path):
     assert (e.k, e.grid, e.width) == (196, (14, 14), 192)
     pixels = torch.randn(1, 3, 224, 224)
     with torch.no_grad(): assert torch.allclose(e.encode(pixels), visual.trunk.forward_features(pixels)[:, 1:], atol=1e-5)
+
+# Clips and sounds
+
+@pytest.fixture(scope='module')
+def senses(tmp_path_factory):
+    "A tiny TimeSformer and a tiny AST with their heads, in folders as they are published."
+    root, T = tmp_path_factory.mktemp('senses'), transformers
+    small = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3, initializer_range=.2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        film = T.TimesformerForVideoClassification(T.TimesformerConfig(image_size=32, patch_size=8, num_frames=4, **small)).eval()
+        ear = T.ASTForAudioClassification(T.ASTConfig(num_mel_bins=32, max_length=100, frequency_stride=8, time_stride=10, **small)).eval()
+        for p in [*film.parameters(), *ear.parameters()]: p.data += .1*torch.randn_like(p)
+    film.save_pretrained(root/'film'); ear.save_pretrained(root/'ear')
+    (root/'film'/'preprocessor_config.json').write_text(json.dumps(dict(crop_size=dict(height=32, width=32), do_center_crop=True, do_normalize=True, do_rescale=True, do_resize=True, feature_extractor_type='VideoMAEFeatureExtractor',
+        image_mean=[.45]*3, image_processor_type='VideoMAEImageProcessor', image_std=[.225]*3, resample=2, size=dict(shortest_edge=32))))
+    (root/'ear'/'preprocessor_config.json').write_text(json.dumps(dict(do_normalize=True, feature_extractor_type='ASTFeatureExtractor', feature_size=1, max_length=100, mean=-4.2677393, num_mel_bins=32, padding_side='right',
+        padding_value=0., return_attention_mask=False, sampling_rate=16000, std=4.5689974)))
+    return SimpleNamespace(root=root, film=film.timesformer, ear=ear.audio_spectrogram_transformer)
+
+def noise(i, T=4): return [Image.fromarray(np.random.default_rng([i, t]).integers(0, 256, (40, 50, 3), dtype=np.uint8)) for t in range(T)]
+def tone(i, n=16_000): return np.sin(np.arange(n)*(.1 + .05*i)).astype(np.float32)
+def given(e, n=3): return [(noise if e.takes == 'clips' else tone)(i) for i in range(n)]
+
+@pytest.mark.parametrize('name,takes,grid', [('film', 'clips', (4, 4, 4)), ('ear', 'sounds', (3, 9))])
+def test_sense_from_folder(senses, name, takes, grid, no_network):
+    before = torch.get_rng_state()
+    e = cpu(load_encoder, senses.root/name)
+    assert torch.equal(before, torch.get_rng_state()) and not no_network and is_frozen(e.model) and e.fingerprint == fingerprint(e.model)
+    assert (e.takes, e.grid, e.k, e.width) == (takes, grid, int(np.prod(grid)), 16) and (e.frames, e.rate) == ((4, None) if takes == 'clips' else (None, 16_000))
+    x = e.preprocess(given(e))
+    assert x.shape == (3, *e.shape) and x.dtype == torch.float32 and torch.equal(x, e.preprocess(given(e)))
+    with torch.no_grad(): whole = (senses.film(x) if takes == 'clips' else senses.ear(x)).last_hidden_state
+    want = whole[:, 1:].view(3, 16, 4, 16).transpose(1, 2).flatten(1, 2) if takes == 'clips' else whole[:, 2:]
+    assert torch.allclose(e.encode(x), want, atol=1e-5) and torch.allclose(e.encode(x)[1:2], e.encode(x[1:2]), atol=1e-5)
+    assert torch.equal(e.preprocess(given(e)[0]), x[:1])                                         # a single one
+    random, again = (cpu(load_encoder, f'{senses.root/name}-random') for _ in range(2))
+    assert random.fingerprint == again.fingerprint != e.fingerprint and random.preprocessing == e.preprocessing and (random.k, random.takes) == (e.k, takes)
+    half = cpu(load_encoder, senses.root/name, dtype='bf16').encode(x)
+    assert half.dtype == torch.bfloat16 and (half.float() - want).norm() < .1*want.norm()
+    assert cpu(load_encoder, senses.root/name, tokens='cls').encode(x).shape == cpu(load_encoder, senses.root/name, tokens='pooled').encode(x).shape == (3, 1, 16)
+
+def test_tokens_of_a_clip_lie_frame_by_frame(senses):
+    e = cpu(load_encoder, senses.root/'film')
+    x = torch.zeros(65, *e.shape)
+    for i in range(64): x[i + 1, i//16, :, 8*(i%16//4):8*(i%16//4) + 8, 8*(i%4):8*(i%4) + 8] = 5.
+    y = e.encode(x)
+    assert sum(int((y[i + 1] - y[0]).norm(dim=-1).argmax()) == i for i in range(64)) > 55        # attention mixes some; another order would hit a few
+
+def test_pooled_at_the_door(senses):
+    film, ear = (cpu(load_encoder, senses.root/name) for name in ('film', 'ear'))
+    for e, name, k, grid in ((film, 'film', 16, (4, 2, 2)), (film, 'film', (2, 1, 2), (2, 1, 2)), (ear, 'ear', 9, (3, 3)), (ear, 'ear', (1, 9), (1, 9))):
+        p, x = cpu(load_encoder, senses.root/name, k=k), e.preprocess(given(e))
+        assert (p.grid, p.k) == (grid, int(np.prod(grid))) and p.fingerprint == e.fingerprint and p.preprocessing != e.preprocessing
+        assert torch.allclose(p.encode(x), pool_tokens(e.encode(x), k, e.grid)) and torch.allclose(p.encode(x).mean(1), e.encode(x).mean(1), atol=1e-5)
+    refused(lambda: cpu(load_encoder, senses.root/'film', k=10), 'film', '4 times a square number')
+    refused(lambda: cpu(load_encoder, senses.root/'ear', k=(4, 4)), 'ear', 'none larger')
+
+def test_senses_refuse(senses, folders, tmp_path):
+    film, ear, eye = cpu(load_encoder, senses.root/'film'), cpu(load_encoder, senses.root/'ear'), cpu(load_encoder, folders.root/'beit')
+    refused(lambda: film.preprocess([noise(0, 5)]), '5 frames', 'takes 4')
+    refused(lambda: film.preprocess([[]]), '0 frames'); refused(lambda: film.preprocess([]), 'no clips'); refused(lambda: ear.preprocess([]), 'no sounds')
+    refused(lambda: film.preprocess([tone(0)]), 'a clip is a list of 4 images'); refused(lambda: film.preprocess([['a.png']*4]), 'open_image')
+    refused(lambda: film.preprocess([noise(0)], rate=16_000), 'no rate')
+    for rate in (8000, 44_100): refused(lambda: ear.preprocess([tone(0)], rate=rate), rate, 'takes 16000')
+    for wrong, says in ((tone(0)[:0], 'empty'), (tone(0)*np.nan, 'NaN'), (np.stack([tone(0)]*2), 'one channel'), ((tone(0)*9999).astype(np.int16), 'int16'), (tone(0)[:100], 'transform cannot take')): refused(lambda: ear.preprocess([wrong]), ear.name, says)
+    assert ear.preprocess([tone(0, 3000)], rate=16_000).shape == ear.preprocess([tone(0, 90_000)]).shape                 # shorter and longer than the model's hundred windows
+    refused(lambda: eye.preprocess([noise(0)]), 'list is not an image'); refused(lambda: film.encode(torch.zeros(1, 3, 32, 32)), '(B, 4, 3, 32, 32)'); refused(lambda: ear.encode(torch.zeros(1, 100, 31)), '(B, 100, 32)')
+    refused(lambda: ear.encode(ear.preprocess([tone(0)])*np.nan), 'look at the sounds')
+    for name, change in (('film', dict(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64))), ('ear', dict(max_length=80))):
+        folder = Path(shutil.copytree(senses.root/name, tmp_path/name))
+        settings = json.loads((folder/'preprocessor_config.json').read_text())
+        (folder/'preprocessor_config.json').write_text(json.dumps(settings | change))
+        refused(lambda: cpu(load_encoder, folder), 'takes 32 x 32' if name == 'film' else 'does not take')
+        (folder/'preprocessor_config.json').unlink()
+        refused(lambda: cpu(load_encoder, folder), folder, 'image processor' if name == 'film' else 'feature extractor')
+
+@pytest.mark.parametrize('name,key', [('film', 'timesformer.encoder.layer.1.temporal_dense.weight'), ('ear', 'audio_spectrogram_transformer.embeddings.cls_token')])
+def test_senses_wrong_weights(senses, tmp_path, name, key):
+    folder = Path(shutil.copytree(senses.root/name, tmp_path/name))
+    weights = load_file(folder/'model.safetensors')
+    save_file({k: v for k, v in weights.items() if k != key}, folder/'model.safetensors', {'format': 'pt'})
+    refused(lambda: cpu(load_encoder, folder), folder, key.split('.', 1)[1], 'missing')
+
+@pytest.mark.parametrize('name', ['film', 'ear'])
+def test_features_of_clips_and_sounds_are_kept(senses, tmp_path, name):
+    from frozen_nb.activations import FeatureStore, encode_images
+    e, store, asked = cpu(load_encoder, senses.root/name), FeatureStore(tmp_path), []
+    def make(i):
+        asked.append(i)
+        return given(e, 5)[i]
+    names = [f'{name} {i}' for i in range(5)]
+    first, again = (encode_images(e, make, names, store, progress=False) for _ in range(2))
+    assert sorted(asked) == list(range(5)) and torch.equal(first[:], again[:]) and torch.allclose(first[:], e.encode(e.preprocess(given(e, 5))), atol=1e-5)
 
 # CLIP in two libraries
 
