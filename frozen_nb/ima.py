@@ -377,6 +377,7 @@ def wanda_scores(
     "`|W_ij| ||X_j||` (arXiv 2306.11695)."
     return weight.abs().to(norms.dtype)*norms
 
+# %% ../nbs/11_ima.ipynb #imab0061
 @contextmanager
 def pruned(
     model,
@@ -391,6 +392,7 @@ def pruned(
     finally:
         for name, w in kept.items(): found[name].weight.data = w
 
+# %% ../nbs/11_ima.ipynb #imac0061
 @torch.no_grad()
 def subnetwork(
     model,
@@ -424,6 +426,7 @@ def subnetwork(
             masks[name] = keep_mask(score, sparsity)
     return masks
 
+# %% ../nbs/11_ima.ipynb #imad0061
 def subnetwork_iou(
     a, # name -> (out, in) bool
     b,
@@ -483,6 +486,7 @@ class _Now:
         self.all, self.none, self.rows = bool(now.all()), not bool(now.any()), None
         if not self.none: self.rows = positions(self.keep) if self.keep.any() else torch.zeros(B, 0, dtype=torch.long, device=x.device)
 
+# %% ../nbs/11_ima.ipynb #imab0071
 def _gather(now):
     def hook(module, args):
         if not now.none: return (args[0].reshape(-1, args[0].shape[-1])[now.keep.flatten()], *args[1:])
