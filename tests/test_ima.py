@@ -12,6 +12,10 @@ from transformers.models.llama import LlamaConfig
 from frozen_nb.frozen import BadInput, fingerprint, freeze
 from frozen_nb.ima import *
 from frozen_nb.activations import blocks
+from frozen_nb.training import TrainConfig
+from frozen_nb.zoo import load_lmm
+from PIL import Image
+from tiny_models import LMM_KINDS, make_lmm
 
 SMALL = dict(vocab_size=40, hidden_size=16, num_hidden_layers=5, num_attention_heads=4)
 KINDS = dict(llama=lambda: LlamaConfig(**SMALL, intermediate_size=24, num_key_value_heads=2), mistral=lambda: MistralConfig(**SMALL, intermediate_size=24, num_key_value_heads=1),
@@ -174,3 +178,40 @@ def test_half_precision():
     assert np.isfinite(seen.curve()).all() and math.isfinite(seen.score(n_boot=10).value)
     for what in ('ffn', 'attention', 'block'):
         with skipping(m, what, one, 'visual'): assert logits(m, one).isfinite().all()
+
+@pytest.mark.parametrize('kind', LMM_KINDS)
+def test_multimodal_models_of_every_family(kind, tmp_path):
+    lmm = load_lmm(str(make_lmm(kind, tmp_path/kind)), device='cpu')
+    images = [Image.new('RGB', (64, 64), c) for c in ('red', 'blue')]
+    one = told_lmm(lmm, images, ['a red fox', 'the sky above a small blue deer'])
+    assert (one.visual.sum(1) > 0).all() and not (one.visual & one.text).any() and torch.equal(one.visual | one.text, one.inputs['attention_mask'].bool())
+    states = token_states(lmm.model, one); seen = Alignment().add(states, one)
+    assert len(states) == lmm.depth + 1 and np.isfinite(seen.curve('P', 'P')).all()
+    points = point_states(lmm.model, one, 1)
+    assert torch.allclose(points['X+FC2'], states[2], atol=1e-5) and torch.allclose(points['X+SA'], states[1] + points['SA'], atol=1e-5)
+    masks, before = subnetwork(lmm.model, [one], .3, 'visual'), fingerprint(lmm.model)
+    assert abs(density(masks) - .7) < .02 and all(name.split('.')[0] in '01' for name in masks) and before == lmm.fingerprint
+
+class Stop(Exception): pass
+
+def test_copies_survive_an_interruption(tmp_path):
+    config = TrainConfig(8, .1, 'constant', checkpoint_every=2)
+    def run(folder, until=None):
+        torch.manual_seed(0); module = nn.Linear(3, 1)
+        def batches(step):
+            if step == until: raise Stop
+            return torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        return train_and_keep(module, batches, lambda m, x: m(x).square().mean(), config, marks=[0, 3, 6], folder=folder, progress=False)[1]
+    whole = run(None)
+    with pytest.raises(Stop): run(tmp_path/'run', 5)
+    resumed = run(tmp_path/'run')
+    assert list(whole) == list(resumed) == [0, 3, 6, 8]
+    for step in whole: assert all(torch.equal(whole[step][k], resumed[step][k]) for k in whole[step])
+    (tmp_path/'run'/'mark-3'/'model.safetensors').write_bytes(b'broken')
+    with pytest.raises(BadInput, match='copy'): run(tmp_path/'run')
+
+def test_memory_is_given_back():
+    x = torch.randn(100, 100)
+    def drops():
+        for _ in range(5): x @ x
+    assert peak_memory(drops) == 40_000 and peak_memory(lambda: None) == 0
