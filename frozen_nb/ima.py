@@ -321,8 +321,7 @@ def vocabulary(
     x,  # (..., d) states
 ):      # (..., V) log-probabilities
     "What a state would say: the final norm and the output matrix."
-    decoder = lm.model.get_decoder()
-    norm = next(m for name, m in list(decoder.named_children())[::-1] + list(getattr(decoder, 'decoder', decoder).named_children())[::-1] if 'norm' in name)
+    norm = final_norm(lm.model) or nn.Identity()
     return lm.model.get_output_embeddings()(norm(x.to(lm.dtype))).float().log_softmax(-1)
 
 def kl(
