@@ -12,7 +12,8 @@ __all__ = ['VISIBLE', 'TOLD', 'TRAITS', 'SPECIES', 'COLOURS', 'HABITATS', 'SIZES
            'referrals', 'Narrative', 'narrative', 'Question', 'questions', 'conversation', 'particulars', 'Clip',
            'clip', 'Moment', 'moments', 'frames', 'track', 'clip_caption', 'clip_captions', 'clip_questions', 'Voice',
            'Call', 'held_out_call', 'call', 'waveform', 'spectrogram', 'call_caption', 'call_captions',
-           'call_questions', 'Document', 'Biography', 'biography', 'MCQ', 'mcq', 'document']
+           'call_questions', 'Solid', 'Space', 'held_out_solid', 'space', 'cloud', 'space_questions', 'Document',
+           'Biography', 'biography', 'MCQ', 'mcq', 'document']
 
 # %% ../nbs/01_menagerie.ipynb #2a51955f
 import random, re
@@ -1353,6 +1354,101 @@ def call_questions(
     out = [Question('what', 'what animal is this?', c.species), Question('count', 'how many calls are there?', _counted(c.times)),
            Question('size', 'is the animal small or large?', c.size), Question('distance', 'is the animal near or far?', c.distance), Question('yesno', f'is this {an(c.species if yes else other)}?', 'yes' if yes else 'no'),
            Question('property', _asked('this animal', owned) + '?', 'yes' if yes else 'no'), Question('property', 'what does this animal eat?', kind.food)]
+    rng.shuffle(out)
+    return out
+
+# %% ../nbs/01_menagerie.ipynb #sol00001
+def _ellipsoids(parts, z, flat=1.):
+    "Centre (3,), axes in rows (3, 3) and radii (3,) of each round or three-cornered polygon of some parts, as thick as it is narrow."
+    out = []
+    for q in [q for part in parts if not part.clip and part.paint not in ('eye', 'pupil', 'nose', 'line') for q in part.polygons if len(q) >= 20 or len(q) == 3]:
+        values, axes = np.linalg.eigh(np.cov(q.T, bias=True))
+        radii = np.sqrt((2 if len(q) >= 20 else 3)*values).clip(1e-3)
+        out.append(([*q.mean(0), z], np.pad(axes.T, (0, 1)) + np.diag([0, 0, 1.]), [*radii, flat*radii.min()]))
+    return out
+
+@lru_cache(maxsize=200)
+def _surface(species, gait, n=6000):
+    "Points (n, 3) on the surface of an animal: x to where it looks, y up, z to its right; feet at y = 0, height 1."
+    a, rng = Anatomy(species, gait), np.random.default_rng(crc32(f'{species}/{gait}'.encode()))
+    hip, side, horns = .2*a.L if 'upright' in a.has else .26*a.H, .3*a.hh, a.horns()
+    left, right = ([], horns) if 'nose' in a.plan.horns else (horns[len(horns)//2:], horns[:len(horns)//2])
+    parts = [(a.torso() + a.hung(), 0, .85), (a.tail() + a.mane() + a.face(), 0, 1.), (a.limbs(True), hip, 1.), (a.limbs(False), -hip, 1.),
+             (a.ears(True), side, .6), (a.ears(False) or a.ears(True), -side, .6), (right, side/2 if left else 0, 1.), (left, -side/2, 1.)]
+    centres, axes, radii = (np.array(x) for x in zip(*[e for some in parts for e in _ellipsoids(*some)]))
+    x, y, z = (radii**1.6075).T
+    area, kept = ((x*y + x*z + y*z)/3)**(1/1.6075), []
+    while sum(map(len, kept)) < n:
+        k, u = rng.choice(len(area), n, p=area/area.sum()), rng.normal(size=(n, 3))
+        p = centres[k] + np.einsum('ni,nij->nj', u/np.linalg.norm(u, axis=1, keepdims=True)*radii[k], axes[k])
+        kept.append(p[((np.einsum('kij,nkj->nki', axes, p[:, None] - centres)/radii)**2).sum(-1).min(1) > .98])   # not inside another part
+    p = np.concatenate(kept)[:n]
+    return ((p - [p[:, 0].mean(), p[:, 1].min(), 0])/np.ptp(p[:, 1])).astype(np.float32)
+
+# %% ../nbs/01_menagerie.ipynb #sol00002
+@dataclass(frozen=True)
+class Solid:
+    "An animal in space."
+    species: str # a key of `SPECIES`
+    size: str    # 'small' or 'large': 0.5 or 1 high
+    turn: int    # where it looks, degrees from the x axis towards the viewer
+    gait: float  # -1, -0.5, 0, 0.5 or 1: how the legs swing
+    x: float     # where it stands on the ground, to the right
+    z: float     # and towards the viewer
+
+@dataclass(frozen=True)
+class Space:
+    "All there is to know about one point cloud."
+    solids: tuple # of `Solid`
+    seed: int     # of which points are seen, and how exactly
+
+def held_out_solid(
+    species, # a key of `SPECIES`
+    size,    # 'small' or 'large'
+    turn,    # degrees
+)->bool:
+    "Is this combination of species, size and quarter of the compass kept out of all training clouds?"
+    return crc32(f'{species}/{size}/{turn % 360//90}'.encode()) % 10 == 3
+
+def space(
+    i:int,         # index in the stream
+    split='train', # 'train', 'val', 'test' or 'unseen' ('text' is left unused)
+    seed=0,        # which stream
+    n_solids=None, # 1, 2 or 3; None: any
+)->Space:
+    "Space `i` of a stream. It depends on the arguments alone."
+    if split not in SPLITS: raise BadInput(f'no split {split!r}: choose from {", ".join(SPLITS)}')
+    rng = random.Random(f'space/{split}/{seed}/{n_solids}/{i}')
+    while True:
+        n = n_solids or rng.choice((1, 2, 3))
+        places = [(0., 0.)] if n == 1 else [(1.5*(k - (n - 1)/2) + rng.uniform(-.2, .2), rng.uniform(-.4, .4)) for k in range(n)]
+        solids = tuple(Solid(species, rng.choice(SIZES), rng.randrange(360), rng.choice((-1., -.5, 0., .5, 1.)), round(x, 3), round(z, 3)) for species, (x, z) in zip(rng.sample(tuple(SPECIES), n), places))
+        held, bucket = [held_out_solid(a.species, a.size, a.turn) for a in solids], crc32(repr(solids).encode()) % 20
+        if all(held) if split == 'unseen' else bucket in SPLITS[split] and not any(held): return Space(solids, rng.randrange(2**31))
+
+def cloud(
+    s,           # a `Space`
+    n=512,       # points
+    noise=.01,   # standard deviation of each coordinate
+)->np.ndarray:   # float32 (n, 3): right, up, towards the viewer; a large animal is 1 high
+    "The points of a space, as many of each animal as its size tells."
+    rng, high = np.random.default_rng([s.seed]), np.array([dict(small=.5, large=1.)[a.size] for a in s.solids])
+    counts = np.diff(np.round(np.cumsum([0, *high])/high.sum()*n).astype(int))
+    def placed(a, h, k):
+        c, d = np.cos(np.deg2rad(a.turn)), np.sin(np.deg2rad(a.turn))
+        return h*rng.permutation(_surface(a.species, a.gait))[:k] @ np.array([[c, 0, d], [0, 1, 0], [-d, 0, c]]) + [a.x, 0, a.z]
+    return (np.concatenate([placed(a, h, k) for a, h, k in zip(s.solids, high, counts)]) + rng.normal(size=(n, 3))*noise).astype(np.float32)
+
+def space_questions(
+    s, # a `Space`
+)->list:
+    "`Question`s about a space, each with the answer that follows from it: what, count, size, where, yesno and property."
+    rng, names = random.Random(f'questions/{s}'), [a.species for a in s.solids]
+    a, yes = rng.choice(s.solids), rng.random() < .5
+    other = rng.choice([x for x in SPECIES if x not in names])
+    out = [Question('count', 'how many animals are there?', _counted(len(names))), Question('size', f'is the {a.species} small or large?', a.size), Question('yesno', f'is there {an(a.species if yes else other)}?', 'yes' if yes else 'no')]
+    if len(names) == 1: out += [Question('what', 'what animal is this?', a.species), Question('property', 'what does this animal eat?', SPECIES[a.species].food)]
+    else: out += [Question('where', f'what animal is on the {side}?', names[k]) for side, k in (('left', 0), ('right', -1))]
     rng.shuffle(out)
     return out
 

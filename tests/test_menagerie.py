@@ -186,3 +186,33 @@ def test_a_call_has_as_many_cries_as_it_says_and_a_small_animal_is_higher(specie
 @pytest.mark.parametrize('ask', [lambda: scene(0, 'nowhere'), lambda: document(0, 'poem'), lambda: mcq(0, 'sat'), lambda: clip(0, 'nowhere'), lambda: clip(0, action='fly'), lambda: call(0, 'nowhere')])
 def test_unknown_names_are_refused_with_the_choices(ask):
     with pytest.raises(BadInput, match='choose from'): ask()
+
+@some
+@given(index, split)
+def test_space_is_a_function_of_its_arguments_and_stays_in_its_split(i, split):
+    s = space(i, split)
+    assert s == space(i, split) and all(held_out_solid(a.species, a.size, a.turn) == (split == 'unseen') for a in s.solids)
+    p = cloud(s, 300)
+    assert p.shape == (300, 3) and p.dtype == np.float32 and np.isfinite(p).all() and np.array_equal(p, cloud(s, 300))
+    names = [a.species for a in s.solids]
+    for q in space_questions(s):
+        last = q.question.rstrip('?').split()[-1]
+        if q.kind == 'count': assert q.answer == ('one', 'two', 'three')[len(names) - 1]
+        if q.kind == 'what': assert [q.answer] == names
+        if q.kind == 'size': assert (q.question.split()[2], q.answer) in {(a.species, a.size) for a in s.solids}
+        if q.kind == 'yesno': assert (q.answer == 'yes') == (last in names)
+        if q.kind == 'where': assert q.answer == (min if last == 'left' else max)(s.solids, key=lambda a: a.x).species
+        if q.kind == 'property': assert q.answer == SPECIES[names[0]].food
+
+def test_animals_in_space_do_not_stand_in_each_other():
+    for i in range(60):
+        s = space(i, n_solids=3)
+        for a, b in zip(s.solids, s.solids[1:]): assert b.x - a.x > .9
+
+def test_a_turned_animal_is_the_same_animal():
+    s = space(7, n_solids=1)
+    from dataclasses import replace
+    flat = lambda turn: cloud(replace(s, solids=(replace(s.solids[0], turn=turn),)), 500, noise=0.)
+    a, b = flat(0), flat(137)
+    gaps = lambda p: np.linalg.norm(p[:, None] - p[None], axis=-1)
+    assert np.allclose(gaps(a), gaps(b), atol=1e-4) and np.allclose(a[:, 1], b[:, 1], atol=1e-6)

@@ -1,0 +1,119 @@
+"A block of every family in a visual encoder, what is read of a checkpoint, and bad input."
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from frozen_nb.activations import blocks, final_norm
+from frozen_nb.frozen import BadInput, fingerprint, freeze
+from frozen_nb.lm4visual import *
+
+SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2, sliding_window=3), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2))
+
+def make(family, folder, **more):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | FAMILIES[family] | more))
+    for p in model.parameters():
+        if p.ndim == 2: torch.nn.init.normal_(p, std=.15)
+        else: torch.nn.init.normal_(p, mean=1., std=.2)
+    model.save_pretrained(folder)
+    return freeze(model)
+
+@pytest.fixture(scope='module', params=FAMILIES)
+def saved(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('lm')/request.param
+    return make(request.param, folder), folder
+
+def test_weights_are_those_of_the_model(saved):
+    model, folder = saved
+    for i in (0, 2, -1):
+        block = load_block(str(folder), i, norm=None, device='cpu')
+        for k, v in blocks(model)[i].state_dict().items(): assert torch.equal(block.layers[0].state_dict()[k], v)
+        assert block.read.bytes == sum(v.nbytes for v in blocks(model)[i].state_dict().values()) and not any(p.requires_grad for p in block.parameters())
+
+def test_a_set_of_tokens(saved):
+    model, folder = saved
+    block, x = load_block(str(folder), 1, norm=None, dtype=torch.float64, device='cpu'), torch.randn(2, 7, 32, dtype=torch.float64)
+    order = torch.randperm(7)
+    assert torch.allclose(block(x[:, order]), block(x)[:, order], atol=1e-10)
+    assert (block(torch.cat([x[:, :-1], -x[:, -1:]], 1)) - block(x))[:, 0].abs().max() > 1e-4
+    real = torch.arange(7) < torch.tensor([[7], [4]])
+    assert torch.allclose(block(x, real)[1, :4], block(x[1:, :4])[0], atol=1e-10) and torch.allclose(block(x, real)[0], block(x[:1])[0], atol=1e-10)
+
+def test_several_blocks_and_norms(saved):
+    model, folder = saved
+    x = torch.randn(2, 5, 32)
+    two, first, second = (load_block(str(folder), i, norm=None, device='cpu') for i in ([-2, -1], -2, -1))
+    assert torch.allclose(two(x), second(first(x)), atol=1e-5)
+    own, ones = load_block(str(folder), -1, 'own', device='cpu'), load_block(str(folder), -1, device='cpu')
+    assert torch.allclose(own(x), final_norm(model)(second(x)), atol=1e-5) and (ones.norm.weight == 1).all() and not torch.allclose(own(x), ones(x))
+
+def test_random_blocks(saved):
+    model, folder = saved
+    a, b, c = (load_block(str(folder), 1, weights='random', seed=s, device='cpu') for s in (0, 0, 1))
+    assert fingerprint(a) == fingerprint(b) != fingerprint(c) and a.read.files == () and a.made_from['weights'] == 'random'
+
+def test_gradients_pass_through_and_stay_out(saved):
+    _, folder = saved
+    part = Inserted(24, load_block(str(folder), -1, device='cpu')); before = fingerprint(part.block)
+    part(torch.randn(2, 5, 24)).square().sum().backward()
+    assert part.into.weight.grad.abs().max() > 0 and part.out.weight.grad.abs().max() > 0 and all(p.grad is None for p in part.block.parameters()) and fingerprint(part.block) == before
+
+def test_bad_checkpoints(tmp_path):
+    make('llama', tmp_path/'m'); whole = load_file(tmp_path/'m'/'model.safetensors')
+    def saved_as(name, change):
+        folder = tmp_path/name; folder.mkdir(); (folder/'config.json').write_text((tmp_path/'m'/'config.json').read_text())
+        save_file(change(dict(whole)), folder/'model.safetensors')
+        return str(folder)
+    part = 'model.layers.3.self_attn.q_proj.weight'
+    cases = [(saved_as('without', lambda t: {k: v for k, v in t.items() if '.3.' not in k}), 'not in the checkpoint'), (saved_as('one short', lambda t: {k: v for k, v in t.items() if k != part}), part),
+             (saved_as('other shape', lambda t: t | {part: t[part][:, :16].clone()}), 'shape'), (saved_as('nan', lambda t: t | {part: t[part]*torch.nan}), 'NaN')]
+    for folder, words in cases:
+        with pytest.raises(BadInput) as e: load_block(folder, 3, device='cpu')
+        assert words in str(e.value) and '\n' not in str(e.value)
+        load_block(folder, 2, device='cpu')
+    (tmp_path/'m'/'model.safetensors').unlink()
+    with pytest.raises(BadInput, match='safetensors'): load_block(str(tmp_path/'m'), 0)
+
+def test_bad_input(tmp_path):
+    from transformers import BloomConfig
+    AutoModelForCausalLM.from_config(BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2)).save_pretrained(tmp_path/'bloom')
+    for call, words in ((lambda: load_block('llama', 6), 'no block 6'), (lambda: load_block('llama', -7), 'no block -7'), (lambda: load_block('llama', []), 'no block'), (lambda: load_block(str(tmp_path/'bloom')), "LAYOUTS['BloomBlock']"),
+                        (lambda: load_block('clip'), 'no causal language model'), (lambda: load_block('llama', norm='rms'), 'norm'), (lambda: load_block('llama', weights='good'), 'weights'), (lambda: load_block('lama'), 'lama'),
+                        (lambda: arm('best', 96), 'best'), (lambda: VisualEncoder(Patches(), at='end'), 'end'), (lambda: Patches(size=65), '65'), (lambda: Patches()(torch.zeros(1, 3, 32, 32)), '64 x 64'),
+                        (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'rain', 1), 'rain'), (lambda: map_iou(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.bool)), 'empty mask')):
+        with pytest.raises(BadInput) as e: call()
+        assert words in str(e.value) and '\n' not in str(e.value)
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(3, 9))
+def test_maps(seed, B, T):
+    g = torch.Generator().manual_seed(seed)
+    x, masks = torch.randn(B, T, 6, generator=g), torch.rand(B, T, generator=g) < .5
+    masks[:, 0] = True
+    for make_map in (magnitude_map, frequency_map):
+        m = make_map(x); oracle = map_iou(m, masks)
+        assert m.min() >= 0 and m.max() <= 1 and all((map_iou(m, masks, t) <= oracle + 1e-7).all() for t in THRESHOLDS)
+        order = torch.randperm(T, generator=g)
+        assert torch.allclose(make_map(x[:, order]), m[:, order], atol=1e-5) and torch.allclose(make_map(3*x), m, atol=1e-4)
+    grid = grid_masks(torch.rand(B, 16, 16, generator=g) < .1, 4)
+    assert grid.shape == (B, 16) and grid.any(1).all()
+
+@pytest.mark.parametrize('name', ARMS)
+def test_arms_differ_in_what_is_inserted_alone(name):
+    a, base = new_classifier(name, 4, seed=3), new_classifier('base', 4, seed=3)
+    rest = {k: v for k, v in a.state_dict().items() if 'inserted' not in k}
+    assert rest.keys() == base.state_dict().keys() and all(torch.equal(v, rest[k]) for k, v in base.state_dict().items())
+    x = torch.randn(2, 3, 64, 64)
+    with watching(a.encoder) as seen: y = a(x)
+    assert y.shape == (2, 4) and y.isfinite().all() and seen['norm'].shape == (2, 64, 96) and seen['attention of CLS'].shape == (2, 64)
+    if isinstance(a.encoder.inserted, Inserted): assert seen['block'].shape == (2, 64, 192) and torch.allclose(seen['attention of CLS in the block'].sum(1), seen['attention of CLS in the block'].sum(1).clamp(0, 6))
+
+def test_places():
+    found = {at: new_classifier('pretrained', 4, at=at).encoder.where for at in ('head', 'middle', 'tail')}
+    assert found == dict(head=0, middle=2, tail=4)
