@@ -10,9 +10,9 @@ __all__ = ['LAYOUTS', 'PLACES', 'ARMS', 'RECIPE', 'THRESHOLDS', 'LMBlock', 'Read
            'Words', 'Beside', 'word_numbers']
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00002
-import copy, json, math
+import copy, json
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ def _angles_gptj(block, x):
     "The same as GPT-J takes them: sines first, one for two channels."
     shape = (1, x.shape[1], (block.attn.rotary_dim or block.attn.embed_dim)//2)
     return dict(position_embeddings=(x.new_zeros(shape), x.new_ones(shape)))
+
 def _nothing(block, x): return {}
 
 LAYOUTS = {f'{name}DecoderLayer': _angles for name in ('Llama', 'Mistral', 'Qwen2', 'Qwen3', 'Gemma', 'Phi3', 'Olmo')} | {
@@ -353,20 +354,21 @@ def grid_masks(
 @contextmanager
 def watching(
     encoder, # a `VisualEncoder` of images
-):           # yields a dict: name of the place -> tokens of the patches (B, T, d), after each forward pass; 'attention' -> (B, T), what CLS attends to
+):           # yields a dict: name of the place -> tokens of the patches (B, T, d), after each forward pass; 'attention of CLS' -> (B, T), what CLS attends to in the last layer
     "What an encoder's tokens are at every place: after its layers, and after each part of what is inserted."
     seen, hooks = {}, []
     def keep(name): return lambda m, args, y: seen.__setitem__(name, (y[0] if isinstance(y, tuple) else y)[:, 1:].detach())
-    hooks.append(encoder.layers[-1].register_forward_hook(keep('encoder')))
-    hooks.append(encoder.norm.register_forward_hook(keep('norm')))
     if isinstance(encoder.inserted, Inserted):
         last = encoder.inserted.block.layers[-1]
-        first = next(m for name, m in last.named_children() if name in ('input_layernorm', 'self_attn_layer_norm'))
+        first = next((m for name, m in last.named_children() if name in ('input_layernorm', 'self_attn_layer_norm')), None)
+        if first is None or not any(hasattr(m, 'q_proj') for m in last.children()): raise BadInput(f'blocks of the class {type(last).__name__} cannot be watched: queries and keys have to be projections of their own')
         hooks.append(first.register_forward_hook(lambda m, args, y: seen.__setitem__('attention of CLS in the block', cls_attention(last, y.detach()))))
         hooks += [encoder.inserted.into.register_forward_hook(keep('map in')), encoder.inserted.block.register_forward_hook(keep('block')), encoder.inserted.out.register_forward_hook(keep('map out'))]
         after = next(m for name, m in last.named_children() if name in ('post_attention_layernorm', 'final_layer_norm', 'ln_2'))
         hooks.append(after.register_forward_pre_hook(lambda m, args: seen.__setitem__('attention of the block', args[0].reshape(*seen['map in shape'], -1)[:, 1:].detach())))
         hooks.append(encoder.inserted.into.register_forward_hook(lambda m, args, y: seen.__setitem__('map in shape', y.shape[:2])))
+    hooks.append(encoder.layers[-1].register_forward_hook(keep('encoder')))
+    hooks.append(encoder.norm.register_forward_hook(keep('norm')))
     attention = encoder.layers[-1].attn
     def looked(m, args, kwargs):
         q, k, _ = m.qkv(args[0]).reshape(*args[0].shape[:2], 3, m.num_heads, -1).permute(2, 0, 3, 1, 4)

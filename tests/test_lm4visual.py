@@ -117,3 +117,10 @@ def test_arms_differ_in_what_is_inserted_alone(name):
 def test_places():
     found = {at: new_classifier('pretrained', 4, at=at).encoder.where for at in ('head', 'middle', 'tail')}
     assert found == dict(head=0, middle=2, tail=4)
+
+def test_a_block_that_cannot_be_watched_is_refused_and_nothing_is_left(tmp_path):
+    make('gpt2', tmp_path/'gpt2')
+    encoder = new_classifier('pretrained', 4, lm=str(tmp_path/'gpt2')).encoder
+    with pytest.raises(BadInput, match='GPT2Block'):
+        with watching(encoder): pass
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in encoder.modules())
