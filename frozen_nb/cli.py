@@ -549,6 +549,40 @@ def _fit_flmm(
     print('held out, mean IoU:', '; '.join(f'{name} {i}' for name, i in worth.items()))
     return 0
 
+# %% ../nbs/90_cli.ipynb #f1t00010
+@_fit.command('lm4visual')
+def _fit_lm4visual(
+    data: Annotated[Path, typer.Option(metavar='DIR', help='A folder with one folder of images for each class.')],
+    out: Annotated[Path, typer.Option(metavar='DIR', help='Where the classifier goes.')],
+    lm: Annotated[str, typer.Option(metavar='L', help='Language model whose block is put in: a name that ships, a folder or a hub id.')] = 'llama',
+    layer: Annotated[int, typer.Option(metavar='N', help='Number of the block; -1: the last.')] = -1,
+    norm: Annotated[str, typer.Option(metavar='ones|own|none', help="What follows the block: its final norm with weights of one, the model's own, or nothing.")] = 'ones',
+    compare: Annotated[bool, typer.Option('--compare', help='Train three other arms beside it: no block, an MLP, a frozen block with random weights.')] = False,
+    size: Annotated[int, typer.Option(metavar='N', min=8, help='Pixels to which all images are resized; by default they have one size already.')] = None,
+    patch: Annotated[int, typer.Option(metavar='N', min=1, help='Side of a patch, pixels.')] = 8,
+    width: Annotated[int, typer.Option(metavar='N', min=12, help='Of the encoder, a multiple of --heads.')] = 96,
+    depth: Annotated[int, typer.Option(metavar='N', min=1, help='Layers of the encoder.')] = 4,
+    heads: Annotated[int, typer.Option(metavar='N', min=1, help='Of each layer.')] = 3,
+    steps: Annotated[int, typer.Option(metavar='N', min=1, help="Training steps; by default the recipe's, 600.")] = None,
+    batch: Annotated[int, typer.Option(metavar='N', min=2, help='Images in a step.')] = 32,
+    seed: Annotated[int, typer.Option(metavar='N', min=0, help='Of the start and of the order of the images.')] = 0,
+    device: Annotated[str, _model['device']] = None,
+) -> int:
+    "Train a visual encoder around a frozen block of a language model. Says what it is worth on a tenth of the images, held out. The same command goes on where it was stopped."
+    from dataclasses import replace
+    from frozen_nb.claims import paired_bootstrap
+    from frozen_nb.frozen import BadInput
+    from frozen_nb.lm4visual import ARMS, RECIPE, fit_folder
+    if norm not in ('ones', 'own', 'none'): raise BadInput(f'--norm {norm}: choose ones, own or none')
+    steps = steps or RECIPE.steps
+    config = replace(RECIPE, steps=steps, warmup=min(RECIPE.warmup, steps // 10), seed=seed, checkpoint_every=100)
+    right = fit_folder(data, out, lm, layer, None if norm == 'none' else norm, ARMS[:4] if compare else (), config, batch, device, patch=patch, width=width, depth=depth, heads=heads, **dict(size=size) if size else {})
+    for name, x in right.items():
+        beside = '' if name == 'pretrained' else f'; pretrained minus {name} {paired_bootstrap(right["pretrained"], x)}'
+        print(f'{name}: accuracy {paired_bootstrap(x)} on {len(x)} held-out images{beside}')
+    print(f'{steps:,} steps: {out}')
+    return 0
+
 # %% ../nbs/90_cli.ipynb #ea70dad4
 @app.command('pretrain')
 def _pretrain(

@@ -26,13 +26,13 @@ def refused(said, *words):
     ('', 'reproduce, claims'), ('reprodce', 'reprodce'), ('--frozen', '--frozen'), ('caption', 'IMAGE'), ('pretrain', 'NAME'), ('reproduce --seeds two', '--seeds'), ('reproduce --seeds 0 --dry-run', '--seeds 0'),
     ('reproduce --preset fast --dry-run', 'quick, full, extended, paper'), ('reproduce nothing_like_it --dry-run', 'nothing_like_it'), ('claims nothing_like_it', 'claims'),
     ('claims --records nowhere.json', 'nowhere.json'), ('pretrain lama', 'llama'), ('pretrain llama --steps 0', '--steps 0'), (f'pretrain llama --out {__file__}', 'test_cli.py'),
-    ('fit', 'give a method: limber, flmm'), ('fit limbo --data a --out b', 'there are limber, flmm'), ('fit flmm', '--data'), ('fit flmm --data a --images . --out b', 'a: not a JSON'), ('fit flmm --data a --images . --out b --steps 0', '--steps'), ('fit limber', '--data'), ('fit limber --data a', '--out'), ('fit limber --data nowhere.jsonl --out new', 'nowhere.jsonl'), (f'fit limber --data nowhere.jsonl --out {__file__}', 'test_cli.py'),
+    ('fit', 'give a method: limber, flmm, lm4visual'), ('fit limbo --data a --out b', 'there are limber, flmm, lm4visual'), ('fit flmm', '--data'), ('fit flmm --data a --images . --out b', 'a: not a JSON'), ('fit flmm --data a --images . --out b --steps 0', '--steps'), ('fit limber', '--data'), ('fit limber --data a', '--out'), ('fit limber --data nowhere.jsonl --out new', 'nowhere.jsonl'), (f'fit limber --data nowhere.jsonl --out {__file__}', 'test_cli.py'),
     ('fit limber --data a --out b --k 0', '--k'), ('fit limber --data a --out b --steps none', '--steps'), ('fit limber --data a --out b --dropout 1', '--dropout'), ('fit limber --data a --out b --optimizer sgd', 'sgd'),
     ('align', 'IMAGE_DIR'), ('align nowhere', 'nowhere'), ('align . --out seen.jpg', 'PNG'), ('align . --out no/seen.png', 'no'), ('align . --out seen.png', 'pairs'),
     ('ask', 'IMAGE'), ('ask a.png', 'QUESTION'), ('ask nowhere.png why', 'nowhere.png')])
 def test_bad_command_line(shell, line, word): refused(shell(*line.split()), word)
 
-@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'ask', 'ground', 'align', 'fit', 'fit limber', 'fit flmm', 'zoo', 'pretrain'])
+@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'ask', 'ground', 'align', 'fit', 'fit limber', 'fit flmm', 'fit lm4visual', 'zoo', 'pretrain'])
 def test_help(shell, verb):
     said = shell(*verb.split(), '--help')
     assert said.status == 0 and said.out.startswith(f'Usage: frozen-nb {verb}'.rstrip()) and said.err == ''

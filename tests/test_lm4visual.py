@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from frozen_nb.activations import blocks, final_norm
 from frozen_nb.frozen import BadInput, fingerprint, freeze
 from frozen_nb.lm4visual import *
+from frozen_nb.training import TrainConfig
 
 SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2, sliding_window=3), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2))
@@ -86,6 +88,7 @@ def test_bad_input(tmp_path):
     for call, words in ((lambda: load_block('llama', 6), 'no block 6'), (lambda: load_block('llama', -7), 'no block -7'), (lambda: load_block('llama', []), 'no block'), (lambda: load_block(str(tmp_path/'bloom')), "LAYOUTS['BloomBlock']"),
                         (lambda: load_block('clip'), 'no causal language model'), (lambda: load_block('llama', norm='rms'), 'norm'), (lambda: load_block('llama', weights='good'), 'weights'), (lambda: load_block('lama'), 'lama'),
                         (lambda: arm('best', 96), 'best'), (lambda: VisualEncoder(Patches(), at='end'), 'end'), (lambda: Patches(size=65), '65'), (lambda: Patches()(torch.zeros(1, 3, 32, 32)), '64 x 64'),
+                        (lambda: Patches(size=36, patch=6, stem=True), 'patches of 6'), (lambda: new_classifier('base', 4, width=97), '97'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'fog', 1), 'fog'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'blur', 4), '4'),
                         (lambda: map_iou(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.bool)), 'empty mask')):
         with pytest.raises(BadInput) as e: call()
         assert words in str(e.value) and '\n' not in str(e.value)
@@ -124,3 +127,60 @@ def test_a_block_that_cannot_be_watched_is_refused_and_nothing_is_left(tmp_path)
     with pytest.raises(BadInput, match='GPT2Block'):
         with watching(encoder): pass
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in encoder.modules())
+
+@pytest.mark.parametrize('kind', CORRUPTIONS)
+def test_corruptions_grow_and_stay_images(kind):
+    x = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    far = [(corrupt(x, kind, s).float() - x.float()).abs().mean() for s in (1, 2, 3)]
+    assert 0 < far[0] < far[1] < far[2] and corrupt(x, kind, 2).shape == x.shape and corrupt(x, kind, 2).dtype == torch.uint8 and torch.equal(corrupt(x, kind, 2), corrupt(x, kind, 2))
+
+@pytest.fixture
+def classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, n in dict(cats=5, dogs=12).items():
+        (tmp_path/'in'/name).mkdir(parents=True)
+        for i in range(n): Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path/'in'/name/f'{i}.png')
+    return tmp_path/'in'
+
+SMALL = dict(patch=8, width=24, depth=1, heads=2, config=TrainConfig(3, 1e-3, 'constant', checkpoint_every=1), batch_size=8, progress=False, device='cpu')
+
+def test_a_classifier_comes_back(classes, tmp_path):
+    right = fit_folder(classes, tmp_path/'out', compare=ARMS, **SMALL)
+    assert list(right) == ['pretrained', *(a for a in ARMS if a != 'pretrained')] and {len(x) for x in right.values()} == {2}
+    images, labels, names, paths = read_classes(classes)
+    model, again = load_classifier(tmp_path/'out', 'cpu'), load_classifier(tmp_path/'out', 'cpu')
+    assert names == model.names == ['cats', 'dogs'] and labels.tolist() == [0]*5 + [1]*12 and len(paths) == 17 and torch.equal(outputs(model, (pixels(images),)), outputs(again, (pixels(images),)))
+    assert not any('block' in k for k in load_file(tmp_path/'out'/'model.safetensors'))
+    assert fit_folder(classes, tmp_path/'out', **SMALL)['pretrained'].tolist() == right['pretrained'].tolist()                # nothing is left to do
+    with pytest.raises(BadInput, match='another run'): fit_folder(classes, tmp_path/'out', **SMALL | dict(config=TrainConfig(4, 2e-3)))
+    for name in ARMS:
+        made = new_classifier(name, 2, width=24, depth=1, heads=2)
+        save_classifier(made, tmp_path/name, ['a', 'b']); back = load_classifier(tmp_path/name, 'cpu')
+        assert all(torch.equal(v, back.state_dict()[k]) for k, v in made.state_dict().items())
+
+def test_a_classifier_that_is_damaged(classes, tmp_path):
+    fit_folder(classes, tmp_path/'out', **SMALL)
+    config, tensors = json.loads((tmp_path/'out'/'config.json').read_text()), load_file(tmp_path/'out'/'model.safetensors')
+    def saved(name, config, tensors):
+        (tmp_path/name).mkdir(); (tmp_path/name/'config.json').write_text(json.dumps(config)); save_file(tensors, tmp_path/name/'model.safetensors')
+        return tmp_path/name
+    cases = [(saved('other block', config | dict(block='0'*64), tensors), 'not the one'), (saved('short', config, {k: v for k, v in tensors.items() if k != 'head.bias'}), 'head.bias'), (saved('more', config, tensors | dict(extra=torch.zeros(1))), 'extra'),
+             (saved('shape', config, tensors | {'head.bias': torch.zeros(5)}), 'head.bias'), (saved('no classifier', {'k': 1}, tensors), 'config.json'), (tmp_path/'nowhere', 'no classifier')]
+    for folder, words in cases:
+        with pytest.raises(BadInput, match=words) as e: load_classifier(folder)
+        assert '\n' not in str(e.value)
+
+def test_folders_that_cannot_be_read(classes):
+    def refused(words, size=None):
+        with pytest.raises(BadInput) as e: read_classes(classes, size)
+        assert words in str(e.value) and '\n' not in str(e.value)
+    (classes/'birds').mkdir(); refused('no image')
+    Image.new('RGB', (32, 32)).save(classes/'birds'/'a.png'); refused('1 image;')
+    Image.new('RGB', (32, 30)).save(classes/'birds'/'b.png'); refused('32 x 30')
+    assert len(read_classes(classes, 16)[0]) == 19
+    (classes/'birds'/'b.png').write_text('no image'); refused('b.png', 16)
+    for name in ('birds', 'cats'):
+        for p in (classes/name).iterdir(): p.unlink()
+        (classes/name).rmdir()
+    refused('1 folder of')
+    with pytest.raises(BadInput, match='no such folder'): read_classes(classes/'nowhere')
