@@ -11,7 +11,7 @@ __all__ = ['LAYOUTS', 'PLACES', 'ARMS', 'RECIPE', 'THRESHOLDS', 'CORRUPTIONS', '
            'save_classifier', 'load_classifier', 'read_classes', 'fit_folder']
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00002
-import copy, json, math
+import copy, json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,15 +206,11 @@ class Patches(nn.Module):
         size=64, patch=8, # pixels
         width=96,         # d
         channels=3,
-        stem=False,       # a convolution of stride 2 for each halving instead of one linear map; `patch` is a power of two then
     ):
         super().__init__()
-        from timm.models.vision_transformer_hybrid import ConvStem
         if size % patch: raise BadInput(f'patches of {patch} pixels do not tile an image of {size}')
         self.size, self.grid = size, size//patch
-        halvings = int(math.log2(patch))
-        if stem and patch != 2**max(1, halvings): raise BadInput(f'a stem of convolutions halves an image some times, which makes no patches of {patch} pixels: choose 2, 4, 8 or 16, or stem=False')
-        self.project = ConvStem(channels, halvings, width, stride=(2,)*halvings, act_layer=nn.GELU) if stem else nn.Conv2d(channels, width, patch, patch)
+        self.project = nn.Conv2d(channels, width, patch, patch)
         self.position = nn.Parameter(torch.randn(1, self.grid**2, width)*.02)
 
     def forward(self, images): # (B, C, size, size) -> (B, grid², d)
@@ -255,13 +251,13 @@ def new_classifier(
     lm='llama', layers=-1, norm='ones', # of the block
     at='tail',   # 'head', 'middle', 'tail'
     tokenizer=None, # a function that makes one; None: `Patches` of images
-    size=64, patch=8, stem=True, # of `Patches`
+    size=64, patch=8, # of images, pixels
     width=96, depth=4, heads=3,
 )->Classifier:
     "A classifier of one arm. The same seed gives the same weights around the insertion in every arm."
-    made_for = dict(name=name, classes=classes, seed=seed, lm=str(lm), layers=layers, norm=norm, at=at, size=size, patch=patch, stem=stem, width=width, depth=depth, heads=heads)
+    made_for = dict(name=name, classes=classes, seed=seed, lm=str(lm), layers=layers, norm=norm, at=at, size=size, patch=patch, width=width, depth=depth, heads=heads)
     inserted = arm(name, width, lm, layers, norm, seed)
-    with seeded(seed): model = Classifier(VisualEncoder(tokenizer() if tokenizer else Patches(size, patch, width, stem=stem), width, depth, heads, at=at), classes, **made_for)
+    with seeded(seed): model = Classifier(VisualEncoder(tokenizer() if tokenizer else Patches(size, patch, width), width, depth, heads, at=at), classes, **made_for)
     model.encoder.inserted = inserted
     return model
 
@@ -570,7 +566,7 @@ def fit_folder(
     lm='llama', layers=-1, norm='ones', # whose block
     compare=(),     # other arms to train beside it
     config=RECIPE, batch_size=32, device=None, progress=True,
-    **shape,        # size, patch, stem, width, depth ... as in `new_classifier`; by default of the images' size
+    **shape,        # size, patch, width, depth ... as in `new_classifier`; by default of the images' size
 )->dict:            # arm -> which of the held-out images are right, (N,)
     "Train an encoder with a frozen block on a folder of images; a tenth of each class is held out. A run that was stopped goes on."
     images, labels, names, _ = read_classes(data, shape.get('size'))

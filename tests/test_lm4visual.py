@@ -88,7 +88,7 @@ def test_bad_input(tmp_path):
     for call, words in ((lambda: load_block('llama', 6), 'no block 6'), (lambda: load_block('llama', -7), 'no block -7'), (lambda: load_block('llama', []), 'no block'), (lambda: load_block(str(tmp_path/'bloom')), "LAYOUTS['BloomBlock']"),
                         (lambda: load_block('clip'), 'no causal language model'), (lambda: load_block('llama', norm='rms'), 'norm'), (lambda: load_block('llama', weights='good'), 'weights'), (lambda: load_block('lama'), 'lama'),
                         (lambda: arm('best', 96), 'best'), (lambda: VisualEncoder(Patches(), at='end'), 'end'), (lambda: Patches(size=65), '65'), (lambda: Patches()(torch.zeros(1, 3, 32, 32)), '64 x 64'),
-                        (lambda: Patches(size=36, patch=6, stem=True), 'patches of 6'), (lambda: new_classifier('base', 4, width=97), '97'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'fog', 1), 'fog'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'blur', 4), '4'),
+                        (lambda: new_classifier('base', 4, width=97), '97'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'fog', 1), 'fog'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'blur', 4), '4'),
                         (lambda: map_iou(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.bool)), 'empty mask')):
         with pytest.raises(BadInput) as e: call()
         assert words in str(e.value) and '\n' not in str(e.value)
