@@ -152,7 +152,7 @@ def test_a_classifier_comes_back(classes, tmp_path):
     assert names == model.names == ['cats', 'dogs'] and labels.tolist() == [0]*5 + [1]*12 and len(paths) == 17 and torch.equal(outputs(model, (pixels(images),)), outputs(again, (pixels(images),)))
     assert not any('block' in k for k in load_file(tmp_path/'out'/'model.safetensors'))
     assert fit_folder(classes, tmp_path/'out', **SMALL)['pretrained'].tolist() == right['pretrained'].tolist()                # nothing is left to do
-    with pytest.raises(BadInput, match='another run'): fit_folder(classes, tmp_path/'out', **SMALL | dict(config=TrainConfig(4, 2e-3)))
+    with pytest.raises(BadInput, match='name another folder'): fit_folder(classes, tmp_path/'out', **SMALL | dict(config=TrainConfig(4, 2e-3)))
     for name in ARMS:
         made = new_classifier(name, 2, width=24, depth=1, heads=2)
         save_classifier(made, tmp_path/name, ['a', 'b']); back = load_classifier(tmp_path/name, 'cpu')
