@@ -57,7 +57,7 @@ def polar(
     rank,       # r, how many directions are kept
     floor=1e-4, # those with a singular value below this share of the largest are dropped
 ):              # (..., R, R), with singular values 1 and 0
-    "The first directions of a matrix, each with singular value 1 (Generative Adapter, section 3). Its gradient is finite for equal singular values."
+    "The first directions of a matrix, each with singular value 1 (the normalisation of Generative Adapter). Its gradient is finite for equal singular values."
     return _Polar.apply(M, rank, floor)
 
 def polar_factors(
@@ -153,7 +153,7 @@ class _Layer(nn.Module):
         nn.init.zeros_(self.out.weight)
 
 class Generator(nn.Module):
-    "Reads contexts and writes adapters for one frozen language model (Generative Adapter, section 3)."
+    "Reads contexts and writes adapters for one frozen language model (the method of Generative Adapter)."
     def __init__(self,
         lm,               # an `LM`; its weights are no part of the generator
         width=64,         # R
