@@ -470,6 +470,38 @@ def _align(
     return status
 
 
+# %% ../nbs/90_cli.ipynb #adp00001
+@app.command('adapt')
+def _adapt(
+    document: Annotated[Path, typer.Argument(metavar='DOCUMENT', help='A text file in UTF-8.')],
+    ask: Annotated[list[str], typer.Option(metavar='QUESTION', help='A question about it, in quotes; give the option again for more.')] = None,
+    save: Annotated[Path, typer.Option(metavar='DIR', help='Where the weights go, as a LoRA of peft.')] = None,
+    generator: Annotated[Path, typer.Option(metavar='DIR', help='A trained generator; by default the one that ships.')] = None,
+    lm: Annotated[str, typer.Option(metavar='L', help='Language model that the generator was made for: a name that ships, a folder or a hub id.')] = 'llama',
+    mode: Annotated[str, typer.Option(metavar='parallel|sequential', help='How a long document is read: each chunk alone, or with what came before.')] = 'parallel',
+    device: Annotated[str, _model['device']] = None,
+    dtype: Annotated[str, _model['dtype']] = None,
+) -> int:
+    "Turn a document into weights of a language model. Answers questions from them, and says what is kept."
+    from frozen_nb.frozen import BadInput, data_path
+    questions = [' '.join(q.split()) for q in ask or ()]
+    if not questions and save is None: raise BadInput('nothing to do with the document; give --ask QUESTION, --save DIR or both')
+    if not all(questions): raise BadInput('a question is blank; put its words in quotes after --ask')
+    from frozen_nb.generative_adapter import MODES, Memory, _for_an_adapter, answers, load_generator, read_document, save_adapter
+    from frozen_nb.zoo import load_lm
+    if mode not in MODES: raise BadInput(f"--mode {mode}: choose {' or '.join(MODES)}")
+    text = read_document(document)
+    if save is not None: _for_an_adapter(save)
+    if generator is None and not (generator := data_path('zoo', 'adapter')).is_dir(): raise BadInput('no generator ships here; give one with --generator DIR (frozen-nb fit generative_adapter trains it)')
+    model = load_lm(lm, dtype, device)
+    memory = Memory(model, load_generator(generator, model), mode).add(text)
+    adapter = memory.adapter()
+    if questions:
+        for q, a in zip(questions, answers(model, questions, adapter)): print(f"Q: {q} A: {' '.join(a.split())}")
+    if save is not None: save_adapter(adapter, model, save)
+    print(f"{memory.tokens:,} tokens read; kept: weights of rank {memory.generator.rank}, {adapter.nbytes/1000:,.0f} kilobytes{'' if save is None else f': {save}'}")
+    return 0
+
 # %% ../nbs/90_cli.ipynb #f1t00001
 class _Methods(typer.core.TyperGroup):
     "The methods that can be fitted. An unknown one is answered with those there are."
@@ -581,6 +613,36 @@ def _fit_lm4visual(
         beside = '' if name == 'pretrained' else f'; pretrained minus {name} {paired_bootstrap(right["pretrained"], x)}'
         print(f'{name}: accuracy {paired_bootstrap(x)} on {len(x)} held-out images{beside}')
     print(f'{steps:,} steps: {out}')
+    return 0
+
+# %% ../nbs/90_cli.ipynb #f1t00012
+@_fit.command('generative_adapter')
+def _fit_generative_adapter(
+    data: Annotated[Path, typer.Option(metavar='DIR', help='A folder of texts, one in each .txt file.')],
+    out: Annotated[Path, typer.Option(metavar='DIR', help='Where the generator goes.')],
+    lm: Annotated[str, typer.Option(metavar='L', help='Language model: a name that ships, a folder or a hub id.')] = 'llama',
+    width: Annotated[int, typer.Option(metavar='N', min=1, help='Width of the generator.')] = 64,
+    rank: Annotated[int, typer.Option(metavar='N', min=1, help='Of the weights that it writes; by default its width.')] = None,
+    part: Annotated[str, typer.Option(metavar='attention|mlp', help='Which map of each layer is added to.')] = 'attention',
+    chunk: Annotated[int, typer.Option(metavar='N', min=1, help='Tokens that are read at once.')] = 128,
+    steps: Annotated[int, typer.Option(metavar='N', min=1, help="Training steps; by default the recipe's, 200.")] = None,
+    batch: Annotated[int, typer.Option(metavar='N', min=1, help='Texts in a step.')] = 8,
+    lr: Annotated[float, typer.Option(metavar='X', min=1e-12, help="Highest learning rate; by default the recipe's, 0.003.")] = None,
+    seed: Annotated[int, typer.Option(metavar='N', min=0, help='Of the start and of the order of the texts.')] = 0,
+    device: Annotated[str, _model['device']] = None,
+    dtype: Annotated[str, _model['dtype']] = None,
+) -> int:
+    "Train a generator of weights on texts. Says what it is worth on a tenth of the texts, held out. The same command goes on where it was stopped."
+    from dataclasses import replace
+    from frozen_nb.claims import number
+    from frozen_nb.generative_adapter import RECIPE, fit_texts
+    steps = steps or RECIPE.steps
+    config = replace(RECIPE, steps=steps, warmup=min(RECIPE.warmup, steps // 10), seed=seed, checkpoint_every=100, lr=lr or RECIPE.lr)
+    found = fit_texts(data, out, lm, config, batch, device, dtype=dtype, width=width, rank=rank or width, part=part, chunk=chunk)
+    print(f"{found['texts']:,} texts, {found['held_out']:,} of them held out; {steps:,} steps: {out}")
+    for name, worth in found['perplexity'].items():
+        own, none = (number(x) if isinstance(x, float) else x for x in (worth['own'], worth['none']))
+        print(f'held out, {name}: perplexity {own} with the adapter, {none} without')
     return 0
 
 # %% ../nbs/90_cli.ipynb #ea70dad4

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'NORMS', 'MODES', 'RECIPE', 'polar', 'polar_factors', 'Adapter', 'adapted', 'merged', 'adapted_maps',
-           'Generator', 'chunks_of', 'read_chunks', 'Memory', 'save_adapter', 'load_adapter', 'padded', 'lessons',
-           'said_with', 'read_context', 'adapter_loss', 'fit_generator', 'token_f1', 'answers', 'save_generator',
-           'load_generator']
+           'Generator', 'chunks_of', 'padded', 'read_context', 'Memory', 'save_adapter', 'load_adapter', 'lessons',
+           'said_with', 'adapter_loss', 'fit_generator', 'halves', 'token_f1', 'answers', 'save_generator',
+           'load_generator', 'read_document', 'read_texts', 'fit_texts', 'fit_lora', 'fit_soft_tokens']
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00002
-import json, os, shutil, tempfile
+import hashlib, json, os, shutil, tempfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from .activations import *
 from .claims import *
 from .menagerie import *
 from .metrics import normalise_answer
-from .prefix import generate, read_folder, write_folder
+from .prefix import generate, load_map, read_folder, sequence, target_loss, write_folder
 from .training import *
 from .zoo import *
 
@@ -34,23 +34,28 @@ def _kept(s, rank, floor):
     "Which singular values (..., R) count: the first `rank`, without those below a share of the largest."
     return ((torch.arange(s.shape[-1], device=s.device) < rank) & (s > floor*s[..., :1].clamp_min(torch.finfo(s.dtype).tiny))).to(s.dtype)
 
+def _svd(M):
+    "In single precision or better; small matrices of a GPU on the CPU, since a GPU takes them one after the other."
+    x = M.to('cpu' if M.is_cuda and M.shape[-1] <= 128 else M.device, torch.promote_types(M.dtype, torch.float32))
+    return [t.to(M.device) for t in torch.linalg.svd(x, full_matrices=False)]
+
 class _Polar(torch.autograd.Function):
     @staticmethod
     def forward(ctx, M, rank, floor):
-        U, s, Vh = torch.linalg.svd(M, full_matrices=False)
+        U, s, Vh = _svd(M)
         k = _kept(s, rank, floor)
         ctx.save_for_backward(U, s, Vh, k); ctx.floor = floor
-        return (U*k[..., None, :]) @ Vh
+        with torch.autocast(M.device.type, enabled=False): return ((U*k[..., None, :]) @ Vh).to(M.dtype)
 
     @staticmethod
     def backward(ctx, G):
         U, s, Vh, k = ctx.saved_tensors
-        W = U.mT @ G @ Vh.mT                                                                             # in the basis of the singular vectors
+        W = U.mT @ G.to(U.dtype) @ Vh.mT                                                                             # in the basis of the singular vectors
         si, sj, ki, kj = s[..., :, None], s[..., None, :], k[..., :, None], k[..., None, :]
         least = ctx.floor*s[..., :1, None].clamp_min(torch.finfo(s.dtype).tiny)
         apart = torch.where(ki == kj, 0., (ki - kj)/torch.where((si - sj).abs() < least, least*torch.where(si < sj, -1., 1.), si - sj))
         along = torch.where(ki + kj > 0, (ki + kj)/(si + sj).clamp_min(least), 0.)
-        return U @ (apart*(W + W.mT)/2 + along*(W - W.mT)/2) @ Vh, None, None
+        return (U @ (apart*(W + W.mT)/2 + along*(W - W.mT)/2) @ Vh).to(G.dtype), None, None
 
 def polar(
     M,          # (..., R, R)
@@ -66,7 +71,7 @@ def polar_factors(
 )->tuple:       # U and V, (..., R, r) each, of `polar`: U Vᵀ
     "The same as two thin factors; columns that are dropped are zero. Without a gradient."
     with torch.no_grad():
-        U, s, Vh = torch.linalg.svd(M, full_matrices=False)
+        U, s, Vh = _svd(M)
         k = _kept(s, rank, floor)[..., None, :]
         return (U*k)[..., :rank], (Vh.mT*k)[..., :rank]
 
@@ -179,21 +184,22 @@ class Generator(nn.Module):
         "The sum of outer products over the tokens of each context."
         def one(layer, h):
             h = layer.norm(h.to(layer.key.weight.dtype))
-            return (layer.key(h)*mask[..., None]).mT @ layer.value(h)
-        return torch.stack([one(layer, h) for layer, h in zip(self.layers, hidden)], 1)
+            k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (layer.key(h), layer.value(h)))   # a rounded sum would have more directions than tokens
+            return (k*mask[..., None]).mT @ v
+        with torch.autocast(hidden[0].device.type, enabled=False): return torch.stack([one(layer, h) for layer, h in zip(self.layers, hidden)], 1)
 
     def write(self,
         states,      # (B, L, R, R)
-        thin=False,  # at rank r, without a gradient; else so that the generator can be trained through it
+        thin=False,  # without a gradient, and of rank r in mode svd; else so that the generator can be trained through it
     )->Adapter:      # for B contexts
         "The adapter that states stand for."
-        states = states.to(self.layers[0].key.weight.dtype)
+        states = states.to(torch.promote_types(self.layers[0].key.weight.dtype, torch.float32))
         if self.kind == 'svd' and thin: U, V = polar_factors(states, self.rank, self.floor)
         else:
             U = polar(states, self.rank, self.floor) if self.kind == 'svd' else states/torch.linalg.matrix_norm(states, keepdim=True).clamp_min(1e-12) if self.kind == 'frobenius' else states
             V = torch.eye(self.width, dtype=U.dtype, device=U.device).expand_as(U)
-        down = {name: U[:, l].mT @ layer.into.weight for l, (name, layer) in enumerate(zip(self.names, self.layers))}
-        up = {name: self.scale*(layer.out.weight @ V[:, l]) for l, (name, layer) in enumerate(zip(self.names, self.layers))}
+        down = {name: U[:, l].mT @ layer.into.weight.to(U.dtype) for l, (name, layer) in enumerate(zip(self.names, self.layers))}
+        up = {name: self.scale*(layer.out.weight.to(U.dtype) @ V[:, l]) for l, (name, layer) in enumerate(zip(self.names, self.layers))}
         return Adapter(down, up, self.base)
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00031
@@ -205,23 +211,38 @@ def chunks_of(
     n = max(1, -(-len(ids)//size)); length = -(-len(ids)//n)
     return [ids[lo:lo + length] for lo in range(0, len(ids), length)]
 
-def read_chunks(
-    lm, generator,
-    chunks,       # B lists of tokens
-    adapter=None, # read with it; None: by the model as it is
-):                # (B, L, R, R)
-    "States of chunks, each read alone."
-    limit = getattr(lm.model.config, 'max_position_embeddings', None)
-    for c in chunks:
-        if not len(c): raise BadInput('an empty context: there is nothing to read')
-        if limit and len(c) > limit: raise BadInput(f'a chunk of {len(c):,} tokens; {lm.name} takes {limit:,}: make the chunks shorter')
-    ids = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(c) for c in chunks], True, lm.tokenizer.pad_token_id).to(lm.device)
-    mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor([len(c) for c in chunks], device=ids.device)[:, None]
-    with adapted(lm, adapter) if adapter else nullcontext():
-        hidden = hidden_states(lm.model, range(len(generator.layers)), input_ids=ids, attention_mask=mask.long())
-    return generator.states([hidden[i] for i in range(len(generator.layers))], mask)
+def padded(
+    nested, # B lists of C lists of tokens
+):          # (B, C, T), -1 for nothing
+    "Lists of lists of tokens as one tensor."
+    out = torch.full((len(nested), max(map(len, nested)), max(len(x) for each in nested for x in each)), -1)
+    for b, each in enumerate(nested):
+        for k, x in enumerate(each): out[b, k, :len(x)] = torch.as_tensor(x)
+    return out
 
 MODES = 'parallel', 'sequential'
+
+def read_context(
+    lm, generator,
+    context,         # (B, C, T) tokens in chunks, -1 for padding; or (B, T, d) embeddings, of a picture for example
+    mode='parallel', # each chunk is read by the model as it is; 'sequential': with the adapter of what came before
+    states=None,     # (B, L, R, R) of what was read earlier
+):                   # (B, L, R, R)
+    "States of contexts. Chunks do not see each other. Raises `BadInput` for an empty context and a chunk that is too long."
+    if mode not in MODES: raise BadInput(f'no mode {mode!r}: choose {" or ".join(MODES)}')
+    limit, layers, device = getattr(lm.model.config, 'max_position_embeddings', None), range(len(generator.layers)), lm.device
+    pictures = context.is_floating_point()
+    there = torch.ones(len(context), 1, dtype=torch.bool) if pictures else (context >= 0).any(2)             # (B, C)
+    if not there.any(1).all(): raise BadInput('an empty context: there is nothing to read')
+    if limit and context.shape[-1 - pictures] > limit: raise BadInput(f'a chunk of {context.shape[-1 - pictures]:,} tokens; {lm.name} takes {limit:,}: make the chunks shorter')
+    if states is None: states = torch.zeros(len(context), len(layers), generator.width, generator.width, dtype=torch.promote_types(generator.layers[0].key.weight.dtype, torch.float32), device=device)
+    for now in [there] if mode == 'parallel' else [there & (torch.arange(there.shape[1], device=there.device) == c) for c in range(there.shape[1])]:
+        of, part = now.nonzero()[:, 0].to(device), (context if pictures else context[now]).to(device)
+        mask = torch.ones(part.shape[:2], dtype=torch.bool, device=device) if pictures else part >= 0
+        with torch.no_grad(), adapted(lm, generator.write(states, thin=True)[of]) if mode == 'sequential' else nullcontext():
+            hidden = hidden_states(lm.model, layers, **(dict(inputs_embeds=part) if pictures else dict(input_ids=part.clamp_min(0))), attention_mask=mask.long())
+        states = states.index_add(0, of, generator.states([hidden[i] for i in layers], mask).to(states.dtype))
+    return states
 
 class Memory:
     "What a language model has been told, as one matrix a layer: documents go in, an adapter comes out."
@@ -245,19 +266,22 @@ class Memory:
         return ids
 
     @torch.no_grad()
-    def _sum(self, text, state):
-        for c in chunks_of(self._ids(text), self.generator.chunk): state = state + read_chunks(self.lm, self.generator, [c], self.generator.write(state, thin=True) if self.mode == 'sequential' and state.any() else None).double()
+    def _with(self, ids, state):
+        chunks = chunks_of(ids, self.generator.chunk)
+        for lo in range(0, len(chunks), 16): state = read_context(self.lm, self.generator, padded([chunks[lo:lo + 16]]), self.mode, state)
         return state
 
     def add(self, text): # a text, or a list of tokens
         "Read a document, in chunks."
-        self.state, self.tokens = self._sum(text, self.state), self.tokens + len(self._ids(text))
+        ids = self._ids(text)
+        self.state, self.tokens = self._with(ids, self.state), self.tokens + len(ids)
         return self
 
     def forget(self, text):
         "Take a document out again that was added before. Exact in parallel mode; Raises `BadInput` in sequential mode, in which later documents were read with it."
         if self.mode != 'parallel': raise BadInput('a document can only be forgotten in parallel mode: in sequential mode all later ones were read with it')
-        self.state, self.tokens = self.state - self._sum(text, torch.zeros_like(self.state)), self.tokens - len(self._ids(text))
+        ids = self._ids(text)
+        self.state, self.tokens = self.state - self._with(ids, torch.zeros_like(self.state)), self.tokens - len(ids)
         return self
 
     def __add__(self, other):
@@ -273,6 +297,15 @@ class Memory:
         return self.generator.write(self.state, thin=True)
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00035
+def _for_an_adapter(folder):
+    "The folder, if an adapter can go there: a new one, or one that holds an adapter and nothing else."
+    folder = Path(folder)
+    if not folder.exists() and next(p for p in folder.absolute().parents if p.exists()).is_file(): raise BadInput(f'{folder}: there is a file where a folder has to be; choose another place for the adapter')
+    if folder.exists() and not (folder/'adapter_config.json').is_file(): raise BadInput(f'{folder} is there already and no adapter: choose another folder')
+    more = sorted({p.name for p in folder.glob('*')} - {'adapter_config.json', 'adapter_model.safetensors'})
+    if more: raise BadInput(f'{folder} holds more than an adapter ({more[0]}), and all of it would be replaced: choose another folder')
+    return folder
+
 def save_adapter(
     adapter, # an `Adapter` of one context
     lm,      # the `LM` that it is for
@@ -283,8 +316,7 @@ def save_adapter(
     from safetensors.torch import save_file
     _check_base(adapter, lm)
     if len(adapter) != 1: raise BadInput(f'{len(adapter)} adapters in one folder: choose one, adapter[0]')
-    folder, rank = Path(folder), next(iter(adapter.down.values())).shape[1]
-    if folder.exists() and not (folder/'adapter_config.json').is_file(): raise BadInput(f'{folder} is there already and no adapter: choose another folder')
+    folder, rank = _for_an_adapter(folder), next(iter(adapter.down.values())).shape[1]
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
     conv = not isinstance(lm.model.get_submodule(next(iter(adapter.down))), nn.Linear)
@@ -312,15 +344,6 @@ def load_adapter(
     return adapter
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00041
-def padded(
-    nested, # B lists of C lists of tokens
-):          # (B, C, T), -1 for nothing
-    "Lists of lists of tokens as one tensor."
-    out = torch.full((len(nested), max(map(len, nested)), max(len(x) for each in nested for x in each)), -1)
-    for b, each in enumerate(nested):
-        for k, x in enumerate(each): out[b, k, :len(x)] = torch.as_tensor(x)
-    return out
-
 def lessons(
     contexts, # B contexts, each a list of chunks, each a list of tokens
     rows,     # B lists of K (tokens, first): what is said with the adapter; labels from the token `first` on
@@ -341,18 +364,6 @@ def said_with(
     with adapted(lm, each) if adapter else nullcontext(): logits = lm.model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits[:, :-1]
     return -F.cross_entropy(logits.transpose(1, 2).float(), ids[:, 1:], reduction='none').unflatten(0, (B, K))
 
-def read_context(
-    lm, generator,
-    context, # (B, C, T) tokens, -1 for padding
-):           # (B, L, R, R)
-    "States of contexts in several chunks each, in parallel mode."
-    flat = context.flatten(0, 1); some = (flat >= 0).any(1)
-    ids, mask = flat[some].clamp_min(0).to(lm.device), (flat[some] >= 0).to(lm.device)
-    with torch.no_grad(): hidden = hidden_states(lm.model, range(len(generator.layers)), input_ids=ids, attention_mask=mask.long())
-    states = generator.states([hidden[i] for i in range(len(generator.layers))], mask)
-    of = torch.arange(len(context), device=states.device).repeat_interleave(context.shape[1])[some.to(states.device)]
-    return states.new_zeros(len(context), *states.shape[1:]).index_add(0, of, states)
-
 def adapter_loss(
     lm, generator,
     batch, # from `lessons`
@@ -370,6 +381,22 @@ def fit_generator(
 )->History:
     "Train a generator; the language model stays as it is."
     return train(generator, batches, lambda g, batch: adapter_loss(lm, g, batch), config, frozen=[lm.model], **options)
+
+# %% ../nbs/14_generative_adapter.ipynb #gad00411
+def halves(
+    ids,        # tokens of a text, a list of two or more
+    generator,  # its `chunk` is the longest that is read at once
+    rng,        # of numpy: where the text is cut, at 40 to 80 % of its tokens
+    losses=('reconstruction', 'completion'), # what is said: the first part again, what comes next, or both
+    start=None, # the token that rows begin with, such as bos_token_id; None: with their own first token, which is then given and not said
+)->tuple:       # chunks of the first part, and a row (tokens, 1) for each of the losses: one context of `lessons`
+    "A text that teaches itself. Raises `BadInput` for a text that cannot be cut in two and for an unknown loss."
+    unknown = [k for k in losses if k not in ('reconstruction', 'completion')]
+    if unknown or not losses: raise BadInput(f"no loss {unknown[0] if unknown else ''!r}: choose 'reconstruction', 'completion' or both")
+    if len(ids) < 2: raise BadInput(f'a text of {len(ids)} token{"s"*(len(ids) != 1)} cannot be cut in two: give a longer one')
+    cut = int(rng.integers(-(-2*len(ids)//5), 4*len(ids)//5 + 1))
+    parts = dict(reconstruction=ids[:cut], completion=ids[cut:])
+    return chunks_of(ids[:cut], generator.chunk), [([*([] if start is None else [start]), *parts[k]], 1) for k in losses]
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00054
 def token_f1(
@@ -393,7 +420,7 @@ def answers(
 )->list:          # n texts
     "Greedy answers, up to the end of the line."
     prompts = [f'{c}Q: {q} A:' for q, c in zip(questions, [f'{c}\n' for c in contexts] if contexts else ['']*len(questions), strict=True)]
-    with adapted(lm, adapter) if adapter else nullcontext(): said = generate(lm, None, [lm.tokenizer.bos_token + p for p in prompts], tokens, len(prompts))
+    with adapted(lm, adapter) if adapter else nullcontext(): said = generate(lm, None, [(lm.tokenizer.bos_token or lm.tokenizer.eos_token) + p for p in prompts], tokens, len(prompts))
     return [a.split('\n')[0].split(' Q:')[0].strip() for a in said]
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00061
@@ -410,8 +437,125 @@ def load_generator(
 )->Generator:
     "A saved generator. Raises `BadInput` if it is for another language model, or damaged."
     config, tensors = read_folder(folder, 'generator')
-    base = config.pop('base', '')
+    if not isinstance(config, dict) or not isinstance(config.get('base'), str) or not tensors: raise BadInput(f'{folder}/config.json is not of a generator: train or copy it again')
+    base = config.pop('base')
     if base != lm.fingerprint: raise BadInput(f'{folder}: this generator was made for another language model than {lm.name}: load the one with the fingerprint {base[:12]}')
     try: generator = Generator(lm, **config).to(next(iter(tensors.values())).dtype); generator.load_state_dict(tensors)
     except (TypeError, RuntimeError) as e: raise BadInput(f'{folder} holds no whole generator ({type(e).__name__}): train or copy it again') from e
     return generator.to(lm.device).eval()
+
+# %% ../nbs/14_generative_adapter.ipynb #gad00064
+def read_document(
+    path, # a text file in UTF-8
+)->str:   # without blanks at its ends
+    "A text from a file. Raises `BadInput` naming the file if it is missing, empty or no text."
+    try: text = Path(path).read_text(encoding='utf-8-sig').strip()
+    except FileNotFoundError: raise BadInput(f'{path}: no such file; check the path') from None
+    except IsADirectoryError: raise BadInput(f'{path}: this is a folder; give a text file') from None
+    except UnicodeDecodeError: text = '\0'
+    if '\0' in text: raise BadInput(f'{path}: not a text file in UTF-8; save it as plain text')
+    if not text: raise BadInput(f'{path}: this file is empty; there is nothing to read')
+    return text
+
+def read_texts(
+    folder, # one with .txt files
+)->dict:    # path -> text, in the order of the names
+    "Texts of a folder, each of them once. Raises `BadInput` for fewer than two and for a file that is empty or no text."
+    folder, found = Path(folder), {}
+    if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give one with .txt files')
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() == '.txt' and not p.name.startswith('.')): found.setdefault(read_document(path), path)
+    if len(found) < 2: raise BadInput(f'{folder}: {len(found) or "no"} different text{"s"*(len(found) != 1)} in .txt files; two or more are needed, one to train on and one to test')
+    return {path: text for text, path in found.items()}
+
+def _for_a_generator(out):
+    "The folder `out`, if a generator can go there."
+    out = Path(out)
+    if next(p for p in (out, *out.absolute().parents) if p.exists()).is_file(): raise BadInput(f'{out}: there is a file where a folder has to be; choose another place for the generator')
+    if out.is_dir() and any(p.name != 'checkpoints' for p in out.iterdir()):
+        try: config = read_folder(out, 'generator')[0]
+        except BadInput: config = {}
+        if not isinstance(config, dict) or not {'base', 'chunk'} <= set(config): raise BadInput(f'{out}: this folder holds something else than a generator; choose another one')
+    return out
+
+@torch.no_grad()
+def _held_out(lm, generator, texts, start, batch_size):
+    "Perplexity of the two parts of each text, with the adapter of its first part and without."
+    rng, nats, tokens = np.random.default_rng(0), dict(own=[], none=[]), []
+    for lo in range(0, len(texts), batch_size):
+        batch = lessons(*zip(*[halves(ids, generator, rng, start=start) for ids in texts[lo:lo + batch_size]]))
+        said = (batch['labels'][..., 1:] >= 0).to(lm.device)
+        tokens.append(said.sum(-1).cpu().numpy())
+        for who, adapter in dict(own=generator.write(read_context(lm, generator, batch['context']), thin=True), none=None).items(): nats[who].append(-(said_with(lm, adapter, batch['rows'])*said).sum(-1).double().cpu().numpy())
+    tokens, nats = np.concatenate(tokens), {who: np.concatenate(x) for who, x in nats.items()}                # (N, 2)
+    def perplexity(x, n): return float(np.exp(x.sum()/n.sum()))
+    def one(x, n): return bootstrap(perplexity, x, n) if len(n) > 1 else perplexity(x, n)
+    return {loss: {who: one(x[:, k], tokens[:, k]) for who, x in nats.items()} for k, loss in enumerate(('reconstruction', 'completion'))}
+
+def fit_texts(
+    data,           # folder with .txt files, one text in each, of 8 tokens or more and no longer than the context of the language model
+    out,            # where the generator goes; checkpoints are kept below it
+    lm='llama',     # name, folder or hub id; or an `LM`
+    config=RECIPE,  # a `TrainConfig`
+    batch_size=8,   # texts in a step
+    device=None, progress=True,
+    dtype=None,     # of a language model that is given by name
+    **shape,        # width, rank, part, norm, chunk ... of the `Generator`
+)->dict:            # `texts` and `held_out`, how many; `history`; `perplexity`: of 'reconstruction' and 'completion' on the held-out texts, with their 'own' adapter and with 'none', an `Interval` each, or a number where one text is held out
+    """Train a generator on texts: with the adapter of its first part, each is said again and continued. A tenth is held out, at least one. A run that was stopped goes on.
+    Raises `BadInput` for texts that cannot be used, a folder `out` that holds something else, and a run in it that was another one."""
+    out, found = _for_a_generator(out), read_texts(data)
+    lm = lm if isinstance(lm, LM) else load_lm(lm, dtype, device)
+    limit = getattr(lm.model.config, 'max_position_embeddings', None)
+    ids = {path: lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids for path, text in found.items()}
+    wrong = [f'{path} ({len(x):,} tokens)' for path, x in ids.items() if len(x) < 8 or limit and len(x) > limit]
+    if wrong: raise BadInput(f"{', '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if wrong[5:] else ''}: {lm.name} takes texts of 8 {f'to {limit:,} tokens' if limit else 'tokens or more'}; cut what is longer, leave out what is shorter")
+    texts = [x for _, x in sorted((hashlib.sha256(found[path].encode()).digest(), x) for path, x in ids.items())]    # in no order that means anything, and the same under other names
+    n, start = max(1, len(texts)//10), lm.tokenizer.eos_token_id if lm.tokenizer.bos_token_id is None else lm.tokenizer.bos_token_id
+    with seeded(config.seed): generator = Generator(lm, **shape)
+    generator.to(lm.device)
+    def batches(step):
+        rng = np.random.default_rng([config.seed, step])
+        return lessons(*zip(*[halves(texts[n + i], generator, rng, start=start) for i in rng.choice(len(texts) - n, batch_size, replace=len(texts) - n < batch_size)]))
+    run = hashlib.sha256(json.dumps([texts, batch_size, generator.made_of]).encode()).hexdigest()[:16]                  # other texts are another run
+    history = fit_generator(lm, generator, batches, config, folder=out/'checkpoints'/run, progress=progress, desc='generator')
+    save_generator(generator, out)
+    return dict(texts=len(texts), held_out=n, history=history, perplexity=_held_out(lm, generator, texts[:n], start, batch_size))
+
+# %% ../nbs/14_generative_adapter.ipynb #gad00081
+def fit_lora(
+    lm,
+    rows,             # (B, K, U) tokens, -1 for padding: what each context says
+    rank=64, part='attention', # as of a `Generator`
+    steps=60, lr=3e-3, seed=0,
+)->Adapter:           # for B contexts
+    "A LoRA for each of several contexts, fitted to its text by gradient, one of its rows a step: what a generator saves."
+    maps = {name: _weight(lm.model.get_submodule(name)) for name in adapted_maps(lm.model, part)}
+    with seeded(seed): down = {name: (torch.randn(len(rows), rank, w.shape[1])/w.shape[1]**.5).to(lm.device).requires_grad_() for name, w in maps.items()}
+    up = {name: torch.zeros(len(rows), w.shape[0], rank, device=lm.device).requires_grad_() for name, w in maps.items()}
+    adapter = Adapter(down, up, lm.fingerprint)
+    _fit([*down.values(), *up.values()], rows, lambda some: said_with(lm, adapter, some[:, None])[:, 0], steps, lr, seed)
+    return Adapter(*({name: t.detach() for name, t in part.items()} for part in (down, up)), lm.fingerprint)
+
+def fit_soft_tokens(
+    lm,
+    rows,             # (B, K, U) tokens, -1 for padding: what each context says
+    tokens=64,        # m
+    steps=60, lr=1e-2, seed=0,
+):                    # (B, m, d)
+    "Soft tokens for each of several contexts, fitted by gradient so that the language model says its text after them."
+    with seeded(seed): soft = lm.embeddings.weight[torch.randint(len(lm.embeddings.weight), (len(rows), tokens)).to(lm.device)].detach().float().clone().requires_grad_()
+    def said(some):                                                                                        # (B, U) -> (B, U - 1)
+        x, real = torch.cat([soft, lm.embeddings(some.clamp_min(0))], 1), torch.cat([torch.ones_like(some[:, :1]).expand(-1, tokens), some >= 0], 1)
+        logits = lm.model(inputs_embeds=x, attention_mask=real.long(), use_cache=False).logits[:, tokens:-1]
+        return -F.cross_entropy(logits.transpose(1, 2).float(), some[:, 1:].clamp_min(0), reduction='none')
+    _fit([soft], rows, said, steps, lr, seed)
+    return soft.detach()
+
+def _fit(parameters, rows, said, steps, lr, seed):
+    optimizer, rng = torch.optim.Adam(parameters, lr), np.random.default_rng(seed)
+    full = [np.flatnonzero((x >= 0).any(1).numpy()) for x in rows.cpu()]                                   # rows that are no padding
+    for _ in range(steps):
+        some = torch.stack([x[int(rng.choice(k))] for x, k in zip(rows, full)]).to(parameters[0].device)
+        real = some[:, 1:] >= 0
+        (-(said(some)*real).sum(1)/real.sum(1)).sum().backward()
+        optimizer.step(); optimizer.zero_grad()

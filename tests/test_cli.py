@@ -3,7 +3,7 @@ import fcntl, json, os, pty, signal, struct, subprocess, sys, termios, time
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat, pytest
+import nbformat, pytest, torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
@@ -26,13 +26,16 @@ def refused(said, *words):
     ('', 'reproduce, claims'), ('reprodce', 'reprodce'), ('--frozen', '--frozen'), ('caption', 'IMAGE'), ('pretrain', 'NAME'), ('reproduce --seeds two', '--seeds'), ('reproduce --seeds 0 --dry-run', '--seeds 0'),
     ('reproduce --preset fast --dry-run', 'quick, full, extended, paper'), ('reproduce nothing_like_it --dry-run', 'nothing_like_it'), ('claims nothing_like_it', 'claims'),
     ('claims --records nowhere.json', 'nowhere.json'), ('pretrain lama', 'llama'), ('pretrain llama --steps 0', '--steps 0'), (f'pretrain llama --out {__file__}', 'test_cli.py'),
-    ('fit', 'give a method: limber, flmm, lm4visual'), ('fit limbo --data a --out b', 'there are limber, flmm, lm4visual'), ('fit flmm', '--data'), ('fit flmm --data a --images . --out b', 'a: not a JSON'), ('fit flmm --data a --images . --out b --steps 0', '--steps'), ('fit limber', '--data'), ('fit limber --data a', '--out'), ('fit limber --data nowhere.jsonl --out new', 'nowhere.jsonl'), (f'fit limber --data nowhere.jsonl --out {__file__}', 'test_cli.py'),
+    ('fit', 'give a method: limber, flmm, lm4visual, generative_adapter'), ('fit limbo --data a --out b', 'there are limber, flmm, lm4visual, generative_adapter'), ('fit flmm', '--data'), ('fit flmm --data a --images . --out b', 'a: not a JSON'), ('fit flmm --data a --images . --out b --steps 0', '--steps'), ('fit limber', '--data'), ('fit limber --data a', '--out'), ('fit limber --data nowhere.jsonl --out new', 'nowhere.jsonl'), (f'fit limber --data nowhere.jsonl --out {__file__}', 'test_cli.py'),
     ('fit limber --data a --out b --k 0', '--k'), ('fit limber --data a --out b --steps none', '--steps'), ('fit limber --data a --out b --dropout 1', '--dropout'), ('fit limber --data a --out b --optimizer sgd', 'sgd'),
     ('align', 'IMAGE_DIR'), ('align nowhere', 'nowhere'), ('align . --out seen.jpg', 'PNG'), ('align . --out no/seen.png', 'no'), ('align . --out seen.png', 'pairs'),
+    ('adapt', 'DOCUMENT'), ('adapt nowhere.txt', '--ask QUESTION, --save DIR'), ('adapt nowhere.txt --ask why', 'nowhere.txt: no such file'), ('adapt . --ask why', 'folder'), ('adapt nowhere.txt --ask', '--ask'), ('adapt nowhere.txt --ask why --mode both', 'parallel or sequential'),
+    (f'adapt {__file__} --save {__file__}', 'test_cli.py'), (f'adapt {__file__} --save {__file__}/deeper', 'test_cli.py'),
+    ('fit generative_adapter', '--data'), ('fit generative_adapter --data a', '--out'), ('fit generative_adapter --data nowhere --out new', 'nowhere'), (f'fit generative_adapter --data nowhere --out {__file__}', 'test_cli.py'), ('fit generative_adapter --data a --out b --steps 0', '--steps'), ('fit generative_adapter --data a --out b --rank 0', '--rank'), ('fit generative_adapter --data a --out b --batch none', '--batch'),
     ('ask', 'IMAGE'), ('ask a.png', 'QUESTION'), ('ask nowhere.png why', 'nowhere.png')])
 def test_bad_command_line(shell, line, word): refused(shell(*line.split()), word)
 
-@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'ask', 'ground', 'align', 'fit', 'fit limber', 'fit flmm', 'fit lm4visual', 'zoo', 'pretrain'])
+@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'ask', 'ground', 'align', 'adapt', 'fit', 'fit limber', 'fit flmm', 'fit lm4visual', 'fit generative_adapter', 'zoo', 'pretrain'])
 def test_help(shell, verb):
     said = shell(*verb.split(), '--help')
     assert said.status == 0 and said.out.startswith(f'Usage: frozen-nb {verb}'.rstrip()) and said.err == ''
@@ -260,3 +263,92 @@ def test_align_a_folder_with_broken_images(shell, tmp_path, monkeypatch):
     assert said.status == 2 and '--map' in said.err
     (tmp_path/'one').mkdir(); draw(scene(0), 64).save(tmp_path/'one'/'0.png')
     refused(shell('align', 'one'), 'pairs')
+
+# --- adapt
+
+TOLD = 'Bella is a fox. Bella lives by the lake. Bella likes cheese.'
+language_model = pytest.mark.skipif(not data_path('zoo', 'llama', 'config.json').exists(), reason='data/zoo has no language model yet')
+
+@pytest.fixture(scope='module')
+def documents(tmp_path_factory):
+    "A folder with a document and others that are none, a generator for `llama`, and folders that are in the way."
+    from frozen_nb.generative_adapter import Generator, save_generator
+    from frozen_nb.zoo import load_lm
+    folder = tmp_path_factory.mktemp('documents')
+    for name, content in {'bella.txt': TOLD.encode(), 'edited.txt': f'\ufeff{TOLD}\r\n'.encode(), 'long.txt': (TOLD + ' ').encode()*60, 'latin.txt': 'Bär'.encode('latin-1'), 'zeros.txt': bytes(10), 'empty.txt': b' \n'}.items(): (folder/name).write_bytes(content)
+    for name in ('mine', 'more', 'nothing', 'map'): (folder/name).mkdir()
+    (folder/'mine'/'letter.txt').write_text('dear'); (folder/'more'/'letter.txt').write_text('dear'); (folder/'more'/'adapter_config.json').write_text('{}'); (folder/'map'/'config.json').write_text('{}')
+    torch.manual_seed(0); g = Generator(load_lm('llama', device='cpu'), width=8, rank=4, chunk=20)
+    for layer in g.layers: torch.nn.init.normal_(layer.out.weight, std=.05)
+    save_generator(g, folder/'generator')
+    return folder
+
+@language_model
+def test_adapt(shell, documents, tmp_path, monkeypatch):
+    from frozen_nb.generative_adapter import Memory, answers, load_adapter, load_generator
+    from frozen_nb.zoo import load_lm
+    monkeypatch.chdir(documents)
+    lm = load_lm('llama', device='cpu'); g, asked = load_generator('generator', lm), ['where does Bella live?', 'why?']
+    saved = {}
+    for mode in ('parallel', 'sequential'):
+        told = Memory(lm, g, mode).add(TOLD); saved[mode] = told.adapter()
+        said = shell('adapt', 'bella.txt', '--ask', ' where does\n Bella live? ', '--ask', 'why?', '--save', tmp_path/mode, '--generator', 'generator', '--mode', mode, '--device', 'cpu')
+        assert (said.status, said.err) == (0, '') and said.out.splitlines() == [f"Q: {q} A: {' '.join(a.split())}" for q, a in zip(asked, answers(lm, asked, saved[mode]))] + [f'{told.tokens} tokens read; kept: weights of rank 4, {saved[mode].nbytes/1000:.0f} kilobytes: {tmp_path/mode}']
+        back = load_adapter(tmp_path/mode, lm)
+        assert all(torch.allclose(back.down[k], saved[mode].down[k], atol=1e-6) and torch.allclose(back.up[k], saved[mode].up[k], atol=1e-6) for k in back.down) and back.down.keys() == saved[mode].down.keys()
+    assert any(not torch.allclose(saved['parallel'].up[k], saved['sequential'].up[k]) for k in saved['parallel'].up)
+    alone, edited = shell('adapt', 'bella.txt', '--save', tmp_path/'parallel', '--generator', 'generator', '--device', 'cpu'), shell('adapt', 'edited.txt', '--ask', 'why?', '--generator', 'generator', '--device', 'cpu')
+    assert alone.status == edited.status == 0 and alone.out.count('\n') == 1 and edited.out.splitlines()[1] == alone.out.strip().rpartition(': ')[0]                    # saved again in its own place; a BOM and the end of the line are no text
+
+@language_model
+def test_a_long_document_as_a_process(documents, tmp_path):
+    done = subprocess.run([*command, 'adapt', documents/'long.txt', '--ask', 'where does Bella live?', '--save', tmp_path/'long', '--generator', documents/'generator'], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '') and '1,' in done.stdout and sorted(p.name for p in (tmp_path/'long').iterdir()) == ['adapter_config.json', 'adapter_model.safetensors']
+
+@language_model
+@pytest.mark.parametrize('line, words', [
+    ('latin.txt --ask why', 'latin.txt: not a text file in UTF-8'), ('zeros.txt --ask why', 'zeros.txt: not a text file in UTF-8'), ('empty.txt --ask why', 'empty.txt: this file is empty'), ('bella.txt', '--ask QUESTION, --save DIR'), ('bella.txt --ask= --ask why', 'blank'),
+    ('bella.txt --save mine', 'mine is there already and no adapter'), ('bella.txt --save nothing', 'nothing is there already'), ('bella.txt --save more', 'letter.txt'), ('bella.txt --save empty.txt', 'empty.txt is there already'), ('bella.txt --save empty.txt/deeper', 'a file where a folder'),
+    ('bella.txt --ask why --lm opt', 'generator: this generator was made for another language model than opt'), ('bella.txt --ask why --lm llama-random', 'another language model'), ('bella.txt --ask why --lm clip', 'clip'), ('bella.txt --ask why --lm lama', 'llama'), ('bella.txt --ask why --device quantum', 'quantum'), ('bella.txt --ask why --dtype int8', 'int8'),
+    ('bella.txt --ask why --generator nowhere', 'no generator in nowhere'), ('bella.txt --ask why --generator map', 'map')])
+def test_adapt_refuses(shell, documents, monkeypatch, line, words):
+    monkeypatch.chdir(documents)
+    before = sorted(documents.rglob('*'))
+    refused(shell('adapt', *([] if '--generator' in line else ['--generator', 'generator']), *line.split()), words)
+    assert sorted(documents.rglob('*')) == before and (documents/'mine'/'letter.txt').read_text() == 'dear'
+
+@language_model
+def test_a_folder_in_the_way_is_seen_before_anything_is_read(shell, documents, monkeypatch):
+    monkeypatch.chdir(documents); monkeypatch.setattr('frozen_nb.zoo.load_lm', lambda *args: 1/0)
+    for folder in ('mine', 'more', 'nothing', 'empty.txt'): refused(shell('adapt', 'bella.txt', '--ask', 'why?', '--save', folder, '--generator', 'generator'), folder)
+    monkeypatch.setattr('frozen_nb.frozen.data_path', lambda *parts: documents.joinpath('none', *parts))
+    refused(shell('adapt', 'bella.txt', '--ask', 'why?'), '--generator DIR', 'frozen-nb fit generative_adapter')
+
+@language_model
+def test_the_generator_that_ships_is_taken(shell, documents, monkeypatch):
+    monkeypatch.chdir(documents); monkeypatch.setattr('frozen_nb.frozen.data_path', lambda *parts: documents/'generator' if parts == ('zoo', 'adapter') else 1/0)
+    assert shell('adapt', 'bella.txt', '--ask', 'why?').out == shell('adapt', 'bella.txt', '--ask', 'why?', '--generator', 'generator').out != ''
+
+@language_model
+def test_fit_a_generator(shell, tmp_path, monkeypatch):
+    from frozen_nb.menagerie import biography
+    monkeypatch.chdir(tmp_path); Path('texts').mkdir(); Path('bella.txt').write_text(TOLD)
+    fit = 'fit generative_adapter --data texts --out out --steps 3 --width 8 --batch 2 --device cpu'.split()
+    for i in range(2): Path(f'texts/{i}.txt').write_text(biography(i, 1).text)
+    said = shell(*fit)
+    lines = said.out.splitlines()
+    assert said.status == 0 and lines[0] == '2 texts, 1 of them held out; 3 steps: out' and [line.split(' with')[0].rpartition(' ')[0] for line in lines[1:]] == ['held out, reconstruction: perplexity', 'held out, completion: perplexity']
+    assert shell(*fit).out == said.out                                                                                     # nothing is left to do
+    assert shell('adapt', 'bella.txt', '--ask', 'why?', '--generator', 'out', '--device', 'cpu').status == 0
+    said = shell(*fit, '--lr', '0.1')
+    refused(said, 'out', 'name another folder')
+    for i in range(2, 22): Path(f'texts/{i}.txt').write_text(biography(i, 1).text)
+    said = shell(*fit)
+    assert said.status == 0 and said.out.startswith('22 texts, 2 of them held out') and said.out.count('[') == 4                  # with intervals
+    Path('texts/short.txt').write_text('A fox.'); refused(shell(*fit), 'short.txt (3 tokens)', '8 to 1,024')
+    Path('texts/short.txt').write_bytes('Bär'.encode('latin-1')); refused(shell(*fit), 'short.txt: not a text file')
+    for p in Path('texts').iterdir():
+        if p.name != '0.txt': p.unlink()
+    refused(shell(*fit), 'texts: 1 different text')
+    Path('texts/0.txt').write_text(TOLD*60); Path('texts/1.txt').write_text(TOLD); refused(shell(*fit), '0.txt (1,', '8 to 1,024')
+    refused(shell(*fit[:5], 'texts', *fit[6:]), 'something else')

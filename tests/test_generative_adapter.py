@@ -1,5 +1,5 @@
 "Adapters of every family, what is saved, and bad input."
-import json
+import json, math
 
 import numpy as np
 import pytest
@@ -7,9 +7,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from frozen_nb import generative_adapter
 from frozen_nb.frozen import BadInput, fingerprint, freeze, tensor_hashes
 from frozen_nb.generative_adapter import *
-from frozen_nb.zoo import LM, load_lm
+from frozen_nb.menagerie import biography
+from frozen_nb.training import TrainConfig
+from frozen_nb.zoo import LM, load_lm, load_tokenizer
+from tiny_models import tokenizer
 
 SIZES = dict(vocab_size=1408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=1, bos_token_id=0, eos_token_id=0)
 FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2))
@@ -126,3 +130,111 @@ def test_folders_that_are_wrong(tmp_path):
     config = json.loads((tmp_path/'g'/'config.json').read_text()); (tmp_path/'g'/'config.json').write_text(json.dumps(config | dict(width=16)))
     with pytest.raises(BadInput, match='no whole generator'): load_generator(tmp_path/'g', lm)
     assert token_f1(['in the snow', 'a red fox', ''], ['in snow', 'blue', '']).tolist() == [1., 0., 1.]
+    (tmp_path/'a'/'letter.txt').write_text('dear')
+    with pytest.raises(BadInput, match='letter.txt'): save_adapter(adapter, lm, tmp_path/'a')
+    assert (tmp_path/'a'/'letter.txt').read_text() == 'dear'
+    with pytest.raises(BadInput, match='a file where a folder has to be'): save_adapter(adapter, lm, tmp_path/'a'/'letter.txt'/'deeper')
+    for config in (dict(width=12), [1], dict(base=None)):
+        (tmp_path/'g'/'config.json').write_text(json.dumps(config))
+        with pytest.raises(BadInput, match='not of a generator'): load_generator(tmp_path/'g', lm)
+
+# --- texts that teach themselves
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 300), st.integers(0, 10**6), st.integers(1, 40))
+def test_halves(n, seed, chunk):
+    g, ids = alive(make('llama'), chunk=chunk), list(range(2, n + 2))
+    chunks, rows = halves(ids, g, np.random.default_rng(seed), start=0)
+    first = [t for c in chunks for t in c]
+    assert .4*n <= len(first) <= .8*n and max(map(len, chunks)) <= chunk and first + rows[1][0][1:] == ids and rows == [([0, *first], 1), ([0, *ids[len(first):]], 1)]
+    assert halves(ids, g, np.random.default_rng(seed), ('completion',), 0) == (chunks, rows[1:]) and halves(ids, g, np.random.default_rng(seed)) == (chunks, [(r[1:], f) for r, f in rows])
+    labels = lessons([chunks], [rows])['labels'][0]
+    assert (labels >= 0).sum(1).tolist() == [len(first), n - len(first)]
+
+@pytest.mark.parametrize('ids, losses, word', [([], ('completion',), '0 tokens'), ([5], ('completion',), '1 token '), ([5, 6], ('completion', 'translation'), 'translation'), ([5, 6], (), 'no loss')])
+def test_halves_that_cannot_be_made(ids, losses, word):
+    with pytest.raises(BadInput, match=word): halves(ids, alive(make('llama')), np.random.default_rng(0), losses)
+
+@pytest.fixture
+def texts(tmp_path):
+    (tmp_path/'in').mkdir()
+    for i in range(12): (tmp_path/'in'/f'{i}.txt').write_text(biography(i, 1).text)
+    return tmp_path/'in'
+
+TINY = dict(config=TrainConfig(3, 3e-3, 'constant', checkpoint_every=1), batch_size=4, progress=False, width=8, rank=4, chunk=20)
+
+def test_a_generator_learns_from_texts_and_comes_back(texts, tmp_path):
+    lm = make('llama'); hashes = tensor_hashes(lm.model)
+    found = fit_texts(texts, tmp_path/'out', lm, **TINY)
+    g, worth = load_generator(tmp_path/'out', lm), found['perplexity']
+    assert (found['texts'], found['held_out'], found['history'].steps, found['history'].resumed_at) == (12, 1, 3, None) and tensor_hashes(lm.model) == hashes
+    assert g.made_of == dict(width=8, rank=4, scale=1., part='attention', norm='svd', floor=1e-4, chunk=20) and any(layer.out.weight.any() for layer in g.layers)
+    assert list(worth) == ['reconstruction', 'completion'] and all(list(x) == ['own', 'none'] and min(x.values()) > 1 for x in worth.values())                       # one text alone has no interval
+    again = fit_texts(texts, tmp_path/'out', lm, **TINY)                                                                  # nothing is left to do
+    assert again['history'].resumed_at == 3 and again['perplexity'] == worth and fingerprint(load_generator(tmp_path/'out', lm)) == fingerprint(g)
+    (texts/'0.txt').rename(texts/'zero.TXT'); (texts/'same.txt').write_text('\ufeff' + (texts/'1.txt').read_text() + '\r\n'); (texts/'.hidden.txt').write_bytes(b'\xff'); (texts/'notes.md').write_bytes(b'\xff')
+    again = fit_texts(texts, tmp_path/'out', lm, **TINY)                                                                  # the same texts under other names
+    assert (again['texts'], again['history'].resumed_at) == (12, 3)
+    with pytest.raises(BadInput, match='name another folder'): fit_texts(texts, tmp_path/'out', lm, **TINY | dict(config=TrainConfig(4, 3e-3, 'constant')))
+    for i in range(20, 30): (texts/f'{i}.txt').write_text(biography(i, 1).text)
+    more = fit_texts(texts, tmp_path/'out', lm, **TINY)
+    assert (more['texts'], more['held_out'], more['history'].resumed_at) == (22, 2, None) and all(i.low <= i.value <= i.high for x in more['perplexity'].values() for i in x.values())
+    (texts/'2.txt').write_text(biography(50, 1).text)
+    assert fit_texts(texts, tmp_path/'out', lm, **TINY)['history'].resumed_at is None and fit_texts(texts, tmp_path/'out', lm, **TINY | dict(batch_size=3))['history'].resumed_at is None
+
+def test_perplexity_is_that_of_the_tokens(texts, tmp_path):
+    lm = make('llama')
+    for p in list(texts.iterdir())[2:]: p.unlink()
+    found = fit_texts(texts, tmp_path/'out', lm, **TINY)
+    g, ids = load_generator(tmp_path/'out', lm), {p: TOKENIZER(p.read_text(), add_special_tokens=False).input_ids for p in texts.iterdir()}
+    def perplexity(ids, told, said):
+        row = torch.tensor([[0, *said]])
+        with adapted(lm, Memory(lm, g).add(told).adapter()) if told else torch.no_grad(): logits = lm.model(input_ids=row).logits[0, :-1]
+        return math.exp(torch.nn.functional.cross_entropy(logits, row[0, 1:]).item())
+    def both(ids):
+        chunks, _ = halves(ids, g, np.random.default_rng(0)); first = sum(chunks, [])
+        return [[perplexity(ids, told, said) for told in (first, None)] for said in (first, ids[len(first):])]
+    ours = [list(x.values()) for x in found['perplexity'].values()]
+    assert any(np.allclose(ours, both(x), rtol=1e-4) for x in ids.values()) and found['held_out'] == 1 == len(ids) - 1
+
+def test_a_fit_that_was_stopped_goes_on(texts, tmp_path, monkeypatch):
+    lm, calls, loss = make('llama'), [], adapter_loss
+    whole = fit_texts(texts, tmp_path/'whole', lm, **TINY)
+    def stops(*args):
+        calls.append(1)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return loss(*args)
+    monkeypatch.setattr(generative_adapter, 'adapter_loss', stops)
+    with pytest.raises(KeyboardInterrupt): fit_texts(texts, tmp_path/'out', lm, **TINY)
+    assert [p.name for p in (tmp_path/'out').iterdir()] == ['checkpoints']
+    found = fit_texts(texts, tmp_path/'out', lm, **TINY)
+    assert len(calls) == 4 and found['history'].resumed_at == 2 and found['history'].losses == whole['history'].losses and found['perplexity'] == whole['perplexity']
+    assert fingerprint(load_generator(tmp_path/'out', lm)) == fingerprint(load_generator(tmp_path/'whole', lm))
+
+def test_texts_that_cannot_be_used(texts, tmp_path):
+    lm = make('llama')
+    def refused(*words, data=texts, out=tmp_path/'out', **how):
+        with pytest.raises(BadInput) as e: fit_texts(data, out, lm, **TINY | how)
+        assert all(w in str(e.value) for w in words) and '\n' not in str(e.value) and not (tmp_path/'out').exists(), str(e.value)
+    refused('nowhere', 'no such folder', data=tmp_path/'nowhere'); refused('0.txt', 'no such folder', data=texts/'0.txt')
+    refused('0.txt', 'a file where', out=texts/'0.txt'); refused('a file where', out=texts/'0.txt'/'deeper'); refused('something else', out=texts)
+    refused('rank 9', rank=9); refused('head', part='head')
+    for name, content, *words in (('latin.txt', 'Bär'.encode('latin-1'), 'UTF-8'), ('zeros.txt', bytes(10), 'UTF-8'), ('wide.txt', TEXT.encode('utf-16'), 'UTF-8'), ('empty.txt', b' \n', 'empty'), ('short.txt', b'A fox.', '(3 tokens)', '8 to 128'), ('long.txt', (TEXT + ' ').encode()*20, 'tokens)', '8 to 128')):
+        (texts/name).write_bytes(content); refused(name, *words); (texts/name).unlink()
+    (texts/'folder.txt').mkdir(); refused('folder.txt', 'folder'); (texts/'folder.txt').rmdir()
+    for i in range(7): (texts/f'short-{i}.txt').write_text('A fox' + i*'.')
+    refused('short-0.txt (2 tokens), ', 'short-4.txt', ' and 1 more: ')                                              # the last has 8
+    for p in list(texts.iterdir())[1:]: p.unlink()
+    (one := next(texts.iterdir())).rename(texts/'a.txt'); (texts/'b.txt').write_text((texts/'a.txt').read_text() + '\n')
+    refused('1 different text in')
+    for p in texts.iterdir(): p.unlink()
+    refused('no different texts'); (tmp_path/'other').mkdir(); (tmp_path/'other'/'config.json').write_text('{"kind": "LinearMap"}')
+    refused('something else', out=tmp_path/'other')
+
+def test_a_language_model_whose_tokenizer_has_no_start(texts, tmp_path):
+    own = make('llama'); lm = LM(own.model, load_tokenizer(tokenizer()), 'plain', own.fingerprint)
+    assert lm.tokenizer.bos_token is None
+    for i in range(3): (tmp_path/f'{i}.txt').write_text('a red hippo in the snow ' * (2 + i))
+    fit_texts(tmp_path, tmp_path/'out', lm, **TINY)
+    said = answers(lm, ['a hippo', 'in the snow'], Memory(lm, load_generator(tmp_path/'out', lm)).add('a red hippo in the snow').adapter())
+    assert len(said) == 2

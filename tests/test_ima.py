@@ -38,7 +38,7 @@ def logits(model, one):
 def cached(model, one, first=3):
     x, m, cache, out = one.inputs['inputs_embeds'], one.inputs['attention_mask'], DynamicCache(config=model.config), []
     for lo, hi in [(0, first), *((t, t + 1) for t in range(first, x.shape[1]))]:
-        with torch.no_grad(): out.append(model(inputs_embeds=x[:, lo:hi], attention_mask=m[:, :hi], cache=cache, use_cache=True).logits)
+        with torch.no_grad(): out.append(model(inputs_embeds=x[:, lo:hi], attention_mask=m[:, :hi], past_key_values=cache, use_cache=True).logits)
     return torch.cat(out, 1)[one.visual | one.text]
 
 @pytest.mark.parametrize('left', [False, True])
