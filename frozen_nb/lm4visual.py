@@ -40,7 +40,7 @@ def _angles(block, x):
 def _angles_gptj(block, x):
     "The same as GPT-J takes them: sines first, one for two channels."
     shape = (1, x.shape[1], (block.attn.rotary_dim or block.attn.embed_dim)//2)
-    return dict(position_embeddings=(x.new_zeros(shape), x.new_ones(shape)))
+    return dict(position_embeddings=(x.new_zeros(shape), x.new_ones(shape)), position_ids=torch.zeros(shape[:2], dtype=torch.long, device=x.device))   # by the one or the other, as its version reads
 
 def _nothing(block, x): return {}
 
