@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'NORMS', 'MODES', 'RECIPE', 'polar', 'polar_factors', 'Adapter', 'adapted', 'merged', 'adapted_maps',
-           'Generator', 'chunks_of', 'padded', 'read_context', 'Memory', 'save_adapter', 'load_adapter', 'lessons',
-           'said_with', 'adapter_loss', 'fit_generator', 'halves', 'token_f1', 'answers', 'save_generator',
-           'load_generator', 'read_document', 'read_texts', 'fit_texts', 'fit_lora', 'fit_soft_tokens']
+           'Generator', 'chunks_of', 'padded', 'read_context', 'adapters_of', 'Memory', 'save_adapter', 'load_adapter',
+           'lessons', 'said_with', 'adapter_loss', 'fit_generator', 'halves', 'token_f1', 'said_after', 'answers',
+           'save_generator', 'load_generator', 'read_document', 'read_texts', 'fit_texts', 'fit_lora',
+           'fit_soft_tokens']
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00002
 import hashlib, json, os, shutil, tempfile
@@ -244,6 +245,14 @@ def read_context(
         states = states.index_add(0, of, generator.states([hidden[i] for i in layers], mask).to(states.dtype))
     return states
 
+@torch.no_grad()
+def adapters_of(
+    lm, generator,
+    texts,   # B texts
+)->Adapter:  # for B contexts
+    "An adapter of each text, all in one batch; a `Memory` is for texts that come one after the other."
+    return generator.write(read_context(lm, generator, padded([chunks_of(lm.tokenizer(t, add_special_tokens=False).input_ids, generator.chunk) for t in texts])), thin=True)
+
 class Memory:
     "What a language model has been told, as one matrix a layer: documents go in, an adapter comes out."
     def __init__(self,
@@ -411,17 +420,27 @@ def token_f1(
         return 2*same/(len(a) + len(b)) if a and b else float(a == b)
     return np.array([one(a, b) for a, b in zip(said, true, strict=True)])
 
+def said_after(
+    lm,
+    prompts,      # n texts
+    adapter=None, # an `Adapter`: of n contexts, of one, or None
+    tokens=8,     # at most
+    images=None,  # (n, k, d) embeddings in front of the prompts, in place of the start token
+)->list:          # n texts
+    "Greedy continuations, up to the end of the line."
+    start = lm.tokenizer.bos_token or lm.tokenizer.eos_token
+    with adapted(lm, adapter) if adapter else nullcontext(): said = generate(lm, images, [start + p for p in prompts] if images is None else prompts, tokens, len(prompts))
+    return [a.split('\n')[0].split(' Q:')[0].strip() for a in said]
+
 def answers(
     lm,
-    questions,    # n texts
-    adapter=None, # an `Adapter`: of n contexts, of one, or None
+    questions,     # n texts
+    adapter=None,  # as in `said_after`
     contexts=None, # n texts in front of the questions
-    tokens=8,     # at most
-)->list:          # n texts
-    "Greedy answers, up to the end of the line."
-    prompts = [f'{c}Q: {q} A:' for q, c in zip(questions, [f'{c}\n' for c in contexts] if contexts else ['']*len(questions), strict=True)]
-    with adapted(lm, adapter) if adapter else nullcontext(): said = generate(lm, None, [(lm.tokenizer.bos_token or lm.tokenizer.eos_token) + p for p in prompts], tokens, len(prompts))
-    return [a.split('\n')[0].split(' Q:')[0].strip() for a in said]
+    **more,        # tokens, images
+)->list:           # n texts
+    "Greedy answers to questions."
+    return said_after(lm, [f'{c}Q: {q} A:' for q, c in zip(questions, [f'{c}\n' for c in contexts] if contexts else ['']*len(questions), strict=True)], adapter, **more)
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00061
 def save_generator(

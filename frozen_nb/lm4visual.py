@@ -11,7 +11,7 @@ __all__ = ['LAYOUTS', 'PLACES', 'ARMS', 'RECIPE', 'THRESHOLDS', 'CORRUPTIONS', '
            'save_classifier', 'load_classifier', 'read_classes', 'fit_folder']
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00002
-import copy, json
+import copy, hashlib, json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -568,8 +568,9 @@ def fit_folder(
     config=RECIPE, batch_size=32, device=None, progress=True,
     **shape,        # size, patch, width, depth ... as in `new_classifier`; by default of the images' size
 )->dict:            # arm -> which of the held-out images are right, (N,)
-    "Train an encoder with a frozen block on a folder of images; a tenth of each class is held out. A run that was stopped goes on."
+    "Train an encoder with a frozen block on a folder of images; a tenth of each class is held out. A run that was stopped goes on; with other images it begins anew."
     images, labels, names, _ = read_classes(data, shape.get('size'))
+    mark = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]
     rng, test = np.random.default_rng(0), torch.zeros(len(labels), dtype=torch.bool)
     for k in range(len(names)):
         at = rng.permutation(np.flatnonzero(labels.numpy() == k)); test[at[:max(1, len(at)//10)]] = True
@@ -577,7 +578,7 @@ def fit_folder(
     for name in dict.fromkeys(['pretrained', *compare]):
         model = new_classifier(name, len(names), config.seed, lm, layers, norm, **shape | dict(size=images.shape[-1])).to(pick_device(device))
         frozen = [model.encoder.inserted.block] if name in ('pretrained', 'random') else []
-        fit_encoder(model, (images[~test],), labels[~test], config, batch_size, mirrored_pixels, frozen=frozen, folder=Path(out)/'checkpoints'/name.replace(', ', '-'), progress=progress, desc=name)
+        fit_encoder(model, (images[~test],), labels[~test], config, batch_size, mirrored_pixels, frozen=frozen, folder=Path(out)/'checkpoints'/f"{name.replace(', ', '-')}-{mark}", progress=progress, desc=name)
         right[name] = right_answers(model, images[test], labels[test])
         if name == 'pretrained': save_classifier(model, out, names)
     return right

@@ -267,7 +267,6 @@ def test_align_a_folder_with_broken_images(shell, tmp_path, monkeypatch):
 # --- adapt
 
 TOLD = 'Bella is a fox. Bella lives by the lake. Bella likes cheese.'
-language_model = pytest.mark.skipif(not data_path('zoo', 'llama', 'config.json').exists(), reason='data/zoo has no language model yet')
 
 @pytest.fixture(scope='module')
 def documents(tmp_path_factory):
@@ -283,7 +282,6 @@ def documents(tmp_path_factory):
     save_generator(g, folder/'generator')
     return folder
 
-@language_model
 def test_adapt(shell, documents, tmp_path, monkeypatch):
     from frozen_nb.generative_adapter import Memory, answers, load_adapter, load_generator
     from frozen_nb.zoo import load_lm
@@ -300,12 +298,10 @@ def test_adapt(shell, documents, tmp_path, monkeypatch):
     alone, edited = shell('adapt', 'bella.txt', '--save', tmp_path/'parallel', '--generator', 'generator', '--device', 'cpu'), shell('adapt', 'edited.txt', '--ask', 'why?', '--generator', 'generator', '--device', 'cpu')
     assert alone.status == edited.status == 0 and alone.out.count('\n') == 1 and edited.out.splitlines()[1] == alone.out.strip().rpartition(': ')[0]                    # saved again in its own place; a BOM and the end of the line are no text
 
-@language_model
 def test_a_long_document_as_a_process(documents, tmp_path):
     done = subprocess.run([*command, 'adapt', documents/'long.txt', '--ask', 'where does Bella live?', '--save', tmp_path/'long', '--generator', documents/'generator'], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '') and '1,' in done.stdout and sorted(p.name for p in (tmp_path/'long').iterdir()) == ['adapter_config.json', 'adapter_model.safetensors']
 
-@language_model
 @pytest.mark.parametrize('line, words', [
     ('latin.txt --ask why', 'latin.txt: not a text file in UTF-8'), ('zeros.txt --ask why', 'zeros.txt: not a text file in UTF-8'), ('empty.txt --ask why', 'empty.txt: this file is empty'), ('bella.txt', '--ask QUESTION, --save DIR'), ('bella.txt --ask= --ask why', 'blank'),
     ('bella.txt --save mine', 'mine is there already and no adapter'), ('bella.txt --save nothing', 'nothing is there already'), ('bella.txt --save more', 'letter.txt'), ('bella.txt --save empty.txt', 'empty.txt is there already'), ('bella.txt --save empty.txt/deeper', 'a file where a folder'),
@@ -317,19 +313,16 @@ def test_adapt_refuses(shell, documents, monkeypatch, line, words):
     refused(shell('adapt', *([] if '--generator' in line else ['--generator', 'generator']), *line.split()), words)
     assert sorted(documents.rglob('*')) == before and (documents/'mine'/'letter.txt').read_text() == 'dear'
 
-@language_model
 def test_a_folder_in_the_way_is_seen_before_anything_is_read(shell, documents, monkeypatch):
     monkeypatch.chdir(documents); monkeypatch.setattr('frozen_nb.zoo.load_lm', lambda *args: 1/0)
     for folder in ('mine', 'more', 'nothing', 'empty.txt'): refused(shell('adapt', 'bella.txt', '--ask', 'why?', '--save', folder, '--generator', 'generator'), folder)
     monkeypatch.setattr('frozen_nb.frozen.data_path', lambda *parts: documents.joinpath('none', *parts))
     refused(shell('adapt', 'bella.txt', '--ask', 'why?'), '--generator DIR', 'frozen-nb fit generative_adapter')
 
-@language_model
 def test_the_generator_that_ships_is_taken(shell, documents, monkeypatch):
     monkeypatch.chdir(documents); monkeypatch.setattr('frozen_nb.frozen.data_path', lambda *parts: documents/'generator' if parts == ('zoo', 'adapter') else 1/0)
     assert shell('adapt', 'bella.txt', '--ask', 'why?').out == shell('adapt', 'bella.txt', '--ask', 'why?', '--generator', 'generator').out != ''
 
-@language_model
 def test_fit_a_generator(shell, tmp_path, monkeypatch):
     from frozen_nb.menagerie import biography
     monkeypatch.chdir(tmp_path); Path('texts').mkdir(); Path('bella.txt').write_text(TOLD)

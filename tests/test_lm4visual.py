@@ -184,3 +184,9 @@ def test_folders_that_cannot_be_read(classes):
         (classes/name).rmdir()
     refused('1 folder of')
     with pytest.raises(BadInput, match='no such folder'): read_classes(classes/'nowhere')
+
+def test_other_images_are_another_training(classes, tmp_path):
+    fit_folder(classes, tmp_path/'out', **SMALL)
+    Image.new('RGB', (32, 32)).save(classes/'cats'/'0.png')
+    fit_folder(classes, tmp_path/'out', **SMALL)
+    assert len(list((tmp_path/'out'/'checkpoints').iterdir())) == 2 and load_classifier(tmp_path/'out', 'cpu').names == ['cats', 'dogs']
