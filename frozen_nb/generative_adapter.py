@@ -26,7 +26,7 @@ from .activations import *
 from .claims import *
 from .menagerie import *
 from .metrics import normalise_answer
-from .prefix import generate, load_map, read_folder, sequence, target_loss, write_folder
+from .prefix import generate, read_folder, write_folder
 from .training import *
 from .zoo import *
 
