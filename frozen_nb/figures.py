@@ -249,7 +249,7 @@ def gallery(
     above = (size * 1.6 / 72) if titles else 0
     tall = [width * image.shape[0] / image.shape[1] for image in images]
     rows = [slice(i, i + columns) for i in range(0, len(images), columns)]
-    heights = [above + max(t + (len(l) * size * 1.32 + 12) / 72 for t, l in zip(tall[r], lines[r])) for r in rows]
+    heights = [above + max(t + (len(l) * size * 1.32 + (12 if captions else 5)) / 72 for t, l in zip(tall[r], lines[r])) for r in rows]
     fig = plt.figure(figsize=(columns * (width + gap), sum(heights)))
     for i, image in enumerate(images):
         row, column = divmod(i, columns)

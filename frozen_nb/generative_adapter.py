@@ -362,12 +362,16 @@ def lessons(
     first = torch.tensor([[f for _, f in each] + [0]*(ids.shape[1] - len(each)) for each in rows])
     return dict(context=padded(contexts), rows=ids, labels=torch.where(torch.arange(ids.shape[2]) >= first[..., None], ids, -1))
 
+def _part(adapter, part): return adapter if len(adapter) == 1 else adapter[part]
+
 def said_with(
     lm, adapter, # an `Adapter` of B contexts, or None
     rows,        # (B, K, U) tokens, -1 for padding
 ):               # (B, K, U - 1) log-probability of each token after the first
     "How likely rows of tokens are with the adapters of their contexts."
     B, K, U = rows.shape
+    if B > 1 and B*K*U > 2**14 and not torch.is_grad_enabled():                                            # in parts, so that memory stays small
+        return torch.cat([said_with(lm, adapter and _part(adapter, part), rows[part]) for part in (slice(B//2), slice(B//2, None))])
     ids, real = rows.clamp_min(0).flatten(0, 1).to(lm.device), (rows >= 0).flatten(0, 1).to(lm.device)
     each = adapter and Adapter(*({k: t.repeat_interleave(K, 0) if len(t) == B else t for k, t in part.items()} for part in (adapter.down, adapter.up)), adapter.base)
     with adapted(lm, each) if adapter else nullcontext(): logits = lm.model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits[:, :-1]
@@ -429,7 +433,9 @@ def said_after(
 )->list:          # n texts
     "Greedy continuations, up to the end of the line."
     start = lm.tokenizer.bos_token or lm.tokenizer.eos_token
-    with adapted(lm, adapter) if adapter else nullcontext(): said = generate(lm, images, [start + p for p in prompts] if images is None else prompts, tokens, len(prompts))
+    said, texts = [], [start + p for p in prompts] if images is None else prompts
+    for part in (slice(lo, lo + 256) for lo in range(0, len(texts), 256)):
+        with adapted(lm, _part(adapter, part)) if adapter else nullcontext(): said += generate(lm, None if images is None else images[part], texts[part], tokens, 256)
     return [a.split('\n')[0].split(' Q:')[0].strip() for a in said]
 
 def answers(
