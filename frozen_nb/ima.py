@@ -297,10 +297,9 @@ FAMILIES = {f'{name}DecoderLayer': _LLAMA for name in ('Llama', 'Mistral', 'Qwen
 def family(
     model, # a transformers model
 )->Family:
-    "What the parts of its blocks are called. Raises `BadInput` for a family that is not in `FAMILIES`, and for blocks with the norms after their parts."
+    "What the parts of its blocks are called. Raises `BadInput` for a family that is not in `FAMILIES`."
     name = type(blocks(model)[0]).__name__
     if name not in FAMILIES: raise BadInput(f"blocks of the class {name} are not known: say what their parts are called, FAMILIES['{name}'] = Family(...); known are {', '.join(FAMILIES)}")
-    if not getattr(blocks(model)[0], 'do_layer_norm_before', True): raise BadInput(f'blocks of the class {name} with their norms after attention and FFN (do_layer_norm_before=False, as in OPT-350m) have other points; take a model with the norms before them')
     return FAMILIES[name]
 
 POINTS = 'LN1', 'SA', 'X+SA', 'LN2', 'FC1', 'FC2', 'X+FC2'
@@ -311,8 +310,9 @@ def point_states(
     told,   # a `Told`
     layer,  # number of the block
 )->dict:    # name of the point -> (B, T, width there)
-    "States at the seven points inside a block (Figure 8)."
+    "States at the seven points inside a block (Figure 8). Raises `BadInput` for blocks with their norms after attention and feed-forward part."
     parts, block, seen = family(model), blocks(model)[layer], {}
+    if not getattr(block, 'do_layer_norm_before', True): raise BadInput('blocks with their norms after attention and FFN (do_layer_norm_before=False, as in OPT-350m) have other points; take a model with the norms before them')
     B, T = told.visual.shape
     first = lambda x: x[0] if isinstance(x, tuple) else x
     def after(name): return lambda module, args, output: seen.__setitem__(name, first(output).reshape(B, T, -1))
