@@ -138,6 +138,7 @@ class Phrases:
     lengths: torch.Tensor # (K,) tokens of each phrase
     def __len__(self): return len(self.maps)
     def __getitem__(self, i): return Phrases(self.maps[i], self.states[i], self.lengths[i])
+    def to(self, device): return Phrases(*(x.to(device) for x in (self.maps, self.states, self.lengths)))
 
     @staticmethod
     def join(parts):
@@ -292,7 +293,7 @@ class Refiner(nn.Module):
     ):
         super().__init__()
         self.config, self.size = dict(width=width, depth=depth, mask=mask, box=box, text=text), sam.size
-        self.prompts, self.decoder = copy.deepcopy(sam.model.prompt_encoder), copy.deepcopy(sam.model.mask_decoder)
+        self.prompts, self.decoder = (copy.deepcopy(part).float() for part in (sam.model.prompt_encoder, sam.model.mask_decoder))   # they are trained
         for p in self.parameters(): p.requires_grad_(True)
         self.layers, self.project = nn.Parameter(torch.ones(depth)), nn.Linear(width, self.prompts.embed_dim)
 
@@ -351,10 +352,11 @@ class FLMM(nn.Module):
 
     @torch.no_grad()
     def masks(self, phrases, features, size, batch_size=128):
-        "Logits at the size of the image from the head alone and from the refiner (or None): two tensors (K, height, width)."
-        found = [self(phrases[i:i + batch_size], None if features is None else features[i:i + batch_size], size) for i in range(0, len(phrases), batch_size)]
-        coarse = torch.cat([F.interpolate(a[:, None], size[::-1], mode='bilinear')[:, 0] for a, _ in found])
-        return coarse, None if self.refiner is None else torch.cat([b for _, b in found])
+        "Logits at the size of the image from the head alone and from the refiner (or None): two tensors (K, height, width), on the CPU."
+        there, parts = next(self.parameters()).device, [slice(i, i + batch_size) for i in range(0, len(phrases), batch_size)]
+        found = [self(phrases[part].to(there), None if features is None else features[part].to(there), size) for part in parts]
+        coarse = torch.cat([F.interpolate(a[:, None], size[::-1], mode='bilinear')[:, 0].cpu() for a, _ in found])
+        return coarse, None if self.refiner is None else torch.cat([b.cpu() for _, b in found])
 
 # %% ../nbs/12_flmm.ipynb #flm00a47
 def flmm_loss(
@@ -460,7 +462,7 @@ def grounding_data(
     other_images=None, # images to look at instead, one an example
     progress=False,
 )->GroundingData:
-    "Look at every example once. Raises `BadInput` for images that do not make grids of one shape."
+    "Look at every example once. Raises `BadInput` for images that do not make grids of one shape. What a head reads is held in memory: 4 M N h w + 2 T M d bytes a phrase, which is a few MB for an LMM of 7 billion parameters."
     store = store or FeatureStore()
     if other_images is not None: examples = [Grounding(o.image, e.text, e.spans, e.masks, e.kinds, f'{e.name} as {o.name}', e.question) for e, o in zip(examples, other_images)]
     lengths = [len(lmm.tokenizer(e.text[a:b], add_special_tokens=False).input_ids) + 2 for e in examples for a, b in e.spans]
@@ -504,12 +506,12 @@ def new_flmm(
     merge='mean',  # of the rows of a phrase's tokens, as in `grounding_data`
     **prompts,     # of the refiner: mask, box, text
 )->FLMM:
-    "An untrained F-LMM for these frozen models."
+    "An untrained F-LMM for these frozen models, on their device and in float32."
     with seeded(seed):
         head = MaskHead(channels or lmm.depth*lmm.heads, kind, width, upsample)
         refiner = None if sam is None else Refiner(sam, lmm.width, lmm.depth, **prompts)
         named = dict(lmm=lmm.name, lmm_fingerprint=lmm.fingerprint) | ({} if sam is None else dict(sam=sam.name, sam_fingerprint=sam.fingerprint))
-        return FLMM(head, refiner, nn.Linear(lmm.width, 1), _padded(lmm), merge, **named)
+        return FLMM(head, refiner, nn.Linear(lmm.width, 1), _padded(lmm), merge, **named).to(lmm.device)
 
 # %% ../nbs/12_flmm.ipynb #flm00101
 @torch.no_grad()
@@ -643,7 +645,7 @@ class Grounder:
         text = self.lmm.answer(_shown(self.lmm, [image]), question, max_new_tokens)[0]
         if not text: return Answer(text, [])
         (states, edges), = word_states(self.lmm, [image], [text], question)
-        with torch.no_grad(): spans = keywords(self.flmm.selector(states)[:, 0].sigmoid().tolist(), edges, text)
+        with torch.no_grad(): spans = keywords(self.flmm.selector(states.to(self.flmm.selector.weight.device))[:, 0].sigmoid().tolist(), edges, text)
         return Answer(text, self.spans(image, text, spans, question) if spans else [])
 
 # %% ../nbs/12_flmm.ipynb #flm00105
@@ -694,7 +696,7 @@ def load_grounder(
     if refiner: sam = sam or load_sam(config['sam'], dtype, device)
     made_for = {k: v for k, v in config.items() if k not in ('kind', 'head', 'refiner', 'selector', 'padded', 'merge')}
     model = FLMM(head, refiner and Refiner(sam, **refiner), nn.Linear(lmm.width, 1) if config['selector'] else None, config['padded'], config['merge'], **made_for)
-    grounder = Grounder(freeze(model), lmm, sam)
+    grounder = Grounder(freeze(model.to(lmm.device)), lmm, sam)
     try: model.load_state_dict({k: t.float() for k, t in weights.items()})
     except RuntimeError as e: raise BadInput(f'{folder/"model.safetensors"}: {str(e).splitlines()[1].strip()}; train or download it again') from None
     return grounder
@@ -745,7 +747,7 @@ def read_coco(
     instances, # a JSON file with COCO's instances
     images,    # the folder of the images
 )->list:       # of `Grounding`, one a category of an image
-    "Every category that an image has as a phrase, with all of its instances as the mask; crowds are left out."
+    "Every category that an image has as a phrase, with all of its instances as the mask; crowds are left out. All masks are held in memory, a byte a pixel: give a part of a large set."
     data, groups = _Instances(instances, images), {}
     for a in data.annotations.values():
         if not a.get('iscrowd'): groups.setdefault((a['image_id'], a['category_id']), []).append(a['id'])
@@ -759,7 +761,7 @@ def read_refcoco(
     images,        # the folder of the images
     split='train', # 'train', 'val', 'testA' ...
 )->list:           # of `Grounding`, one a sentence
-    "Referring expressions that people wrote, in the format of RefCOCO, RefCOCO+ and RefCOCOg."
+    "Referring expressions that people wrote, in the format of RefCOCO, RefCOCO+ and RefCOCOg. All masks are held in memory, a byte a pixel and sentence: give a part of a large set."
     data, found = _Instances(instances, images), _references(refs)
     if not any(r['split'] == split for r in found): raise BadInput(f'{refs}: no split {split!r}; it has {", ".join(sorted({r["split"] for r in found}))}')
     return [data.grounding(r['image_id'], s['sent'].strip(), [data.mask(r['ann_id'])], [{'thing', 'singular'}]) for r in found if r['split'] == split for s in r['sentences'] if s['sent'].strip()]

@@ -261,6 +261,21 @@ def test_a_run_that_was_stopped_goes_on(llava, sam, tmp_path, monkeypatch):
     assert g.ground(some(1)[0].image, ['the box'])[0].mask.shape == (48, 32)
     with pytest.raises(BadInput, match='no keyword selector'): g.converse(some(1)[0].image)
 
+@pytest.mark.parametrize('device, dtype', [('cpu', 'bf16'), *(pytest.param('cuda', d, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')) for d in ('fp32', 'bf16'))])
+def test_from_examples_to_masks_wherever_the_models_are(tmp_path, monkeypatch, device, dtype):
+    "The LMM and the SAM in half precision or on a GPU: training, selector, and every use of what was trained."
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    lmm = load_lmm(str(make_lmm('llava', tmp_path/'llava')), dtype, device)
+    model = sam_model(**SAM_SIZES).to(lmm.device, lmm.dtype)
+    sam = SAM(freeze(model), 'tiny', fingerprint(model))
+    told = [replace(e, question=QUESTION) for e in some(12)]
+    fit_grounding(told, tmp_path/'mine', lmm, sam, FEW, 4, width=4, upsample=8, progress=False)
+    g = load_grounder(tmp_path/'mine', lmm, sam)
+    assert {p.device.type for p in g.flmm.parameters()} == {device} and {p.dtype for p in g.flmm.parameters()} == {torch.float32}
+    found = g.ground(WIDE[0], ['the red fox', 'the sky'])
+    assert [f.mask.shape for f in found] == [(48, 80)]*2 and len(g.presence(WIDE[0], ['the red fox'])) == 1
+    assert g.converse(WIDE[0], max_new_tokens=4).text is not None and lmm.fingerprint == fingerprint(lmm.model)
+
 def test_a_file_that_changed_is_looked_at_again(llava, tmp_path, monkeypatch):
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
     first, second = some(12), [replace(e, image=e.image.point(lambda v: 255 - v)) for e in some(12)]        # the same names
