@@ -380,11 +380,12 @@ class Ledger(_Recorded):
     "The claims of one chapter, and what was measured: `claim` before the run, `record` after it, `save` at the end."
     def table(
         self,
-        shipped=False, # show the record that ships where this preset does not run a claim
+        shipped=False, # show the record that ships where it is of a larger preset, or this one does not run the claim, and its models are the same
     ):                 # displayed as a table
         "The records as a table."
-        absent = {id: r for id, r in self._shipped.items() if shipped and id in self.claims and id not in self._records}
-        return ClaimsTable([absent.get(r['id'], r) for r in self.records()])
+        now = {r['id']: r for r in self.records()}
+        old = [r for id, r in self._shipped.items() if shipped and id in now and not stale([r], self.models | now[id]['models'])]
+        return ClaimsTable(merge(old, list(now.values())), preset())
 
     def save(
         self,
@@ -518,7 +519,7 @@ _SOURCES['table.css'] = '''
 _SOURCES['table'] = '''<table class="claims"><thead><tr><th>Claim</th><th>Measured [95 % interval]</th><th>Threshold</th><th>Verdict</th><th>Seeds</th><th>Items</th></tr></thead><tbody>
 {% for r in records %}{% set ran = r.verdict != 'not run' %}
 <tr><td class="what">{{ r.statement }}<span class="more">{{ r.measure }}{% if r.source %} · {{ r.source }}{% endif %} · <code>{{ r.id }}</code></span></td>
-<td class="value">{% if ran %}{{ found(r) }} {{ r.unit }}{% include 'drawing' %}{% else %}<span class="more">{{ r.reason }}</span>{% endif %}</td>
+<td class="value">{% if ran %}{{ found(r) }} {{ r.unit }}{% include 'drawing' %}{% if preset and r.preset != preset %}<span class="more">measured at {{ r.preset }}</span>{% endif %}{% else %}<span class="more">{{ r.reason }}</span>{% endif %}</td>
 <td class="bound"><span class="label">threshold </span>{{ bound(r) }}<span class="more">{{ ['by the whole interval' if on(r) == 'low', 'required' if r.required] | select | join(' · ') }}</span></td>
 <td class="verdict"><b class="{{ r.verdict }}">{{ {'holds': '✓', 'fails': '✗', 'inconclusive': '?', 'not run': '–'}[r.verdict] }} {{ r.verdict }}</b></td>
 <td class="count">{% if ran and r.seeds %}<span class="label">seeds </span>{{ r.seeds | length }}{% endif %}</td><td class="count">{% if r.n %}<span class="label">items </span>{{ r.n }}{% endif %}</td></tr>
@@ -528,8 +529,9 @@ _SOURCES['table'] = '''<table class="claims"><thead><tr><th>Claim</th><th>Measur
 @dataclass
 class ClaimsTable:
     "Records as a table: displayed in a notebook, as Markdown, or as a data frame."
-    records: list # of records
-    def _repr_html_(self): return f"<style>{_SOURCES['table.css']}</style>{_templates().get_template('table').render(records=self.records)}"
+    records: list      # of records
+    preset: str = None # of the run; a record of another one says so
+    def _repr_html_(self): return f"<style>{_SOURCES['table.css']}</style>{_templates().get_template('table').render(records=self.records, preset=self.preset)}"
 
     @property
     def frame(self) -> pd.DataFrame: # a row a claim, indexed by id

@@ -589,7 +589,7 @@ def _fit_lm4visual(
     lm: Annotated[str, typer.Option(metavar='L', help='Language model whose block is put in: a name that ships, a folder or a hub id.')] = 'llama',
     layer: Annotated[int, typer.Option(metavar='N', help='Number of the block; -1: the last.')] = -1,
     norm: Annotated[str, typer.Option(metavar='ones|own|none', help="What follows the block: its final norm with weights of one, the model's own, or nothing.")] = 'ones',
-    compare: Annotated[bool, typer.Option('--compare', help='Train three other arms beside it: no block, an MLP, a frozen block with random weights.')] = False,
+    compare: Annotated[bool, typer.Option('--compare', help='Train four other arms beside it: no block, an MLP, a frozen block with random weights, and one with the same weights in another order.')] = False,
     size: Annotated[int, typer.Option(metavar='N', min=8, help='Pixels to which all images are resized; by default they have one size already.')] = None,
     patch: Annotated[int, typer.Option(metavar='N', min=1, help='Side of a patch, pixels.')] = 8,
     width: Annotated[int, typer.Option(metavar='N', min=12, help='Of the encoder, a multiple of --heads.')] = 96,
@@ -608,7 +608,7 @@ def _fit_lm4visual(
     if norm not in ('ones', 'own', 'none'): raise BadInput(f'--norm {norm}: choose ones, own or none')
     steps = steps or RECIPE.steps
     config = replace(RECIPE, steps=steps, warmup=min(RECIPE.warmup, steps // 10), seed=seed, checkpoint_every=100)
-    right = fit_folder(data, out, lm, layer, None if norm == 'none' else norm, ARMS[:4] if compare else (), config, batch, device, patch=patch, width=width, depth=depth, heads=heads, **dict(size=size) if size else {})
+    right = fit_folder(data, out, lm, layer, None if norm == 'none' else norm, ARMS[:5] if compare else (), config, batch, device, patch=patch, width=width, depth=depth, heads=heads, **dict(size=size) if size else {})
     for name, x in right.items():
         beside = '' if name == 'pretrained' else f'; pretrained minus {name} {paired_bootstrap(right["pretrained"], x)}'
         print(f'{name}: accuracy {paired_bootstrap(x)} on {len(x)} held-out images{beside}')

@@ -509,7 +509,7 @@ def new_flmm(
     "An untrained F-LMM for these frozen models, on their device and in float32."
     with seeded(seed):
         head = MaskHead(channels or lmm.depth*lmm.heads, kind, width, upsample)
-        refiner = None if sam is None else Refiner(sam, lmm.width, lmm.depth, **prompts).cpu()
+        refiner = None if sam is None else Refiner(sam, lmm.width, lmm.depth, **prompts)
         named = dict(lmm=lmm.name, lmm_fingerprint=lmm.fingerprint) | ({} if sam is None else dict(sam=sam.name, sam_fingerprint=sam.fingerprint))
         return FLMM(head, refiner, nn.Linear(lmm.width, 1), _padded(lmm), merge, **named).to(lmm.device)
 

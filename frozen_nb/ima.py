@@ -75,12 +75,15 @@ class Told:
 
 def told(
     lm,        # a frozen `LM`
-    images,    # (B, k, d) embeddings of images
+    images,    # (B, k, d) embeddings of images, d the width of the token embeddings
     prompts,   # B texts or one for all, which follow the image
     targets,   # B texts which follow the prompt
     end=True,  # whether an end token follows
 )->Told:
-    "Images in front of texts."
+    "Images in front of texts. All that follows the image counts as text: a prompt that is the same for all, too. Raises `BadInput` for images of another shape, and for a prompt that marks the image's place."
+    if images.ndim != 3 or images.shape[-1] != lm.width: raise BadInput(f'embeddings of images of shape {tuple(images.shape)} in front of {lm.name}: give (B, k, {lm.width})')
+    marked = [p for p in ([prompts] if isinstance(prompts, str) else prompts) if MARK in p]
+    if marked: raise BadInput(f'the prompt {marked[0][:60]!r} marks where the image goes, and here it comes first: leave out {MARK}')
     seq = sequence(lm, images, prompts, targets, end=end)
     here, at = seq.attention_mask.bool(), torch.arange(seq.attention_mask.shape[1], device=seq.attention_mask.device)
     visual = (at < images.shape[1]).expand_as(here)
@@ -238,12 +241,15 @@ class Alignment:
         pairs='all',      # or 'matched': an image with its own text
         n_boot=0,
     ):                    # (L + 1,); with n_boot (1 + n_boot, L + 1), the first row the value itself
-        "Mean cosine in each layer. Pairs of an example with itself do not count where `a` is `b`."
+        "Mean cosine in each layer. Pairs of an example with itself do not count where `a` is `b`; `images=0` and `pairs='matched'` are cosines of 'P' with 'T'. Raises `BadInput` for anything else."
+        if not {a, b} <= {'P', 'T'} or reading not in READINGS or images not in ('same', 0) or pairs not in ('all', 'matched'):
+            raise BadInput(f"no cosine of {a!r} with {b!r} (reading {reading!r}, images {images!r}, pairs {pairs!r}): choose P or T; {' or '.join(READINGS)}; 'same' or 0; all or matched")
+        if (a, b) != ('P', 'T') and (images == 0 or pairs == 'matched'): raise BadInput(f'images where they enter, and an image with its own text, are cosines of P with T, not of {a} with {b}')
         w = self._weights(n_boot); n = w @ self.n
         if pairs == 'matched': out = torch.einsum('bg,gl->bl', w, self.matched[reading, images])/n[:, None]
         else:
             x, y = (torch.einsum('bg,gld->bld', w, self.sums[reading, k]) for k in (a, b))
-            if images == 0: x = x[:, :1].expand_as(x) if a == 'P' else x
+            if images == 0: x = x[:, :1].expand_as(x)
             out = (x*y).sum(-1)
             if a != b: out = out/n[:, None]**2
             else:
@@ -264,9 +270,12 @@ class Alignment:
         kind, # 'P' or 'T'
         n=1,  # layers between
     ):        # (L + 1 - n,)
-        "Mean cosine of a token to itself `n` layers later, from each layer."
-        if n not in (1, 8): raise BadInput(f'change over {n} layers is not measured; choose 1 or 8')
-        return (self.turned[kind, n].sum(0)/self.n.sum()).numpy()[:self.turned[kind, n].shape[1] - n]
+        "Mean cosine of a token to itself `n` layers later, from each layer. Raises `BadInput` for a model that has not so many."
+        if self.sums is None: raise BadInput('no example was added yet')
+        if (kind, n) not in self.turned: raise BadInput(f'change of {kind!r} over {n!r} layers is not measured; choose P or T, and 1 or 8')
+        x = self.turned[kind, n].sum(0)/self.n.sum()
+        if n >= len(x): raise BadInput(f'change over {n} layers in a model of {len(x) - 1}; choose 1')
+        return x.numpy()[:len(x) - n]
 
 # %% ../nbs/11_ima.ipynb #ima00041
 @dataclass(frozen=True)
@@ -301,8 +310,9 @@ def point_states(
     told,   # a `Told`
     layer,  # number of the block
 )->dict:    # name of the point -> (B, T, width there)
-    "States at the seven points inside a block (Figure 8)."
+    "States at the seven points inside a block (Figure 8). Raises `BadInput` for blocks with their norms after attention and feed-forward part."
     parts, block, seen = family(model), blocks(model)[layer], {}
+    if not getattr(block, 'do_layer_norm_before', True): raise BadInput('blocks with their norms after attention and FFN (do_layer_norm_before=False, as in OPT-350m) have other points; take a model with the norms before them')
     B, T = told.visual.shape
     first = lambda x: x[0] if isinstance(x, tuple) else x
     def after(name): return lambda module, args, output: seen.__setitem__(name, first(output).reshape(B, T, -1))
@@ -320,9 +330,9 @@ def vocabulary(
     lm, # a frozen `LM`
     x,  # (..., d) states
 ):      # (..., V) log-probabilities
-    "What a state would say: the final norm and the output matrix."
-    norm = final_norm(lm.model) or nn.Identity()
-    return lm.model.get_output_embeddings()(norm(x.to(lm.dtype))).float().log_softmax(-1)
+    "What a state would say: the final norm, the projection to the width of the embeddings where there is one (OPT-350m), and the output matrix."
+    norm, narrow = final_norm(lm.model) or nn.Identity(), getattr(lm.model.get_decoder(), 'project_out', None) or nn.Identity()
+    return lm.model.get_output_embeddings()(narrow(norm(x.to(lm.dtype)))).float().log_softmax(-1)
 
 def kl(
     p, # (..., V) log-probabilities
@@ -342,14 +352,14 @@ def vocabulary_curves(
     lm,     # a frozen `LM`
     states, # L + 1 tensors (B, T, d), from `token_states`
     told,   # a `Told`
-)->dict:    # (L + 1,) each: 'P against T' and 'P before' (to the layer before) in nats, entropies 'P' and 'T'
+)->dict:    # (L + 1,) each: 'P against T' and 'P before' (to the layer before; NaN in layer 0) in nats, entropies 'P' and 'T'
     "How far image and text are apart in the vocabulary, layer by layer."
     out, last = {name: [] for name in ('P against T', 'P before', 'P', 'T')}, None
     zipped = [(told.visual[b].nonzero()[:n, 0], told.text[b].nonzero()[:n, 0]) for b in range(len(told.visual)) for n in [min(int(told.visual[b].sum()), int(told.text[b].sum()))]]
     for x in states:
         p = vocabulary(lm, x)                                                                            # (B, T, V)
         out['P against T'].append(torch.cat([kl(p[b, i], p[b, j]) for b, (i, j) in enumerate(zipped)]).mean().item())
-        out['P before'].append(0. if last is None else kl(p[told.visual], last).mean().item())
+        out['P before'].append(math.nan if last is None else kl(p[told.visual], last).mean().item())
         for k, m in (('P', told.visual), ('T', told.text)): out[k].append(entropy(p[m]).mean().item())
         last = p[told.visual]
     return {name: np.array(v) for name, v in out.items()}
@@ -546,7 +556,7 @@ def skipping(
     model,             # a transformers model of a family in `FAMILIES`
     what,              # 'ffn', 'attention' or 'block'
     told=None,         # the `Told` of the prompt, for 'visual' and 'text'
-    tokens='all',      # 'visual', 'text' (with what is generated) or 'all'
+    tokens='all',      # 'visual', 'text' or 'all'; the last two with what is generated, where the ratio is 1
     layers=None,       # numbers of the layers; None: `skipped_layers(depth, interval, start, end)`
     interval=2, start=0, end=None,
     ratio=1.,          # share of these tokens in the prompt, evenly spread
@@ -681,7 +691,8 @@ def draw_alignment(
     names, layers = {'image with image': 'PP', 'text with text': 'TT', 'image with text': 'PT'}, np.arange(seen.sums['pooled', 'P'].shape[1])
     drawn = {n: seen.curve(*p, n_boot=300) for n, p in names.items()}
     curves(layers, {n: x[0] for n, x in drawn.items()}, 'layer', 'mean cosine', bands={n: tuple(np.nanquantile(x[1:], [.025, .975], axis=0)) for n, x in drawn.items()}, title=title, ax=axes[0])
-    curves(layers, {'visual tokens': seen.norms['P'].value, 'textual tokens': seen.norms['T'].value}, 'layer', 'median norm', ax=axes[1])
+    norms = {'visual tokens': seen.norms['P'].value, 'textual tokens': seen.norms['T'].value}
+    curves(layers, norms, 'layer', 'median norm', bands={n: (x, x) for n, x in norms.items()}, ax=axes[1])
     return fig
 
 # %% ../nbs/11_ima.ipynb #imac0152

@@ -305,3 +305,20 @@ def test_the_table_of_claims_can_show_what_ships(tmp_path):
     ledger.record('demo.exact', 1)
     verdicts = lambda shipped: {r['id']: r['verdict'] for r in ledger.table(shipped=shipped).records}
     assert set(verdicts(False).values()) == {'not run', 'fails'} and verdicts(True) == {'demo.level': 'holds', 'demo.gap': 'holds', 'demo.loss': 'not run', 'demo.exact': 'fails'}
+
+
+def test_the_table_of_claims_prefers_what_ships_of_a_larger_preset(tmp_path, monkeypatch):
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'full')
+    recorded().save(tmp_path/'shipped'/'claims')
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'quick')
+    def table(**kwargs):
+        ledger = Ledger('demo', 'arXiv 0', models=kwargs)
+        ledger.claim('demo.exact', 'Nothing at all changes.', source='4', measure='tensors', unit='', better='lower', threshold=0)
+        ledger.record('demo.exact', 1)
+        return ledger.table(shipped=True)
+    same, other = table(lm='aa'), table(lm='bb')
+    assert [(r['verdict'], r['preset'], r['statement']) for r in same.records] == [('holds', 'full', 'Nothing at all changes.')]
+    assert [(r['verdict'], r['preset']) for r in other.records] == [('fails', 'quick')]
+    assert 'measured at full' in same._repr_html_() and 'measured at' not in other._repr_html_() + ClaimsTable(same.records)._repr_html_()
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'full')
+    assert [r['verdict'] for r in table(lm='aa').records] == ['fails']

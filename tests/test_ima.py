@@ -13,9 +13,9 @@ from frozen_nb.frozen import BadInput, fingerprint, freeze
 from frozen_nb.ima import *
 from frozen_nb.activations import blocks
 from frozen_nb.training import TrainConfig
-from frozen_nb.zoo import load_lmm
+from frozen_nb.zoo import LM, load_lmm
 from PIL import Image
-from tiny_models import LMM_KINDS, make_lmm
+from tiny_models import LMM_KINDS, make_lmm, tokenizer
 
 SMALL = dict(vocab_size=40, hidden_size=16, num_hidden_layers=5, num_attention_heads=4)
 KINDS = dict(llama=lambda: LlamaConfig(**SMALL, intermediate_size=24, num_key_value_heads=2), mistral=lambda: MistralConfig(**SMALL, intermediate_size=24, num_key_value_heads=1),
@@ -164,6 +164,55 @@ def test_bad_input(model):
                         (lambda: pope([{'a'}], 'tricky'), 'tricky'), (lambda: QueryMapper(8, 16)(torch.zeros(1, 2, 9)), 'width 8')):
         with pytest.raises(BadInput) as e: call()
         assert words in str(e.value) and '\n' not in str(e.value)
+
+def a_narrow_opt(before):
+    "An OPT whose embeddings are narrower than its states, with the norms before or after its parts (OPT-350m)."
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=8, do_layer_norm_before=before))
+    return LM(freeze(model), tokenizer(), 'narrow', fingerprint(model))
+
+@pytest.mark.parametrize('before', [True, False])
+def test_narrow_embeddings(before):
+    lm = a_narrow_opt(before)
+    one = told(lm, torch.randn(2, 3, 8), 'a', [' red hippo', ' hippo in the snow'])
+    states = token_states(lm.model, one)
+    with torch.no_grad(): said = lm.model(**one.inputs).logits
+    assert lm.width == 8 and states[0].shape[-1] == 16 and torch.allclose(vocabulary(lm, states[-1]), said.log_softmax(-1), atol=1e-5)
+    found = vocabulary_curves(lm, states, one)
+    assert all(np.isfinite(x).sum() == len(states) - (name == 'P before') for name, x in found.items())
+
+def test_norms_after_the_parts_are_refused():
+    lm = a_narrow_opt(False); one = told(lm, torch.randn(2, 3, 8), 'a', [' red', ' hippo'])
+    with pytest.raises(BadInput, match='do_layer_norm_before=False') as e: point_states(lm.model, one, 0)
+    assert '\n' not in str(e.value)
+    plain = lm.model(**one.inputs).logits
+    with skipping(lm.model, 'ffn'): assert not torch.allclose(lm.model(**one.inputs).logits, plain)
+
+@pytest.mark.parametrize('images, prompts, words', [(torch.zeros(2, 3, 16), 'a', 'give [(]B, k, 8[)]'), (torch.zeros(2, 1, 3, 8), 'a', 'give [(]B, k, 8[)]'), (torch.zeros(2, 8), 'a', 'give [(]B, k, 8[)]'),
+                                                    (torch.zeros(2, 3, 8), 'a <image> hippo', 'leave out <image>'), (torch.zeros(2, 3, 8), ['a', 'a <image>'], 'leave out <image>')])
+def test_told_refuses(images, prompts, words):
+    with pytest.raises(BadInput, match=words) as e: told(a_narrow_opt(True), images, prompts, [' red', ' hippo'])
+    assert '\n' not in str(e.value)
+
+def seen_by(L, B=6):
+    torch.manual_seed(0); visual = torch.arange(5).expand(B, 5) < 2
+    return Alignment().add([torch.randn(B, 5, 4) for _ in range(L)], Told({}, visual, ~visual))
+
+@pytest.mark.parametrize('how', [dict(a='P', b='P', images=0), dict(a='T', b='P', images=0), dict(a='T', b='T', pairs='matched'), dict(a='P', b='P', pairs='matched'), dict(a='T', b='P', pairs='matched'),
+                                 dict(a='P', b='X'), dict(reading='word'), dict(images=1), dict(images='entry'), dict(pairs='some')])
+def test_a_curve_that_is_not_there_is_refused(how):
+    with pytest.raises(BadInput) as e: seen_by(3).curve(**how)
+    assert '\n' not in str(e.value)
+
+def test_changes():
+    "Over eight layers where there are as many, and refused where there are not."
+    assert seen_by(9).changes('P', 8).shape == (1,) and seen_by(3).changes('T').shape == (2,) and (seen_by(9).changes('P', 8) != 0).all()
+    for seen, args, words in ((seen_by(8), ('P', 8), 'in a model of 7'), (seen_by(1), ('P', 1), 'in a model of 0'), (seen_by(3), ('P', 2), 'not measured'), (seen_by(3), ('X', 1), 'not measured'), (Alignment(), ('P', 1), 'no example')):
+        with pytest.raises(BadInput, match=words): seen.changes(*args)
+
+def test_a_figure_of_ones_own_images_speaks_of_no_seeds():
+    labels = [label for ax in draw_alignment(seen_by(4)).axes for label in ax.get_legend_handles_labels()[1]]
+    assert len(labels) == 5 and not any('seed' in label for label in labels)
 
 def test_one_example_is_no_pair():
     seen = Alignment().add([torch.randn(1, 4, 3)]*2, Told({}, torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]])))

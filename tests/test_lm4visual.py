@@ -15,11 +15,11 @@ from frozen_nb.lm4visual import *
 from frozen_nb.training import TrainConfig
 
 SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2, sliding_window=3), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2))
+FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2, sliding_window=3), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2), qwen3=dict(num_key_value_heads=2, head_dim=8))
 
 def make(family, folder, **more):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | FAMILIES[family] | more))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | FAMILIES.get(family, {}) | more))
     for p in model.parameters():
         if p.ndim == 2: torch.nn.init.normal_(p, std=.15)
         else: torch.nn.init.normal_(p, mean=1., std=.2)
@@ -60,6 +60,34 @@ def test_random_blocks(saved):
     a, b, c = (load_block(str(folder), 1, weights='random', seed=s, device='cpu') for s in (0, 0, 1))
     assert fingerprint(a) == fingerprint(b) != fingerprint(c) and a.read.files == () and a.made_from['weights'] == 'random'
 
+def test_shuffled_blocks(saved):
+    model, folder = saved
+    whole, a, b, c = (load_block(str(folder), [1, 2], 'own', w, s, device='cpu') for w, s in (('pretrained', 0), ('shuffled', 0), ('shuffled', 0), ('shuffled', 1)))
+    assert fingerprint(a) == fingerprint(b) != fingerprint(c) and fingerprint(a) != fingerprint(whole) and a.read == whole.read and a.made_from['weights'] == 'shuffled'
+    for (name, p), q in zip(whole.named_parameters(), a.parameters()):
+        assert torch.equal(p.flatten().sort()[0], q.flatten().sort()[0]) and (name.startswith('norm') == torch.equal(p, q) or p.unique().numel() == 1), name
+    assert all(not p.requires_grad for p in a.parameters()) and a(torch.randn(2, 5, 32)).isfinite().all()
+
+def test_rotary_angles_are_those_of_the_attention(tmp_path):
+    make('gpt_neox', tmp_path/'m', rope_parameters=dict(rope_type='default', rope_theta=10000., partial_rotary_factor=.5))
+    block = load_block(str(tmp_path/'m'), device='cpu').layers[0]
+    assert [x.shape for x in LAYOUTS['GPTNeoXLayer'](block, torch.zeros(1, 5, 32))['position_embeddings']] == [(1, 5, 4)]*2
+
+@pytest.mark.parametrize('family', ['llama', 'opt', 'qwen3', 'olmo'])
+def test_what_cls_attends_to(family, tmp_path):
+    make(family, tmp_path/'m'); block, x = load_block(str(tmp_path/'m'), norm=None, device='cpu').layers[0], torch.randn(2, 7, 32)
+    block.self_attn.config._attn_implementation = 'eager'
+    weights = block.self_attn(x, attention_mask=None, **LAYOUTS[type(block).__name__](block, x))[1]                        # (B, heads, T, T)
+    assert torch.allclose(cls_attention(block, x), weights[:, :, 0, 1:].sum(1), atol=1e-5)
+
+@pytest.mark.parametrize('family, more', [('gpt2', {}), ('olmo', dict(clip_qkv=.1)), ('opt', dict(do_layer_norm_before=False))])
+def test_a_block_that_cannot_be_watched_is_refused_and_nothing_is_left(family, more, tmp_path):
+    make(family, tmp_path/'m', **more)
+    encoder = new_classifier('pretrained', 4, lm=str(tmp_path/'m')).encoder; block = encoder.inserted.block.layers[0]
+    for call in (lambda: watching(encoder).__enter__(), lambda: cls_attention(block, torch.zeros(1, 3, 32))):
+        with pytest.raises(BadInput, match=f'{type(block).__name__} cannot be watched'): call()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in encoder.modules())
+
 def test_gradients_pass_through_and_stay_out(saved):
     _, folder = saved
     part = Inserted(24, load_block(str(folder), -1, device='cpu')); before = fingerprint(part.block)
@@ -89,7 +117,8 @@ def test_bad_input(tmp_path):
                         (lambda: load_block('clip'), 'no causal language model'), (lambda: load_block('llama', norm='rms'), 'norm'), (lambda: load_block('llama', weights='good'), 'weights'), (lambda: load_block('lama'), 'lama'),
                         (lambda: arm('best', 96), 'best'), (lambda: VisualEncoder(Patches(), at='end'), 'end'), (lambda: Patches(size=65), '65'), (lambda: Patches()(torch.zeros(1, 3, 32, 32)), '64 x 64'),
                         (lambda: new_classifier('base', 4, width=97), '97'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'fog', 1), 'fog'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'blur', 4), '4'),
-                        (lambda: map_iou(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.bool)), 'empty mask')):
+                        (lambda: map_iou(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.bool)), 'empty mask'),
+                        (lambda: map_iou(torch.zeros(2, 4), grid_masks(torch.stack([torch.ones(8, 8), torch.zeros(8, 8)]) > 0, 2)), 'empty mask'), (lambda: neighbourhoods(np.zeros((31, 3))), '31 points'), (lambda: neighbourhoods(np.zeros((40, 3)), 4, 41), '41 points')):
         with pytest.raises(BadInput) as e: call()
         assert words in str(e.value) and '\n' not in str(e.value)
 
@@ -104,6 +133,8 @@ def test_maps(seed, B, T):
         assert m.min() >= 0 and m.max() <= 1 and all((map_iou(m, masks, t) <= oracle + 1e-7).all() for t in THRESHOLDS)
         order = torch.randperm(T, generator=g)
         assert torch.allclose(make_map(x[:, order]), m[:, order], atol=1e-5) and torch.allclose(make_map(3*x), m, atol=1e-4)
+    one = torch.zeros(1, 16, 16, dtype=torch.bool); one[0, 5, 5] = one[0, 5, 9] = True                                      # two cells are equally full
+    assert grid_masks(one, 4)[0].nonzero().flatten().tolist() == [5, 6] and not grid_masks(one & False, 4).any()
     grid = grid_masks(torch.rand(B, 16, 16, generator=g) < .1, 4)
     assert grid.shape == (B, 16) and grid.any(1).all()
 
@@ -112,6 +143,7 @@ def test_arms_differ_in_what_is_inserted_alone(name):
     a, base = new_classifier(name, 4, seed=3), new_classifier('base', 4, seed=3)
     rest = {k: v for k, v in a.state_dict().items() if 'inserted' not in k}
     assert rest.keys() == base.state_dict().keys() and all(torch.equal(v, rest[k]) for k, v in base.state_dict().items())
+    assert fingerprint(a) == fingerprint(new_classifier(name, 4, seed=3)) != fingerprint(new_classifier(name, 4, seed=4))
     x = torch.randn(2, 3, 64, 64)
     with watching(a.encoder) as seen: y = a(x)
     assert y.shape == (2, 4) and y.isfinite().all() and seen['norm'].shape == (2, 64, 96) and seen['attention of CLS'].shape == (2, 64)
@@ -121,18 +153,23 @@ def test_places():
     found = {at: new_classifier('pretrained', 4, at=at).encoder.where for at in ('head', 'middle', 'tail')}
     assert found == dict(head=0, middle=2, tail=4)
 
-def test_a_block_that_cannot_be_watched_is_refused_and_nothing_is_left(tmp_path):
-    make('gpt2', tmp_path/'gpt2')
-    encoder = new_classifier('pretrained', 4, lm=str(tmp_path/'gpt2')).encoder
-    with pytest.raises(BadInput, match='GPT2Block'):
-        with watching(encoder): pass
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in encoder.modules())
-
 @pytest.mark.parametrize('kind', CORRUPTIONS)
 def test_corruptions_grow_and_stay_images(kind):
     x = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     far = [(corrupt(x, kind, s).float() - x.float()).abs().mean() for s in (1, 2, 3)]
     assert 0 < far[0] < far[1] < far[2] and corrupt(x, kind, 2).shape == x.shape and corrupt(x, kind, 2).dtype == torch.uint8 and torch.equal(corrupt(x, kind, 2), corrupt(x, kind, 2))
+
+def test_blur_is_as_wide_as_it_says_on_large_images():
+    x = torch.zeros(1, 3, 256, 256, dtype=torch.uint8); x[..., 128:] = 255
+    edge = corrupt(x, 'blur', 3)[0, 0, 0].float()/255
+    assert abs(edge[128 - 11] - .07) < .02 and (edge.diff() >= 0).all()                                                   # 1.5 of 7.2 pixels before the edge
+
+@pytest.mark.parametrize('n, groups, size', [(16, 5, 16), (40, 40, 3), (50, 7, 9)])
+def test_neighbourhoods_are_the_nearest_points(n, groups, size):
+    points = np.random.default_rng(n).normal(size=(n, 3))
+    around, centres = neighbourhoods(points, groups, size)
+    far = np.linalg.norm(points[None] - centres[:, None], axis=-1)
+    assert around.shape == (groups, size, 3) and np.allclose(np.sort(np.linalg.norm(around, axis=-1), 1), np.sort(far, 1)[:, :size], atol=1e-5)
 
 @pytest.fixture
 def classes(tmp_path):
@@ -190,3 +227,10 @@ def test_other_images_are_another_training(classes, tmp_path):
     Image.new('RGB', (32, 32)).save(classes/'cats'/'0.png')
     fit_folder(classes, tmp_path/'out', **SMALL)
     assert len(list((tmp_path/'out'/'checkpoints').iterdir())) == 2 and load_classifier(tmp_path/'out', 'cpu').names == ['cats', 'dogs']
+
+def test_another_model_is_another_training(classes, tmp_path):
+    fit_folder(classes, tmp_path/'out', **SMALL)
+    for n, change in enumerate((dict(at='head'), dict(heads=3), dict(layers=0), dict(norm=None), dict(batch_size=5), dict(config=TrainConfig(3, 1e-3, 'constant', seed=1))), 2):
+        for out in ('out', f'anew {n}'): fit_folder(classes, tmp_path/out, **SMALL | change)
+        ours, anew = load_file(tmp_path/'out'/'model.safetensors'), load_file(tmp_path/f'anew {n}'/'model.safetensors')
+        assert len(list((tmp_path/'out'/'checkpoints').iterdir())) == n and ours.keys() == anew.keys() and all(torch.equal(v, anew[k]) for k, v in ours.items())
