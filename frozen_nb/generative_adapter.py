@@ -11,6 +11,7 @@ __all__ = ['PARTS', 'NORMS', 'MODES', 'RECIPE', 'polar', 'polar_factors', 'Adapt
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00002
 import hashlib, json, os, shutil, tempfile
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,21 +94,32 @@ class Adapter:
     @property
     def nbytes(self): return sum(t.nbytes for part in (self.down, self.up) for t in part.values())
 
+def _is_base(lm, base):
+    "Whether a fingerprint is that of the language model; or that of its weights in single precision, where they are loaded in another one: then both are loaded by name, and compared."
+    if base == lm.fingerprint or lm.dtype == torch.float32: return base == lm.fingerprint
+    try: return load_lm(lm.name, device='cpu').fingerprint == base and load_lm(lm.name, lm.dtype, 'cpu').fingerprint == lm.fingerprint
+    except BadInput: return False
+
+def _another(lm, base): return f"another language model than {lm.name} in {str(lm.dtype).removeprefix('torch.')}: load the one with the fingerprint {base[:12]}, which depends on the weights and their precision"
+
 def _check_base(adapter, lm):
-    if adapter.base != lm.fingerprint: raise BadInput(f'this adapter was made for another language model than {lm.name}: load the one with the fingerprint {adapter.base[:12]}')
+    if adapter.base != lm.fingerprint: raise BadInput(f'this adapter was made for {_another(lm, adapter.base)}')
 
 @contextmanager
 def adapted(
     lm,      # an `LM`
     adapter, # an `Adapter`: one for all rows, or one for each
 ):
-    "The language model with the adapter beside it, within the block. Raises `BadInput` if the adapter is for another model."
+    "The language model with the adapter beside it, within the block. Raises `BadInput` if the adapter is for another model, and, where the model is called, for another number of rows."
     _check_base(adapter, lm)
+    def check(block, args, kwargs):
+        rows = len(args[0] if args else kwargs['hidden_states'])
+        if len(adapter) not in (1, rows): raise BadInput(f'{len(adapter)} adapters for {rows} rows: give one for all, or one for each')
     def add(name, m, args, y):
         x, down, up = args[0], adapter.down[name].to(args[0].dtype), adapter.up[name].to(args[0].dtype)
-        if len(down) not in (1, len(x)): raise BadInput(f'{len(down)} adapters for {len(x)} rows: give one for all, or one for each')
-        return y + x @ down.mT @ up.mT
-    hooks = [lm.model.get_submodule(name).register_forward_hook(partial(add, name)) for name in adapter.down]
+        if x.ndim == 2: x = x.unflatten(0, (len(down), -1))                                                # the MLP of OPT takes the tokens of all rows as one list
+        return y + (x @ down.mT @ up.mT).reshape(y.shape)
+    hooks = [blocks(lm.model)[0].register_forward_pre_hook(check, with_kwargs=True)] + [lm.model.get_submodule(name).register_forward_hook(partial(add, name)) for name in adapter.down]
     try: yield lm
     finally:
         for hook in hooks: hook.remove()
@@ -208,7 +220,8 @@ def chunks_of(
     ids,  # tokens of a text, a list
     size, # at most so many in a chunk
 )->list:  # of lists, as equal in length as can be
-    "A context cut for reading."
+    "A context cut for reading. Raises `BadInput` for an empty one."
+    if not len(ids): raise BadInput('an empty context: there is nothing to read')
     n = max(1, -(-len(ids)//size)); length = -(-len(ids)//n)
     return [ids[lo:lo + length] for lo in range(0, len(ids), length)]
 
@@ -238,7 +251,7 @@ def read_context(
     if limit and context.shape[-1 - pictures] > limit: raise BadInput(f'a chunk of {context.shape[-1 - pictures]:,} tokens; {lm.name} takes {limit:,}: make the chunks shorter')
     if states is None: states = torch.zeros(len(context), len(layers), generator.width, generator.width, dtype=torch.promote_types(generator.layers[0].key.weight.dtype, torch.float32), device=device)
     for now in [there] if mode == 'parallel' else [there & (torch.arange(there.shape[1], device=there.device) == c) for c in range(there.shape[1])]:
-        of, part = now.nonzero()[:, 0].to(device), (context if pictures else context[now]).to(device)
+        of, part = now.nonzero()[:, 0].to(device), (context.to(lm.dtype) if pictures else context[now]).to(device)
         mask = torch.ones(part.shape[:2], dtype=torch.bool, device=device) if pictures else part >= 0
         with torch.no_grad(), adapted(lm, generator.write(states, thin=True)[of]) if mode == 'sequential' else nullcontext():
             hidden = hidden_states(lm.model, layers, **(dict(inputs_embeds=part) if pictures else dict(input_ids=part.clamp_min(0))), attention_mask=mask.long())
@@ -250,7 +263,9 @@ def adapters_of(
     lm, generator,
     texts,   # B texts
 )->Adapter:  # for B contexts
-    "An adapter of each text, all in one batch; a `Memory` is for texts that come one after the other."
+    "An adapter of each text, all in one batch; a `Memory` is for texts that come one after the other. Raises `BadInput` for no texts and for an empty one."
+    empty = [i for i, t in enumerate(texts) if not t.strip()]
+    if empty or not len(texts): raise BadInput(f'text {empty[0]} is empty: leave it out' if empty else 'no texts: give one or more')
     return generator.write(read_context(lm, generator, padded([chunks_of(lm.tokenizer(t, add_special_tokens=False).input_ids, generator.chunk) for t in texts])), thin=True)
 
 class Memory:
@@ -261,18 +276,20 @@ class Memory:
         max_tokens=None, # of one document; longer ones are refused
     ):
         if mode not in MODES: raise BadInput(f'no mode {mode!r}: choose {" or ".join(MODES)}')
-        if generator.base != lm.fingerprint: raise BadInput(f'this generator was made for another language model than {lm.name}: load the one with the fingerprint {generator.base[:12]}')
-        self.lm, self.generator, self.mode, self.max_tokens, self.tokens = lm, generator, mode, max_tokens, 0
+        if generator.base != lm.fingerprint: raise BadInput(f'this generator was made for {_another(lm, generator.base)}')
+        self.lm, self.generator, self.mode, self.max_tokens, self.tokens, self.read = lm, generator, mode, max_tokens, 0, Counter()
         self.state = torch.zeros(1, len(generator.layers), generator.width, generator.width, dtype=torch.float64, device=lm.device)
 
     @property
     def nbytes(self): return self.state.nbytes
 
     def _ids(self, text):
-        ids = self.lm.tokenizer(text, add_special_tokens=False).input_ids if isinstance(text, str) else list(text)
+        ids = self.lm.tokenizer(text, add_special_tokens=False).input_ids if isinstance(text, str) else [int(t) for t in text]
         if not ids or isinstance(text, str) and not text.strip(): raise BadInput('an empty document: there is nothing to remember')
         if self.max_tokens and len(ids) > self.max_tokens: raise BadInput(f'a document of {len(ids):,} tokens; at most {self.max_tokens:,} are allowed: cut it')
         return ids
+
+    def _mark(self, ids): return hashlib.blake2b(np.array(ids, np.int64).tobytes(), digest_size=16).digest()
 
     @torch.no_grad()
     def _with(self, ids, state):
@@ -284,20 +301,28 @@ class Memory:
         "Read a document, in chunks."
         ids = self._ids(text)
         self.state, self.tokens = self._with(ids, self.state), self.tokens + len(ids)
+        self.read[self._mark(ids)] += 1
         return self
 
     def forget(self, text):
-        "Take a document out again that was added before. Exact in parallel mode; Raises `BadInput` in sequential mode, in which later documents were read with it."
+        "Take a document out again that was added before. Exact in parallel mode. Raises `BadInput` for one that was not added, and in sequential mode, in which later documents were read with it."
         if self.mode != 'parallel': raise BadInput('a document can only be forgotten in parallel mode: in sequential mode all later ones were read with it')
         ids = self._ids(text)
+        if not self.read[self._mark(ids)]: raise BadInput(f'a document of {len(ids):,} tokens that was never added, or is forgotten already: give it word for word as it was added')
         self.state, self.tokens = self.state - self._with(ids, torch.zeros_like(self.state)), self.tokens - len(ids)
+        self.read[self._mark(ids)] -= 1
         return self
+
+    def __copy__(self):
+        out = object.__new__(Memory)
+        out.__dict__.update(self.__dict__, read=self.read.copy())
+        return out
 
     def __add__(self, other):
         "Two memories in one."
         if other.generator is not self.generator or 'sequential' in (self.mode, other.mode): raise BadInput('two memories can be stacked if both are parallel and of the same generator')
         out = Memory(self.lm, self.generator, self.mode, self.max_tokens)
-        out.state, out.tokens = self.state + other.state, self.tokens + other.tokens
+        out.state, out.tokens, out.read = self.state + other.state, self.tokens + other.tokens, self.read + other.read
         return out
 
     @torch.no_grad()
@@ -340,7 +365,7 @@ def load_adapter(
     folder, # made by `save_adapter`
     lm,     # the `LM` that it was made for
 )->Adapter:
-    "A saved adapter. Raises `BadInput` if it is for another model or damaged."
+    "A saved adapter. Raises `BadInput` if it is for another model or damaged. That model may be loaded in half precision where the adapter was made in single precision."
     from safetensors import safe_open
     file = Path(folder)/'adapter_model.safetensors'
     if not file.is_file() or not (Path(folder)/'adapter_config.json').is_file(): raise BadInput(f'no adapter in {folder}: an adapter is a folder with adapter_config.json and adapter_model.safetensors')
@@ -349,7 +374,7 @@ def load_adapter(
     except Exception as e: raise BadInput(f'{file} cannot be read ({type(e).__name__}): save it again') from e
     parts = [{k.removeprefix('base_model.model.').removesuffix(f'.lora_{x}.weight'): t[None].to(lm.device) for k, t in tensors.items() if k.endswith(f'.lora_{x}.weight')} for x in 'AB']
     if not parts[0] or parts[0].keys() != parts[1].keys(): raise BadInput(f'{file} holds no whole LoRA: save it again')
-    adapter = Adapter(*parts, base); _check_base(adapter, lm)
+    adapter = Adapter(*parts, lm.fingerprint if _is_base(lm, base) else base); _check_base(adapter, lm)
     return adapter
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00041
@@ -417,7 +442,6 @@ def token_f1(
     true, # as many
 )->np.ndarray: # (n,), from 0 to 1
     "Overlap of words between answers and true ones (the F1 of SQuAD), answer by answer."
-    from collections import Counter
     def one(a, b):
         a, b = normalise_answer(a).split(), normalise_answer(b).split()
         same = sum((Counter(a) & Counter(b)).values())
@@ -460,11 +484,11 @@ def load_generator(
     folder, # made by `save_generator`
     lm,     # the `LM` that it was trained with
 )->Generator:
-    "A saved generator. Raises `BadInput` if it is for another language model, or damaged."
+    "A saved generator. Raises `BadInput` if it is for another language model, or damaged. That model may be loaded in half precision where the generator was trained with it in single precision."
     config, tensors = read_folder(folder, 'generator')
     if not isinstance(config, dict) or not isinstance(config.get('base'), str) or not tensors: raise BadInput(f'{folder}/config.json is not of a generator: train or copy it again')
     base = config.pop('base')
-    if base != lm.fingerprint: raise BadInput(f'{folder}: this generator was made for another language model than {lm.name}: load the one with the fingerprint {base[:12]}')
+    if not _is_base(lm, base): raise BadInput(f'{folder}: this generator was made for {_another(lm, base)}')
     try: generator = Generator(lm, **config).to(next(iter(tensors.values())).dtype); generator.load_state_dict(tensors)
     except (TypeError, RuntimeError) as e: raise BadInput(f'{folder} holds no whole generator ({type(e).__name__}): train or copy it again') from e
     return generator.to(lm.device).eval()
@@ -563,15 +587,15 @@ def fit_lora(
 
 def fit_soft_tokens(
     lm,
-    rows,             # (B, K, U) tokens, -1 for padding: what each context says
+    rows,             # (B, K, U) tokens, -1 for padding: what each context says, after a start token
     tokens=64,        # m
     steps=60, lr=1e-2, seed=0,
 ):                    # (B, m, d)
-    "Soft tokens for each of several contexts, fitted by gradient so that the language model says its text after them."
+    "Soft tokens for each of several contexts, which take the place of the start token, fitted by gradient so that the language model says its text after them."
     with seeded(seed): soft = lm.embeddings.weight[torch.randint(len(lm.embeddings.weight), (len(rows), tokens)).to(lm.device)].detach().float().clone().requires_grad_()
     def said(some):                                                                                        # (B, U) -> (B, U - 1)
-        x, real = torch.cat([soft, lm.embeddings(some.clamp_min(0))], 1), torch.cat([torch.ones_like(some[:, :1]).expand(-1, tokens), some >= 0], 1)
-        logits = lm.model(inputs_embeds=x, attention_mask=real.long(), use_cache=False).logits[:, tokens:-1]
+        x, real = torch.cat([soft.to(lm.dtype), lm.embeddings(some[:, 1:].clamp_min(0))], 1), torch.cat([torch.ones_like(some[:, :1]).expand(-1, tokens), some[:, 1:] >= 0], 1)
+        logits = lm.model(inputs_embeds=x, attention_mask=real.long(), use_cache=False).logits[:, tokens - 1:-1]
         return -F.cross_entropy(logits.transpose(1, 2).float(), some[:, 1:].clamp_min(0), reduction='none')
     _fit([soft], rows, said, steps, lr, seed)
     return soft.detach()

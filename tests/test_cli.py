@@ -298,6 +298,11 @@ def test_adapt(shell, documents, tmp_path, monkeypatch):
     alone, edited = shell('adapt', 'bella.txt', '--save', tmp_path/'parallel', '--generator', 'generator', '--device', 'cpu'), shell('adapt', 'edited.txt', '--ask', 'why?', '--generator', 'generator', '--device', 'cpu')
     assert alone.status == edited.status == 0 and alone.out.count('\n') == 1 and edited.out.splitlines()[1] == alone.out.strip().rpartition(': ')[0]                    # saved again in its own place; a BOM and the end of the line are no text
 
+def test_adapt_in_half_precision(shell, documents, monkeypatch):
+    monkeypatch.chdir(documents)
+    said = shell('adapt', 'bella.txt', '--ask', 'why?', '--generator', 'generator', '--dtype', 'bf16', '--device', 'cpu')
+    assert (said.status, said.err) == (0, '') and said.out.startswith('Q: why? A: ')
+
 def test_a_long_document_as_a_process(documents, tmp_path):
     done = subprocess.run([*command, 'adapt', documents/'long.txt', '--ask', 'where does Bella live?', '--save', tmp_path/'long', '--generator', documents/'generator'], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '') and '1,' in done.stdout and sorted(p.name for p in (tmp_path/'long').iterdir()) == ['adapter_config.json', 'adapter_model.safetensors']

@@ -1,5 +1,6 @@
 "Adapters of every family, what is saved, and bad input."
-import json, math
+import copy, json, math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from frozen_nb import generative_adapter
-from frozen_nb.frozen import BadInput, fingerprint, freeze, tensor_hashes
+from frozen_nb.frozen import BadInput, data_path, fingerprint, freeze, tensor_hashes
 from frozen_nb.generative_adapter import *
 from frozen_nb.menagerie import biography
 from frozen_nb.training import TrainConfig
@@ -57,16 +58,20 @@ def test_an_error_inside_leaves_nothing(lm):
     for way in (adapted, merged):
         with pytest.raises(ZeroDivisionError):
             with way(lm, adapter): 1/0
-        assert torch.equal(lm.model(input_ids=IDS).logits, before) and not any(m._forward_hooks for m in lm.model.modules())
+        assert torch.equal(lm.model(input_ids=IDS).logits, before) and not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
 
-def test_nested_and_for_each_row(lm):
-    g = alive(lm); a, b = (Memory(lm, g).add(t).adapter() for t in (TEXT, 'Emil is a deer.'))
+@pytest.mark.parametrize('part', ('attention', 'mlp'))
+def test_nested_and_for_each_row(lm, part):
+    g = alive(lm, part=part); a, b = (Memory(lm, g).add(t).adapter() for t in (TEXT, 'Emil is a deer.'))
     with adapted(lm, a):
         with adapted(lm, b): both = lm.model(input_ids=IDS).logits
         one = lm.model(input_ids=IDS).logits
+        all_rows = lm.model(input_ids=IDS.expand(3, -1)).logits
+    with adapted(lm, b): other = lm.model(input_ids=IDS).logits
     with adapted(lm, Adapter.of([a, b])): rows = lm.model(input_ids=IDS.expand(2, -1)).logits
-    assert torch.allclose(rows[0], one[0], atol=1e-9) and not torch.allclose(both, one)
-    with adapted(lm, Adapter.of([a, b])), pytest.raises(BadInput, match='2 adapters for 3 rows'): lm.model(input_ids=IDS.expand(3, -1))
+    assert torch.allclose(rows[0], one[0], atol=1e-9) and torch.allclose(rows[1], other[0], atol=1e-9) and torch.allclose(all_rows, one.expand(3, -1, -1), atol=1e-9) and not torch.allclose(both, one) and not torch.allclose(other, one)
+    for n in (1, 3, 4):
+        with adapted(lm, Adapter.of([a, b])), pytest.raises(BadInput, match=f'2 adapters for {n} rows'): lm.model(input_ids=IDS.expand(n, -1))
 
 def test_gradients_reach_the_generator_alone(lm):
     g = alive(lm)
@@ -106,10 +111,20 @@ def test_memory():
     assert not torch.allclose(s.state, b.state)
     for call, words in ((lambda: s.forget(TEXT), 'parallel'), (lambda: s + a, 'parallel'), (lambda: a + Memory(lm, alive(lm)), 'same generator'), (lambda: a.add(''), 'empty'), (lambda: a.add(' \n'), 'empty'), (lambda: a.add([]), 'empty'),
                         (lambda: Memory(lm, g, max_tokens=3).add(TEXT), 'at most 3'), (lambda: Memory(lm, g, 'best'), 'best'), (lambda: Memory(make('llama', 1), g), 'another language model'), (lambda: Generator(lm, width=4, rank=5), 'rank 5'),
+                        (lambda: a.forget(TEXT), 'never added'), (lambda: Memory(lm, g).forget('Emil is a deer.'), 'never added'), (lambda: adapters_of(lm, g, []), 'no texts'), (lambda: adapters_of(lm, g, [TEXT, ' ']), 'text 1 is empty'), (lambda: adapters_of(lm, g, ['']), 'text 0 is empty'), (lambda: chunks_of([], 5), 'empty'),
                         (lambda: Generator(lm, norm='l2'), 'l2'), (lambda: Generator(lm, part='head'), 'head'), (lambda: Memory(lm, alive(lm, chunk=500)).add(list(range(300))), 'makes the chunks shorter'.replace('makes', 'make'))):
         before = a.state.clone()
         with pytest.raises(BadInput) as e: call()
         assert words in str(e.value) and '\n' not in str(e.value) and torch.equal(a.state, before)
+
+def test_only_what_was_added_is_forgotten():
+    lm = make('llama'); g = alive(lm)
+    ids = lm.tokenizer(TEXT, add_special_tokens=False).input_ids
+    twice = Memory(lm, g).add(TEXT).add(torch.tensor(ids)).add('Emil is a deer.'); less = copy.copy(twice).forget(TEXT)
+    assert twice.tokens == less.tokens + len(ids) and torch.allclose(less.state, Memory(lm, g).add(TEXT).add('Emil is a deer.').state, atol=1e-12)
+    less.forget(TEXT)
+    with pytest.raises(BadInput, match='never added, or is forgotten already'): less.forget(TEXT)
+    assert torch.allclose(twice.forget(TEXT).forget(TEXT).state, less.state, atol=1e-12) and torch.allclose((less + Memory(lm, g).add(TEXT)).forget(TEXT).state, less.state, atol=1e-12)
 
 def test_folders_that_are_wrong(tmp_path):
     lm, other = make('llama'), make('llama', 1); g = alive(lm)
@@ -137,6 +152,42 @@ def test_folders_that_are_wrong(tmp_path):
     for config in (dict(width=12), [1], dict(base=None)):
         (tmp_path/'g'/'config.json').write_text(json.dumps(config))
         with pytest.raises(BadInput, match='not of a generator'): load_generator(tmp_path/'g', lm)
+
+def test_soft_tokens_take_the_place_of_the_start_token(monkeypatch):
+    lm, found = make('llama'), []
+    rows = padded([[[0, 5, 9, 30, 31]], [[0, 77, 12]]])
+    monkeypatch.setattr(generative_adapter, '_fit', lambda parameters, rows, said, *rest: found.append(said(rows[:, 0])))
+    for x, s, ours in zip(rows[:, 0], fit_soft_tokens(lm, rows, tokens=3), found[0]):
+        ids = x[x >= 0][1:]
+        logits = lm.model(inputs_embeds=torch.cat([s.to(lm.dtype), lm.embeddings(ids)])[None]).logits[0, 2:-1]                       # the first token is said after the last soft one
+        assert torch.allclose(ours[:len(ids)], -torch.nn.functional.cross_entropy(logits.float(), ids, reduction='none'), atol=1e-5)
+
+# --- half precision
+
+def test_what_was_made_in_single_precision_is_taken_in_half(tmp_path):
+    whole, half = (load_lm('llama', dtype, 'cpu') for dtype in ('fp32', 'bf16'))
+    shipped, g = data_path('zoo', 'adapter'), load_generator(data_path('zoo', 'adapter'), half)
+    told = Memory(half, g).add('Bella is a fox. Bella lives by the lake.').adapter()
+    assert all(p.dtype == torch.float32 for p in g.parameters()) and len(answers(half, ['where does Bella live?'], told)) == 1
+    near = Memory(whole, load_generator(shipped, whole)).add('Bella is a fox. Bella lives by the lake.').adapter()
+    save_adapter(near, whole, tmp_path/'whole'); back = load_adapter(tmp_path/'whole', half)
+    with adapted(half, back): assert half.model(input_ids=IDS).logits.isfinite().all()
+    save_adapter(told, half, tmp_path/'half')
+    for call in (lambda: load_adapter(tmp_path/'half', whole), lambda: Memory(half, load_generator(shipped, whole)), lambda: load_generator(shipped, replace(half, name='opt')), lambda: load_generator(shipped, replace(half, name='nobody')), lambda: load_generator(shipped, load_lm('llama-random', 'bf16', 'cpu'))):
+        with pytest.raises(BadInput) as e: call()
+        assert 'another language model' in str(e.value) and ('bfloat16' in str(e.value) or 'float32' in str(e.value)) and '\n' not in str(e.value)
+    moved = make('llama').model.to(torch.bfloat16)                                                                        # bears the name, and other weights
+    with pytest.raises(BadInput, match='another language model'): load_generator(shipped, LM(moved, TOKENIZER, 'llama', fingerprint(moved)))
+
+def test_embeddings_and_soft_tokens_in_half_precision():
+    lm = load_lm('llama', 'bf16', 'cpu'); torch.manual_seed(0)
+    g = Generator(lm, width=8, rank=4)
+    state = read_context(lm, g, torch.randn(2, 5, lm.width))
+    assert state.shape == (2, 6, 8, 8) and state.dtype == torch.float32 and state.isfinite().all()
+    rows = padded([[[0, 5, 9, 30]], [[0, 31, 77]]])
+    soft = fit_soft_tokens(lm, rows, tokens=3, steps=2)
+    assert soft.shape == (2, 3, lm.width) and soft.dtype == torch.float32 and len(answers(lm, ['why?', 'who?'], images=soft)) == 2
+    assert len(fit_lora(lm, rows, rank=2, steps=2)) == 2
 
 # --- texts that teach themselves
 
