@@ -502,6 +502,32 @@ def _adapt(
     print(f"{memory.tokens:,} tokens read; kept: weights of rank {memory.generator.rank}, {adapter.nbytes/1000:,.0f} kilobytes{'' if save is None else f': {save}'}")
     return 0
 
+# %% ../nbs/90_cli.ipynb #exp00001
+@app.command('explain')
+def _explain(
+    question: Annotated[str, typer.Argument(metavar='QUESTION', help='What is asked, in quotes.')],
+    choices: Annotated[list[str], typer.Argument(metavar='--choices A B ...', help='Two choices or more, each in quotes if it has several words.', show_default=False)] = None,
+    marked: Annotated[bool, typer.Option('--choices', help='The choices follow.', show_default=False)] = False,
+    reasoner: Annotated[Path, typer.Option(metavar='DIR', help='A trained reasoning model; by default the one that ships.')] = None,
+    lm: Annotated[str, typer.Option(metavar='L', help='Language model that the reasoning model was trained with: a name that ships, a folder or a hub id.')] = 'llama',
+    device: Annotated[str, _model['device']] = None,
+    dtype: Annotated[str, _model['dtype']] = None,
+) -> int:
+    "Answer a question with choices, with a rationale for each choice, and say what the rationales change."
+    from frozen_nb.frozen import BadInput, data_path
+    question, choices = ' '.join(question.split()), tuple(' '.join(c.split()) for c in choices or ())
+    from frozen_nb.menagerie import MCQ
+    from frozen_nb.pinto import check_question, explain, load_reasoner
+    from frozen_nb.zoo import load_lm
+    check_question(MCQ(question, choices, None, (), 'own'))
+    if reasoner is None and not (reasoner := data_path('zoo', 'pinto')).is_dir(): raise BadInput('no reasoning model ships here; give one with --reasoner DIR (frozen-nb fit pinto trains it)')
+    found = explain(load_reasoner(reasoner, device), load_lm(lm, dtype, device), question, choices)
+    wide = max(map(len, found.choices))
+    for c, why, p, q in zip(found.choices, found.rationales, found.probabilities, found.without): print(f'{c:{wide}}  {p:.2f}  ({q:.2f})  {why}')
+    instead = found.choices[int(found.without.argmax())]
+    print(f"answer: {found.answer}; without the rationales: {'the same' if instead == found.answer else instead} (in brackets)")
+    return 0
+
 # %% ../nbs/90_cli.ipynb #f1t00001
 class _Methods(typer.core.TyperGroup):
     "The methods that can be fitted. An unknown one is answered with those there are."
@@ -643,6 +669,36 @@ def _fit_generative_adapter(
     for name, worth in found['perplexity'].items():
         own, none = (number(x) if isinstance(x, float) else x for x in (worth['own'], worth['none']))
         print(f'held out, {name}: perplexity {own} with the adapter, {none} without')
+    return 0
+
+# %% ../nbs/90_cli.ipynb #f1t00015
+@_fit.command('pinto')
+def _fit_pinto(
+    data: Annotated[Path, typer.Option(metavar='FILE', help='A JSON object a line: "question", "choices" (a list), and "answer" (a choice, or its number from 0).')],
+    out: Annotated[Path, typer.Option(metavar='DIR', help='Where the reasoning model goes.')],
+    lm: Annotated[str, typer.Option(metavar='L', help='Language model that is prompted for rationales: a name that ships, a folder or a hub id.')] = 'llama',
+    prompt: Annotated[str, typer.Option(metavar='P', help='csqa, strategy, obqa or qasc, or a JSON file with examples, line and stop.')] = 'obqa',
+    t5: Annotated[str, typer.Option(metavar='T', help='T5 that is trained: a name that ships, a folder or a hub id.')] = 't5',
+    own: Annotated[bool, typer.Option('--own', help='Take the "rationales" of the file, one a choice, in place of prompting.')] = False,
+    weight: Annotated[float, typer.Option(metavar='X', min=0, help='Of the loss on damaged rationales; 0: no regularization.')] = 1.,
+    steps: Annotated[int, typer.Option(metavar='N', min=1, help="Training steps; by default the recipe's, 150.")] = None,
+    batch: Annotated[int, typer.Option(metavar='N', min=1, help='Questions in a step.')] = 16,
+    lr: Annotated[float, typer.Option(metavar='X', min=1e-12, help="Highest learning rate; by default the recipe's.")] = None,
+    tokens: Annotated[int, typer.Option(metavar='N', min=1, help='Of a rationale, at most.')] = 48,
+    length: Annotated[int, typer.Option(metavar='N', min=8, help='Tokens that the T5 reads, at most.')] = 128,
+    seed: Annotated[int, typer.Option(metavar='N', min=0, help='Of the order of the questions and of the damage.')] = 0,
+    device: Annotated[str, _model['device']] = None,
+    dtype: Annotated[str, _model['dtype']] = None,
+) -> int:
+    "Train a reasoning model on questions with choices. Says what it is worth on a tenth of them, held out. The same command goes on where it was stopped."
+    from dataclasses import replace
+    from frozen_nb.claims import paired_bootstrap
+    from frozen_nb.pinto import RECIPE, Regularizer, fit_questions
+    steps = steps or RECIPE.steps
+    config = replace(RECIPE, steps=steps, warmup=min(RECIPE.warmup, steps // 10), seed=seed, checkpoint_every=50, lr=lr or RECIPE.lr)
+    found = fit_questions(data, out, lm, prompt, t5, config, Regularizer(weight=weight), batch, device, dtype, tokens, length, own)
+    print(f"{found['questions']:,} questions, {found['held_out']:,} of them held out; {steps:,} steps: {out}")
+    for name, right in found['right'].items(): print(f"held out, {name}: {f'{paired_bootstrap(right)}' if len(right) > 1 else f'{right.mean():.2f}'} right; chance {found['chance']:.2f}")
     return 0
 
 # %% ../nbs/90_cli.ipynb #ea70dad4

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tokenize', 'cider_d', 'bleu', 'mentions', 'attribute_recall', 'wu_palmer', 'normalise_answer', 'vqa_accuracy',
            'average_precision', 'mask_overlap', 'mask_iou', 'cumulative_iou', 'average_recall', 'pointing_hits',
-           'grid_oracle']
+           'grid_oracle', 'leakage_adjusted_simulatability']
 
 # %% ../nbs/05_metrics.ipynb #0c4682e6
 import re
@@ -253,3 +253,14 @@ def grid_oracle(
     union = true.sum((1, 2))[:, None] + cell*np.arange(1, h*w + 1) - intersection
     best = (intersection/union).argmax(1)
     return intersection[np.arange(K), best].astype(float), union[np.arange(K), best].astype(float)
+
+# %% ../nbs/05_metrics.ipynb #las00001
+def leakage_adjusted_simulatability(
+    both,      # (N,), 1 where the simulator guesses the model's answer from question and rationale
+    question,  # (N,), likewise from the question alone
+    rationale, # (N,), likewise from the rationale alone: 1 is a rationale that leaks
+) -> float:    # from -1 to 1
+    "LAS: the mean over leaking and other rationales of how much better the guesses get by the rationale (Hase et al. 2020, equation 1). A group without members is left out."
+    both, question, rationale = (np.asarray(x, float) for x in (both, question, rationale))
+    if not both.shape == question.shape == rationale.shape or not both.size: raise BadInput(f'guesses of {both.shape}, {question.shape} and {rationale.shape} items: give the same items three times, one or more')
+    return float(np.mean([(both - question)[group].mean() for group in (rationale > .5, rationale <= .5) if group.any()]))

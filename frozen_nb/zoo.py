@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RANDOM', 'shipped', 'weight_files', 'configuration', 'hub_reachable', 'hub_folder', 'Found', 'find_model',
-           'load_tokenizer', 'LM', 'load_lm', 'to_rgb', 'open_image', 'visual_tokens', 'pool_tokens', 'Encoder',
-           'load_encoder', 'clip_vision_model', 'messages', 'LMM', 'load_lmm', 'sam_model', 'sam_shape', 'SAM',
-           'load_sam', 'Card', 'card', 'zoo']
+           'load_tokenizer', 'LM', 'load_lm', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'open_image', 'visual_tokens',
+           'pool_tokens', 'Encoder', 'load_encoder', 'clip_vision_model', 'messages', 'LMM', 'load_lmm', 'sam_model',
+           'sam_shape', 'SAM', 'load_sam', 'Card', 'card', 'zoo']
 
 # %% ../nbs/02_zoo.ipynb #021933e7
 import difflib, hashlib, inspect, json, logging, math, re, sys, warnings
@@ -33,7 +33,7 @@ from torch import nn
 from timm.models.nfnet import NormFreeNet
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.utils.transforms import ResizeLongestSide
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM, AutoProcessor, AutoTokenizer
 
 # %% ../nbs/02_zoo.ipynb #b1b6e223
 def _read_json(path):
@@ -114,14 +114,14 @@ def _wanted(files, weights=True):
     return kept + (safe or pickles) * weights
 
 # %% ../nbs/02_zoo.ipynb #ab2bb639
-_needs = dict(lm='config.json, model.safetensors and tokenizer.json', lmm='config.json, processor_config.json, tokenizer.json and model.safetensors', sam='model.safetensors or sam_vit_*.pth', encoder='config.json, preprocessor_config.json and model.safetensors',
+_needs = dict(lm='config.json, model.safetensors and tokenizer.json', seq2seq='config.json, model.safetensors and tokenizer.json', lmm='config.json, processor_config.json, tokenizer.json and model.safetensors', sam='model.safetensors or sam_vit_*.pth', encoder='config.json, preprocessor_config.json and model.safetensors',
               timm='config.json and model.safetensors', open_clip='open_clip_config.json and open_clip_model.safetensors')
 _stand_ins = dict(lm=dict(opt='opt'), encoder=dict(ft22k='beit-ft', beit='beit', nf='nfnet', timesformer='timesformer') | {'/ast-': 'ast'})
 
 def _unreachable(repo, kind, library=None):
     why = 'HF_HUB_OFFLINE is set' if constants.is_offline_mode() else f'{constants.ENDPOINT} cannot be reached'
     words = _stand_ins.get(kind, {})
-    stand_in = next((words[word] for word in words if word in repo.lower()), dict(lm='llama', encoder='clip', lmm='llava', sam='sam').get(kind))
+    stand_in = next((words[word] for word in words if word in repo.lower()), dict(lm='llama', encoder='clip', lmm='llava', sam='sam', seq2seq='t5').get(kind))
     needs = _needs[library or ('timm' if repo.startswith('timm/') else kind if kind in _needs else 'lm')]
     shipped_one = f", or use '{stand_in}', which ships" if stand_in else ''
     return BadInput(f"{repo}: not in the local cache, and {why}; put its {needs} into a folder and give that folder as the name{shipped_one}")
@@ -283,6 +283,25 @@ class LM:
     dtype = property(lambda self: self.embeddings.weight.dtype)
 
 # %% ../nbs/02_zoo.ipynb #55ba3e5e
+_mappings = transformers.models.auto.modeling_auto
+_text_models = dict(lm=(AutoModelForCausalLM, _mappings.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, 'a causal language model', 'a Llama'),
+                    seq2seq=(AutoModelForSeq2SeqLM, _mappings.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, 'an encoder-decoder language model', 'a T5'))
+
+def _text_model(name, kind, dtype, device, tokenizer):
+    "Model, tokenizer, name and fingerprint of a language model of this kind."
+    device, dtype = pick_device(device), pick_dtype(dtype, device)
+    auto, types, what, example = _text_models[kind]
+    found = find_model(name, kind)
+    library, config = configuration(found.folder)
+    if library != 'transformers': raise BadInput(f"{name}: a model of {library}, not a language model; image encoders are loaded with load_encoder")
+    if config['model_type'] not in types: raise BadInput(f"{name}: a model of type '{config['model_type']}' is not {what}; take one such as {', '.join(shipped(kind)) or example}")
+    tokenizer = load_tokenizer(found.folder if tokenizer is None else tokenizer)
+    model = _ready(_from_transformers(found, auto, dtype).to(device), name)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise BadInput(f'{name}: the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().num_embeddings} embeddings; take the tokenizer that the model was trained with')
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer, str(name), fingerprint(model)
+
 def load_lm(
     name: str,      # shipped name, folder or hub id; with '-random' the architecture with random weights, the same at every call
     dtype=None,     # 'fp32' (default), 'bf16', 'fp16'
@@ -290,18 +309,20 @@ def load_lm(
     tokenizer=None, # in place of the model's own: a name, a folder, or a tokenizer
 ) -> LM:
     "A causal language model, frozen. Raises `BadInput` in one line for everything that can be wrong with a name or a folder."
-    device, dtype = pick_device(device), pick_dtype(dtype, device)
-    found = find_model(name, 'lm')
-    library, config = configuration(found.folder)
-    if library != 'transformers': raise BadInput(f"{name}: a model of {library}, not a language model; image encoders are loaded with load_encoder")
-    if config['model_type'] not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise BadInput(f"{name}: a model of type '{config['model_type']}' is not a causal language model; take one such as {', '.join(shipped('lm')) or 'a Llama'}")
-    tokenizer = load_tokenizer(found.folder if tokenizer is None else tokenizer)
-    model = _ready(_from_transformers(found, AutoModelForCausalLM, dtype).to(device), name)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise BadInput(f'{name}: the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().num_embeddings} embeddings; take the tokenizer that the model was trained with')
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return LM(model, tokenizer, str(name), fingerprint(model))
+    return LM(*_text_model(name, 'lm', dtype, device, tokenizer))
+
+# %% ../nbs/02_zoo.ipynb #s2s00001
+class Seq2Seq(LM):
+    "A frozen encoder-decoder language model with its tokenizer."
+
+def load_seq2seq(
+    name: str,      # shipped name, folder or hub id; '-random' as for `load_lm`
+    dtype=None,     # 'fp32' (default), 'bf16', 'fp16'
+    device=None,    # 'cpu', 'cuda' ...; by default CUDA where there is one
+    tokenizer=None, # in place of the model's own: a name, a folder, or a tokenizer
+) -> Seq2Seq:
+    "An encoder-decoder language model such as a T5, frozen. Raises `BadInput` as `load_lm` does."
+    return Seq2Seq(*_text_model(name, 'seq2seq', dtype, device, tokenizer))
 
 # %% ../nbs/02_zoo.ipynb #0379b53c
 def to_rgb(

@@ -10,8 +10,9 @@ from frozen_nb.claims import ClaimsTable, load_records, stale, unmet
 from frozen_nb.frozen import data_path, fingerprint
 from frozen_nb.flmm import load_grounder
 from frozen_nb.generative_adapter import load_generator
+from frozen_nb.pinto import load_reasoner
 from frozen_nb.prefix import load_map
-from frozen_nb.zoo import card, load_encoder, load_lm, load_lmm, load_sam, shipped
+from frozen_nb.zoo import card, load_encoder, load_lm, load_lmm, load_sam, load_seq2seq, shipped
 
 def committed():
     "The files of this checkout that git does not ignore; without git, all but the usual leftovers."
@@ -83,6 +84,7 @@ def test_what_ships_is_small():
 def test_card_has_the_fingerprint_of_its_weights(name):
     seen = dict(lm=lambda: load_lm(name, device='cpu').fingerprint, encoder=lambda: load_encoder(name, device='cpu').fingerprint, map=lambda: fingerprint(load_map(data_path('zoo', name))),
                 lmm=lambda: load_lmm(name, device='cpu').fingerprint, sam=lambda: load_sam(name, device='cpu').fingerprint, head=lambda: fingerprint(load_grounder(data_path('zoo', name), device='cpu').flmm),
+                seq2seq=lambda: load_seq2seq(name, device='cpu').fingerprint, reasoner=lambda: fingerprint(load_reasoner(data_path('zoo', name), 'cpu').model),
                 generator=lambda: fingerprint(load_generator(data_path('zoo', name), load_lm('llama', device='cpu'))))
     assert seen[card(name)['kind']]() == card(name)['fingerprint']
 

@@ -216,11 +216,12 @@ def test_wrong_kind(folders):
     refused(lambda: cpu(load_lm, folders.root/'clip_vit'), 'open_clip', 'load_encoder')
     refused(lambda: cpu(load_lm, folders.root/'hf_clip'), 'clip_vision_model')
     refused(lambda: cpu(load_encoder, folders.root/'llama'), 'llama', 'load_lm')
+    refused(lambda: cpu(load_seq2seq, folders.root/'llama'), "'llama' is not an encoder-decoder", 't5'); refused(lambda: cpu(load_lm, 't5'), "'t5' is not a causal language model", 'llama')
     refused(lambda: cpu(load_lm, folders.root/'llama', dtype='fp12'), 'fp12')
     refused(lambda: load_lm(folders.root/'llama', device='abacus'), 'abacus')
 
 @pytest.mark.parametrize('load,name,words', [
-    (load_lm, 'EleutherAI/gpt-j-6b', ['config.json, model.safetensors and tokenizer.json', "'llama'"]), (load_lm, 'facebook/opt-1.3b', ["'opt'"]),
+    (load_lm, 'EleutherAI/gpt-j-6b', ['config.json, model.safetensors and tokenizer.json', "'llama'"]), (load_lm, 'facebook/opt-1.3b', ["'opt'"]), (load_seq2seq, 'google-t5/t5-base', ['config.json, model.safetensors and tokenizer.json', "'t5'"]),
     (load_encoder, 'timm/nf_resnet50.ra2_in1k', ['config.json and model.safetensors', "'nfnet'"]), (load_encoder, 'RN50x16/openai', ['open_clip_config.json', "'clip'"]),
     (load_encoder, 'microsoft/beit-large-patch16-224-pt22k-ft22k', ['preprocessor_config.json', "'beit-ft'"]),
     (load_encoder, 'facebook/timesformer-base-finetuned-k600', ['preprocessor_config.json', "'timesformer'"]), (load_encoder, 'MIT/ast-finetuned-audioset-10-10-0.4593', ["'ast'"])])
@@ -634,7 +635,7 @@ def test_squash_takes_the_whole_image(folders):
 
 # What ships
 
-LOADERS = dict(lm=load_lm, encoder=load_encoder, lmm=load_lmm, sam=load_sam)
+LOADERS = dict(lm=load_lm, seq2seq=load_seq2seq, encoder=load_encoder, lmm=load_lmm, sam=load_sam)
 
 @pytest.mark.parametrize('name', [name for kind in LOADERS for name in shipped(kind)])
 def test_shipped_models_match_their_cards(name):

@@ -1,0 +1,250 @@
+"Rationales by every family, the store, what is read and scored, damage, and bad input."
+import copy, json, multiprocessing, sqlite3, warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+from frozen_nb import pinto
+from frozen_nb.frozen import BadInput, fingerprint, freeze, tensor_hashes
+from frozen_nb.menagerie import MCQ, mcq
+from frozen_nb.pinto import *
+from frozen_nb.training import TrainConfig
+from frozen_nb.zoo import LM, Seq2Seq, load_lm, load_seq2seq, load_tokenizer
+
+SIZES = dict(vocab_size=1408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=256, pad_token_id=1, bos_token_id=0, eos_token_id=0)
+FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2))
+TOKENIZER, T5_TOKENIZER = load_tokenizer('llama'), load_tokenizer('t5')
+PROMPT = Prompt('Question: what? Choices: fox, cow. Choice: fox. Thought: The fox runs.\n', 'Question: {question} Choices: {choices}. Choice: {choice}. Thought:', ('\n', '.'))
+
+def make(family, seed=0):
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES | FAMILIES[family])).double().eval()
+    for p in model.parameters(): torch.nn.init.normal_(p, mean=float(p.ndim == 1), std=.4)
+    freeze(model)
+    return LM(model, TOKENIZER, family, fingerprint(model))
+
+def make_t5(kind='t5', dropout=0., seed=0):
+    torch.manual_seed(seed)
+    config, cls = dict(t5=(T5Config, T5ForConditionalGeneration), mt5=(MT5Config, MT5ForConditionalGeneration), v1_1=(T5Config, T5ForConditionalGeneration))[kind]
+    model = cls(config(vocab_size=1472, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=dropout, pad_token_id=1, eos_token_id=0, decoder_start_token_id=1, **dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False) if kind != 't5' else {}))
+    freeze(model)
+    return Seq2Seq(model, T5_TOKENIZER, kind, fingerprint(model))
+
+@pytest.fixture(scope='module')
+def t5(): return make_t5()
+
+# Rationales
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_sharing_changes_no_word(family):
+    lm = make(family); before = tensor_hashes(lm.model)
+    rows = [PROMPT.ask(m, k) for m in (mcq(0, 'csqa'), mcq(1, 'qasc'), mcq(2, 'strategy')) for k in range(2)]
+    shared = continuations(lm, PROMPT.examples, rows, ('\0',), 6)
+    assert shared == continuations(lm, PROMPT.examples, rows, ('\0',), 6, shared=False) == continuations(lm, PROMPT.examples, rows, ('\0',), 6, batch_size=4)
+    assert len(set(shared)) > 1 and tensor_hashes(lm.model) == before
+
+def test_a_stop_string_ends_a_rationale():
+    lm = load_lm('llama', device='cpu'); m = mcq(0, 'obqa')
+    long = continuations(lm, read_prompt('obqa').examples, [read_prompt('obqa').ask(m, 0)], ('\0',), 30)[0]
+    short = continuations(lm, read_prompt('obqa').examples, [read_prompt('obqa').ask(m, 0)], (':',), 30)[0]
+    assert ':' in long and short == long.split(':')[0] and continuations(lm, 'x', [], ('\n',)) == []
+
+def test_the_answer_has_no_way_in():
+    lm = make('llama'); m = mcq(0, 'csqa')
+    assert len({rationalize(lm, [replace(m, answer=a, rationales=('gold',)*5)], PROMPT, 6, store=False)[0] for a in (None, 0, 1, 2, 3, 4)}) == 1
+
+def test_said_once(tmp_path, monkeypatch):
+    lm, ms, calls, real = make('llama'), [mcq(i, 'strategy') for i in range(3)], [], pinto.continuations
+    monkeypatch.setattr(pinto, 'continuations', lambda lm, prefix, rows, *a, **k: calls.extend(rows) or real(lm, prefix, rows, *a, **k))
+    first = rationalize(lm, ms[:2], PROMPT, 6, store=tmp_path); n = len(calls)
+    assert rationalize(lm, ms, PROMPT, 6, store=tmp_path)[:2] == first and len(calls) == n + 2 and len(set(calls)) == len(calls)
+    rationalize(lm, ms, PROMPT, 7, store=tmp_path); rationalize(make('llama', 1), ms, PROMPT, 6, store=tmp_path); rationalize(lm, ms, replace(PROMPT, stop=('?',)), 6, store=tmp_path)
+    assert len(calls) == n + 2 + 3*6 and len(list(tmp_path.glob('*.sqlite'))) == 4                                  # another length, model or prompt is another file
+
+def test_a_kill_between_batches_loses_only_the_batch(tmp_path, monkeypatch):
+    lm, ms, real = make('llama'), [mcq(i, 'csqa') for i in range(4)], pinto.continuations
+    done = []
+    def once(lm, prefix, rows, *a, **k):
+        if done: raise KeyboardInterrupt
+        done.extend(rows); return real(lm, prefix, rows, *a, **k)
+    monkeypatch.setattr(pinto, 'continuations', once)
+    with pytest.raises(KeyboardInterrupt): rationalize(lm, ms, PROMPT, 6, 2, store=tmp_path)
+    assert len(Rationales(lm, PROMPT, 6, tmp_path).get(done)) == len(done) == 8
+
+def _write(folder, i):
+    lm = type('lm', (), dict(fingerprint='x'))
+    for k in range(20): Rationales(lm, PROMPT, 6, folder).put({f'{i}/{k}': str(k), 'both': 'same'})
+
+def test_several_processes_write_one_file(tmp_path):
+    ps = [multiprocessing.get_context('spawn').Process(target=_write, args=(tmp_path, i)) for i in range(3)]
+    for p in ps: p.start()
+    for p in ps: p.join()
+    assert [p.exitcode for p in ps] == [0]*3
+    found = Rationales(type('lm', (), dict(fingerprint='x')), PROMPT, 6, tmp_path).get([f'{i}/{k}' for i in range(3) for k in range(20)] + ['both', 'none'])
+    assert len(found) == 61
+
+def test_a_damaged_store_is_named(tmp_path):
+    lm = make('llama'); kept = Rationales(lm, PROMPT, 6, tmp_path); kept.path.write_bytes(b'nothing of the kind'*100)
+    with pytest.raises(BadInput, match=f'{kept.path.name}.*delete it'): rationalize(lm, [mcq(0)], PROMPT, 6, store=tmp_path)
+
+def test_too_long_for_the_model():
+    lm = make('llama')
+    with pytest.raises(BadInput, match='of llama: take fewer examples'): rationalize(lm, [mcq(0)], replace(PROMPT, examples=PROMPT.examples*20), store=False)
+
+# Prompts and questions
+
+@pytest.mark.parametrize('line, words', [('Q: {choice}', 'no place for the question'), ('Q: {question}', 'no place for the choice'), ('{question} {choice} {answer}', r'\{answer\} that nothing'), ('{question} {choice', 'prompt'), ('{question} {choice} {}', 'nothing goes into')])
+def test_a_prompt_with_missing_places(tmp_path, line, words):
+    (tmp_path/'p.json').write_text(json.dumps(dict(examples='', line=line, stop=['\n'])))
+    with pytest.raises(BadInput, match=words): read_prompt(tmp_path/'p.json')
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"line": 3}', '{"line": "{question} {choice}", "examples": 4}', '{"line": "{question} {choice}", "stop": [""]}'])
+def test_no_prompt(tmp_path, text):
+    (tmp_path/'p.json').write_text(text)
+    with pytest.raises(BadInput): read_prompt(tmp_path/'p.json')
+    with pytest.raises(BadInput, match='no such prompt; give a file, or one of csqa, obqa, qasc, strategy'): read_prompt('nowhere')
+
+@pytest.mark.parametrize('row, words', [
+    (dict(question='what?', choices=[], answer=0), 'no choices'), (dict(question='what?', choices=['a'], answer=0), 'one choice'), (dict(question='what?', choices=['a', 'A '], answer=0), 'is there twice'),
+    (dict(question='what?', choices=['a', ' '], answer=0), 'blank'), (dict(question='what?', choices=['a', 'b']), 'no answer'), (dict(question='what?', choices=['a', 'b'], answer=2), 'number 2 of 2'),
+    (dict(question='what?', choices=['a', 'b'], answer='c'), 'none of the choices'), (dict(question='what?', choices=['a', 'b'], answer=True), 'neither'), (dict(question='what?', choices=['a', 'b'], answer=1.5), 'neither'), (dict(question=' ', choices=['a', 'b'], answer=0), 'without words'),
+    (dict(question='what?', choices='ab', answer=0), 'no list'), (dict(choices=['a', 'b']), 'question'), ([], 'question'), (dict(question='what?', choices=['a', 'b'], answer=0, rationales=['x']), '1 rationales for 2'), (dict(question='what?', choices=[str(i) for i in range(27)], answer=0), '26')])
+def test_questions_that_cannot_be_used(tmp_path, row, words):
+    with pytest.raises(BadInput, match=words): as_question(row)
+    good = dict(question='which?', choices=['fox', 'cow'], answer='cow')
+    (tmp_path/'q.jsonl').write_text(f'{json.dumps(good)}\n\nno json\n{json.dumps(row)}\n')
+    with pytest.warns(UserWarning, match='2 of 3 lines passed over; line 3: no JSON'): assert [m.answer for m in read_questions(tmp_path/'q.jsonl')] == [1]
+    (tmp_path/'q.jsonl').write_text(json.dumps(row))
+    with pytest.warns(UserWarning), pytest.raises(BadInput, match='no question that can be used'): read_questions(tmp_path/'q.jsonl')
+
+def test_no_file_of_questions(tmp_path):
+    with pytest.raises(BadInput, match='no such file'): read_questions(tmp_path/'nowhere.jsonl')
+    with pytest.raises(BadInput, match='no such file'): read_questions(tmp_path)
+    (tmp_path/'a').write_bytes(b'\xff\xfe\xff')
+    with pytest.raises(BadInput, match='UTF-8'): read_questions(tmp_path/'a')
+
+# What is read, and how it scores
+
+GROUP = [mcq(0, 'csqa'), mcq(1, 'strategy'), mcq(2, 'qasc')]
+WHYS = [m.rationales for m in GROUP]
+
+@pytest.mark.parametrize('kind', ['t5', 'mt5', 'v1_1'])
+def test_scores_of_every_t5(kind):
+    t5 = make_t5(kind); model = copy.deepcopy(t5.model).double(); e = encode_questions(T5_TOKENIZER, GROUP, WHYS)
+    with torch.no_grad(): together, alone = choice_scores(model, e), [choice_scores(model, encode_questions(T5_TOKENIZER, [m], [w]))[0] for m, w in zip(GROUP, WHYS)]
+    assert all(torch.allclose(s[:len(a)], a, atol=1e-9) and (s[len(a):] == -torch.inf).all() for s, a in zip(together, alone))
+    ids, m = e.ids[0, 1][e.mask[0, 1]], GROUP[0]
+    target = T5_TOKENIZER(m.choices[1], add_special_tokens=False, return_tensors='pt').input_ids
+    with torch.no_grad(): by_hand = -model(input_ids=ids[None], labels=target).loss                                  # the mean over the tokens of the choice
+    assert torch.allclose(together[0, 1].double(), by_hand.double(), atol=1e-5)
+    p = probabilities(model, e, batch_size=2)
+    assert np.allclose(p.sum(1), 1) and (p[1, 2:] == 0).all() and np.allclose(p, probabilities(model, e))
+
+def test_what_is_read(t5):
+    m = MCQ('what runs?', ('fox', 'cow'), 0, (), 'own'); e = encode_questions(T5_TOKENIZER, [m], [('It runs.', 'It does not.')])
+    read = [T5_TOKENIZER.decode(e.ids[0, k][e.mask[0, k]]) for k in range(2)]
+    assert read == ['Question: what runs? Answer Choices: (a) fox (b) cow. Explanation: It runs.', 'Question: what runs? Answer Choices: (a) fox (b) cow. Explanation: It does not.']
+    assert T5_TOKENIZER.decode(e.ids[0, 1][e.rationale[0, 1]]) == ' Explanation: It does not.' and T5_TOKENIZER.decode(e.ids[0, 0][e.question[0, 0]]) == 'Question: what runs?'
+    assert not encode_questions(T5_TOKENIZER, [m]).rationale.any() and e.gold.tolist() == [0] and encode_questions(T5_TOKENIZER, [replace(m, answer=None)]).gold.tolist() == [-1]
+
+def test_long_and_empty_rationales_are_said(t5):
+    m = MCQ('what runs?', ('fox', 'cow'), 0, (), 'own')
+    with pytest.warns(UserWarning, match='^1 rationales do not fit into 32 tokens'): e = encode_questions(T5_TOKENIZER, [m], [('so ' * 80, 'It does not.')], length=32)
+    assert e.ids.shape[2] == 32 and e.cut == 1 and e.mask[0, 0].all()
+    with pytest.warns(UserWarning, match='^1 rationales are empty'): e = encode_questions(T5_TOKENIZER, [m], [('', 'It does not.')])
+    with torch.no_grad(): assert torch.allclose(choice_scores(t5.model, e)[0, 0], choice_scores(t5.model, encode_questions(T5_TOKENIZER, [m]))[0, 0], atol=1e-5)
+    with pytest.raises(BadInput, match='question and choices take'): encode_questions(T5_TOKENIZER, [replace(m, question='so '*80)], length=32)
+    with pytest.raises(BadInput, match='as many rationales as choices'): encode_questions(T5_TOKENIZER, [m], [('one',)])
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_damage(seed, mask_prob, mask_ratio, replace_ratio):
+    e = encode_questions(T5_TOKENIZER, GROUP, WHYS); d = damaged(e, np.random.default_rng(seed), 1408, mask_prob, mask_ratio, replace_ratio)
+    n, hidden, other = e.rationale.sum(2), (d.mask != e.mask), (d.ids != e.ids)
+    assert not (hidden & ~e.rationale).any() and not (other & ~e.rationale).any() and not (hidden.any(2) & other.any(2)).any()
+    masked = hidden.sum(2) == (mask_ratio*n.double() + 1e-9).floor()
+    assert (masked | (hidden.sum(2) == 0)).all() and (other.sum(2) <= (replace_ratio*n.double() + 1e-9).floor()).all()
+    assert (d.ids.max() < 1408) and torch.equal(d.targets, e.targets)
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 6), st.floats(0, 1), st.integers(0, 10**6))
+def test_smoothing(K, eps, seed):
+    s, gold = torch.randn(4, K, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), torch.arange(4) % K
+    wide = torch.cat([s, torch.full((4, 2), -torch.inf, dtype=s.dtype)], 1)                                           # choices that are not there change nothing
+    for spread in SPREADS: assert torch.allclose(smoothed_loss(s, gold, eps, spread), smoothed_loss(wide, gold, eps, spread))
+    assert torch.allclose(smoothed_loss(s, gold, eps), F.cross_entropy(s, gold, label_smoothing=eps))
+    p = s.log_softmax(1); right = p.gather(1, gold[:, None])[:, 0]
+    assert torch.allclose(smoothed_loss(s, gold, eps, 'others'), -((1 - eps)*right + eps*(p.sum(1) - right)/(K - 1)).mean())
+
+def test_no_such_spread():
+    with pytest.raises(BadInput, match='all or others'): smoothed_loss(torch.zeros(1, 2), torch.tensor([0]), .1, 'some')
+
+# Training, and what is kept
+
+QUESTIONS = [mcq(i, 'strategy', seed=4) for i in range(12)]
+def read(): return encode_questions(T5_TOKENIZER, QUESTIONS, [m.rationales for m in QUESTIONS])
+SHORT = TrainConfig(3, 1e-3, 'constant', seed=3)
+
+def test_weight_zero_is_plain_with_dropout():
+    t5 = make_t5(dropout=.1)
+    a, b = train_reasoner(t5, read(), SHORT, Regularizer(weight=0), 4), train_reasoner(t5, read(), SHORT, None, 4)
+    assert fingerprint(a) == fingerprint(b) != fingerprint(train_reasoner(t5, read(), SHORT, Regularizer(), 4)) and fingerprint(t5.model) == t5.fingerprint and not a.training
+
+def test_a_training_resumes(tmp_path):
+    t5 = make_t5(); whole = train_reasoner(t5, read(), SHORT, batch=5)
+    class Stop(Exception): pass
+    losses, real = [], pinto.smoothed_loss
+    def stopping(*a, **k):
+        losses.append(1)
+        if len(losses) == 5: raise Stop
+        return real(*a, **k)
+    pinto.smoothed_loss = stopping
+    try:
+        with pytest.raises(Stop): train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch=5, folder=tmp_path/'run')
+    finally: pinto.smoothed_loss = real
+    assert fingerprint(train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch=5, folder=tmp_path/'run')) == fingerprint(whole)
+
+def test_hidden_questions_and_no_answers(t5):
+    assert fingerprint(train_reasoner(t5, read(), SHORT, None, 4, hide_question=.5)) != fingerprint(train_reasoner(t5, read(), SHORT, None, 4))
+    with pytest.raises(BadInput, match='1 questions have no answer'): train_reasoner(t5, encode_questions(T5_TOKENIZER, [QUESTIONS[0], replace(QUESTIONS[1], answer=None)]), SHORT)
+
+def test_saved_and_loaded(t5, tmp_path):
+    lm = make('llama'); mine = Reasoner(t5.model, T5_TOKENIZER, PROMPT, lm.fingerprint, 'llama', 6, 100)
+    back = load_reasoner(save_reasoner(mine, tmp_path/'a'), 'cpu')
+    assert replace(back, model=0, tokenizer=0) == replace(mine, model=0, tokenizer=0) and np.array_equal(back.probabilities(GROUP, WHYS), mine.probabilities(GROUP, WHYS))
+    other = replace(mine, model=make_t5(seed=1).model)
+    assert fingerprint(load_reasoner(save_reasoner(other, tmp_path/'a'), 'cpu').model) == fingerprint(other.model) and sorted(p.name for p in tmp_path.iterdir()) == ['a']
+    found = explain(back, lm, 'what runs?', ['fox', 'cow'])
+    assert found.answer in ('fox', 'cow') and abs(found.probabilities.sum() - 1) < 1e-6 and len(found.rationales) == 2
+    with pytest.raises(BadInput, match='is there twice'): explain(back, lm, 'what runs?', ['fox', 'fox'])
+    with pytest.raises(BadInput, match='not of opt'): explain(back, make('opt'), 'what runs?', ['fox', 'cow'])
+
+def test_damaged_folders(t5, tmp_path):
+    mine = Reasoner(t5.model, T5_TOKENIZER, PROMPT, 'x', 'llama')
+    for name in ('pinto.json', 'model.safetensors', 'tokenizer.json', 'config.json'):
+        folder = save_reasoner(mine, tmp_path/name); (folder/name).write_text('{')
+        with pytest.raises(BadInput, match=name.split('.')[0].replace('model', 'safetensors').replace('config', 'config|JSON')): load_reasoner(folder, 'cpu')
+    save_reasoner(replace(mine, model=make_t5(seed=1).model), tmp_path/'b'); (tmp_path/'b'/'pinto.json').write_text((save_reasoner(mine, tmp_path/'c')/'pinto.json').read_text())
+    with pytest.raises(BadInput, match='copy the folder again'): load_reasoner(tmp_path/'b', 'cpu')
+    with pytest.raises(BadInput, match='no reasoning model'): load_reasoner(tmp_path/'nowhere')
+    (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'letter.txt').write_text('dear'); (tmp_path/'file').write_text('')
+    for folder, words in (('mine', 'something else'), ('file', 'a file where'), ('file/deeper', 'a file where')):
+        with pytest.raises(BadInput, match=words): save_reasoner(mine, tmp_path/folder)
+    assert (tmp_path/'mine'/'letter.txt').read_text() == 'dear'
+
+def test_own_questions(tmp_path):
+    rows = [dict(question=f'{m.question} {i % 14}', choices=m.choices, answer=m.answer, rationales=m.rationales) for i, m in enumerate(mcq(i, 'strategy', seed=9) for i in range(40))]
+    (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    found = fit_questions(tmp_path/'q.jsonl', tmp_path/'out', config=replace(SHORT, checkpoint_every=1), batch=4, device='cpu', own=True)
+    assert found['questions'] == 40 and found['chance'] == .5 and len(found['right']['with rationales']) == found['held_out'] > 0
+    assert (tmp_path/'out'/'pinto.json').is_file() and not (tmp_path/'out'/'checkpoints').exists()
+    (tmp_path/'few.jsonl').write_text('\n'.join(map(json.dumps, rows[:5])))
+    with pytest.raises(BadInput, match='5 different questions; ten or more'): fit_questions(tmp_path/'few.jsonl', tmp_path/'new')
+    del rows[3]['rationales']; (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    with pytest.raises(BadInput, match='not every question has rationales'): fit_questions(tmp_path/'q.jsonl', tmp_path/'new', own=True)
+    assert not (tmp_path/'new').exists()
