@@ -260,7 +260,7 @@ def leakage_adjusted_simulatability(
     question,  # (N,), likewise from the question alone
     rationale, # (N,), likewise from the rationale alone: 1 is a rationale that leaks
 ) -> float:    # from -1 to 1
-    "LAS: the mean over leaking and other rationales of how much better the guesses get by the rationale (Hase et al. 2020, equation 1). A group without members is left out."
+    "LAS: the mean over leaking and other rationales of how much better the guesses get by the rationale (Hase et al. 2020). A group without members is left out."
     both, question, rationale = (np.asarray(x, float) for x in (both, question, rationale))
     if not both.shape == question.shape == rationale.shape or not both.size: raise BadInput(f'guesses of {both.shape}, {question.shape} and {rationale.shape} items: give the same items three times, one or more')
     return float(np.mean([(both - question)[group].mean() for group in (rationale > .5, rationale <= .5) if group.any()]))

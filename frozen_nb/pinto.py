@@ -214,7 +214,7 @@ def encode_questions(
     rationales=None, # N tuples of K texts; None: without
     length=128,      # T, at most: a rationale that does not fit is cut
 )->Encoded:
-    "Questions, choices and rationales as tokens (section 1.3 of the card: pieces are tokenised apart, without an end token). A warning counts the rationales that are cut or empty."
+    "Questions, choices and rationales as tokens (as in the published code: pieces are tokenised apart, without an end token). A warning counts the rationales that are cut or empty."
     def ids(text): return tokenizer(text, add_special_tokens=False).input_ids
     if rationales is not None and [len(r) for r in rationales] != [len(m.choices) for m in questions]: raise BadInput('as many rationales as choices are needed, for every question')
     rows, cut, empty = [], 0, 0
@@ -270,7 +270,7 @@ def damaged(
     mask_ratio=1.,   # share of a rationale's tokens that is masked
     replace_ratio=.3,# or replaced
 )->Encoded:
-    "Rationales masked or with tokens replaced, choice by choice (section 1.4 of the card)."
+    "Rationales masked or with tokens replaced, choice by choice (counterfactual regularization; the ratios are those of the published code)."
     masked = rng.random(e.real.shape) < mask_prob
     hidden, other = _draw(e, rng, mask_ratio, masked), _draw(e, rng, replace_ratio, ~masked)
     return replace(e, mask=e.mask & ~hidden, ids=torch.where(other, torch.from_numpy(rng.integers(0, vocab, e.ids.shape)), e.ids))
@@ -293,7 +293,7 @@ def smoothed_loss(
 
 @dataclass(frozen=True)
 class Regularizer:
-    "Counterfactual regularization (section 1.4 of the card)."
+    "Counterfactual regularization, with the numbers of the published code."
     weight: float = 1.        # of the loss on damaged rationales; 0: none
     eps: float = .1           # of the target is spread
     spread: str = 'all'       # 'all' or 'others'
