@@ -9,7 +9,7 @@ __all__ = ['SLOTS', 'TENSORS', 'SPREADS', 'RECIPE', 'check_question', 'as_questi
            'load_reasoner', 'Explanation', 'explain', 'fit_questions']
 
 # %% ../nbs/15_pinto.ipynb #pin00002
-import copy, hashlib, inspect, json, os, shutil, sqlite3, string, tempfile, warnings
+import copy, hashlib, inspect, json, os, re, shutil, sqlite3, string, tempfile, warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -40,11 +40,31 @@ def check_question(
     if m.answer is not None and not 0 <= m.answer < len(choices): raise BadInput(f'{head}: its answer is number {m.answer} of {len(choices)} choices; count from 0')
     return m
 
+def _published(row):
+    "A row of CommonsenseQA, OpenBookQA or QASC in this library's form."
+    try: asked, key = row['question'], row.get('answerKey') or None; labels, choices = [c['label'] for c in asked['choices']], [c['text'] for c in asked['choices']]; stem = asked['stem']
+    except (KeyError, TypeError): raise BadInput("an object under 'question' without stem and choices with label and text") from None
+    if key is not None and key not in labels: raise BadInput(f'{stem[:60]!r}: its answer {key!r} is none of the choices')
+    return dict(question=stem, choices=choices, answer=None if key is None else labels.index(key))
+
+def _table(line):
+    "A line of a table: question with options, answer, what somebody wrote about the right choice."
+    cells = line.split('\t')
+    if len(cells) != 3: raise BadInput(f'{len(cells)} columns; a table has question with options, answer, rationale')
+    question, _, options = cells[0].replace('\\n', '\n').partition('\nOptions:')
+    choices = [re.sub(r'^-\s*', '', c.strip()) for c in options.strip().split('\n')] if options.strip() else ['yes', 'no']
+    named = [re.match(r'\(([A-Z])\)\s*', c) for c in choices]
+    answer = next((k for k, (c, m) in enumerate(zip(choices, named)) if cells[1].strip() == c or m and cells[1].strip() == f'({m[1]})'), None)
+    if answer is None: raise BadInput(f'{question[:60]!r}: its answer {cells[1].strip()!r} is none of the choices')
+    return dict(question=question, choices=[c[m.end():] if m else c for c, m in zip(choices, named)], answer=answer, rationales=[cells[2].strip() if k == answer else '' for k in range(len(choices))])
+
 def as_question(
     row,            # a dict with question, choices, answer (number from 0, or the text of a choice) and perhaps rationales
     answered=True,  # whether it has to have an answer
 )->MCQ:
-    "A question from a row of a data set. Raises `BadInput` for what cannot be used."
+    "A question from a row of a data set: this library's form, that of CommonsenseQA, OpenBookQA and QASC, or that of StrategyQA. Raises `BadInput` for what cannot be used."
+    if isinstance(row, dict) and isinstance(row.get('question'), dict): row = _published(row)
+    if isinstance(row, dict) and isinstance(row.get('answer'), bool) and 'choices' not in row: row = row | dict(choices=('yes', 'no'), answer='yes' if row['answer'] else 'no')
     if not isinstance(row, dict) or not isinstance(row.get('question'), str): raise BadInput("no object with a text under 'question'")
     if not isinstance(row.get('choices'), (list, tuple)): raise BadInput(f"{row['question'][:60]!r}: no list under 'choices'")
     choices, answer, why = tuple(map(str, row['choices'])), row.get('answer'), row.get('rationales') or ()
@@ -57,17 +77,21 @@ def as_question(
     return check_question(MCQ(row['question'], choices, answer, tuple(map(str, why)), str(row.get('dataset', 'own'))))
 
 def read_questions(
-    path,          # a file with a JSON object in each line
+    path,          # a file with a JSON object in each line; a .tsv file with question and options, answer, rationale; or a .json file with a list
     answered=True, # whether each has to have an answer
 )->list:           # of `MCQ`
     "Questions from a file. A line that cannot be used is said in a warning and passed over. Raises `BadInput` if none is left."
-    try: lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
+    try: text = Path(path).read_text(encoding='utf-8-sig'); lines = text.split('\n')
     except (FileNotFoundError, IsADirectoryError): raise BadInput(f'{path}: no such file; give one with a JSON object in each line') from None
     except UnicodeDecodeError: raise BadInput(f'{path}: not a text file in UTF-8; save it as plain text') from None
-    found, wrong = [], []
+    found, wrong, kind = [], [], Path(path).suffix
+    if kind == '.json':
+        try: lines = json.loads(text)
+        except ValueError: raise BadInput(f'{path}: not JSON; give a list of questions, or a .jsonl file with one in each line') from None
+        if not isinstance(lines, list): raise BadInput(f'{path}: no list of questions; give one, or a .jsonl file with one in each line')
     for i, line in enumerate(lines, 1):
-        if not line.strip(): continue
-        try: found.append(as_question(json.loads(line), answered))
+        if isinstance(line, str) and not line.strip(): continue
+        try: found.append(as_question(line if kind == '.json' else _table(line) if kind == '.tsv' else json.loads(line), answered))
         except ValueError as e: wrong.append(f"line {i}: {e if isinstance(e, BadInput) else 'no JSON'}")
     if wrong: warnings.warn(f'{path}: {len(wrong)} of {len(wrong) + len(found)} lines passed over; {wrong[0]}', stacklevel=2)
     if not found: raise BadInput(f"{path}: no question that can be used{'; ' + wrong[0] if wrong else ''}")

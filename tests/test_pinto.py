@@ -248,3 +248,21 @@ def test_own_questions(tmp_path):
     del rows[3]['rationales']; (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     with pytest.raises(BadInput, match='not every question has rationales'): fit_questions(tmp_path/'q.jsonl', tmp_path/'new', own=True)
     assert not (tmp_path/'new').exists()
+
+# Published formats
+
+CSQA = dict(answerKey='B', id='1', question=dict(stem='what runs?', choices=[dict(label='A', text='stone'), dict(label='B', text='fox')]))
+
+def test_published_formats(tmp_path):
+    (tmp_path/'csqa.jsonl').write_text(json.dumps(CSQA)); m = read_questions(tmp_path/'csqa.jsonl')[0]
+    assert (m.question, m.choices, m.answer, m.rationales) == ('what runs?', ('stone', 'fox'), 1, ())
+    (tmp_path/'strategy.json').write_text(json.dumps([dict(qid='1', question='do foxes run?', answer=True, facts=[]), dict(qid='2', question='do stones run?', answer=False)]))
+    assert [(m.choices, m.answer) for m in read_questions(tmp_path/'strategy.json')] == [(('yes', 'no'), 0), (('yes', 'no'), 1)]
+    (tmp_path/'q.tsv').write_text('what runs?\\nOptions:\\n- (A) stone\\n- (B) fox\t(B)\tFoxes run.\nwhat swims?\\nOptions:\\n- cow-shark\\n- 3 - 4 ducks\t3 - 4 ducks\tDucks do.\ndo stones run?\tno\tThey lie.\n')
+    assert [(m.question, m.choices, m.answer, m.rationales) for m in read_questions(tmp_path/'q.tsv')] == [('what runs?', ('stone', 'fox'), 1, ('', 'Foxes run.')), ('what swims?', ('cow-shark', '3 - 4 ducks'), 1, ('', 'Ducks do.')), ('do stones run?', ('yes', 'no'), 1, ('', 'They lie.'))]
+
+@pytest.mark.parametrize('name, text, words', [('a.jsonl', json.dumps(CSQA | dict(answerKey='C')), 'none of the choices'), ('a.jsonl', json.dumps(CSQA | dict(answerKey='')), 'no answer'), ('a.jsonl', json.dumps(dict(question=dict(stem='why?'))), 'without stem and choices'),
+    ('a.json', '{', 'not JSON'), ('a.json', '{}', 'no list'), ('a.json', '[3]', 'question'), ('a.tsv', 'one\ttwo', '2 columns'), ('a.tsv', 'what?\\nOptions:\\n- a\\n- b\tc\twhy', 'none of the choices'), ('a.tsv', 'what?\\nOptions:\\n- a\ta\twhy', 'one choice')])
+def test_published_formats_that_are_broken(tmp_path, name, text, words):
+    (tmp_path/name).write_text(text)
+    with warnings.catch_warnings(), pytest.raises(BadInput, match=words): warnings.simplefilter('ignore'); read_questions(tmp_path/name)
