@@ -408,13 +408,16 @@ def save_reasoner(
     "Save a reasoning model; the folder appears whole or not at all."
     folder = _for_a_reasoner(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as tmp:
+    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
+    try:
         with _quiet(): reasoner.model.save_pretrained(tmp); reasoner.tokenizer.save_pretrained(tmp)
         about = dict(prompt=asdict(reasoner.prompt), lm=reasoner.lm, lm_name=reasoner.lm_name, tokens=reasoner.tokens, length=reasoner.length, fingerprint=fingerprint(copy.deepcopy(reasoner.model).float()))
-        (Path(tmp)/'pinto.json').write_text(json.dumps(about, indent=1) + '\n')
-        if not folder.exists(): shutil.copytree(tmp, whole := Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-')), dirs_exist_ok=True); whole.chmod(0o755); os.replace(whole, folder)
+        (tmp/'pinto.json').write_text(json.dumps(about, indent=1) + '\n')
+        tmp.chmod(0o755)
+        if not folder.exists(): os.replace(tmp, folder)
         else:
-            for f in sorted(Path(tmp).iterdir(), key=lambda f: f.name == 'pinto.json'): os.replace(f, folder/f.name)
+            for f in sorted(tmp.iterdir(), key=lambda f: f.name == 'pinto.json'): os.replace(f, folder/f.name)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
 
 def load_reasoner(
@@ -473,13 +476,12 @@ def fit_questions(
     keys = sorted(groups, key=lambda q: hashlib.sha256(q.encode()).hexdigest())
     if len(keys) < 10: raise BadInput(f'{path}: {len(keys)} different questions; ten or more are needed, one of ten to test')
     if own and not all(m.rationales for m in questions): raise BadInput(f'{path}: not every question has rationales; leave out own=True to prompt for them')
-    held, kept = ([m for q in part for m in groups[q]] for part in (keys[:len(keys)//10], keys[len(keys)//10:]))
+    parts = {name: [m for q in some for m in groups[q]] for name, some in (('held', keys[:len(keys)//10]), ('kept', keys[len(keys)//10:]))}
     reader, t5 = load_lm(lm, dtype, device), load_seq2seq(base, device=device)
-    with guard(reader.model): why = {id(m): w for part in (kept, held) for m, w in zip(part, [m.rationales for m in part] if own else rationalize(reader, part, prompt, tokens))}
-    def encoded(part, whys=True): return encode_questions(t5.tokenizer, part, [why[id(m)] for m in part] if whys else None, length)
-    model = train_reasoner(t5, encoded(kept), config, regularizer, batch, folder=out/'checkpoints', progress=True)
-    gold = np.array([m.answer for m in held])
-    right = {name: (probabilities(model, encoded(held, whys)).argmax(1) == gold).astype(float) for name, whys in (('with rationales', True), ('without', False))}
+    with guard(reader.model): whys = {name: [m.rationales for m in part] if own else rationalize(reader, part, prompt, tokens) for name, part in parts.items()}
+    model = train_reasoner(t5, encode_questions(t5.tokenizer, parts['kept'], whys['kept'], length), config, regularizer, batch, folder=out/'checkpoints', progress=True)
+    held, gold = parts['held'], np.array([m.answer for m in parts['held']])
+    right = {name: (probabilities(model, encode_questions(t5.tokenizer, held, why, length)).argmax(1) == gold).astype(float) for name, why in (('with rationales', whys['held']), ('without', None))}
     save_reasoner(Reasoner(model, t5.tokenizer, prompt, reader.fingerprint, reader.name, tokens, length), out)
     shutil.rmtree(out/'checkpoints', ignore_errors=True)
     return dict(questions=len(questions), held_out=len(held), right=right, chance=float(np.mean([1/len(m.choices) for m in held])))
