@@ -681,7 +681,7 @@ def _fit_pinto(
     t5: Annotated[str, typer.Option(metavar='T', help='T5 that is trained: a name that ships, a folder or a hub id.')] = 't5',
     own: Annotated[bool, typer.Option('--own', help='Take the "rationales" of the file, one a choice, in place of prompting.')] = False,
     weight: Annotated[float, typer.Option(metavar='X', min=0, help='Of the loss on damaged rationales; 0: no regularization.')] = 1.,
-    steps: Annotated[int, typer.Option(metavar='N', min=1, help="Training steps; by default the recipe's, 150.")] = None,
+    steps: Annotated[int, typer.Option(metavar='N', min=1, help="Training steps; by default the recipe's, 400.")] = None,
     batch: Annotated[int, typer.Option(metavar='N', min=1, help='Questions in a step.')] = 16,
     lr: Annotated[float, typer.Option(metavar='X', min=1e-12, help="Highest learning rate; by default the recipe's.")] = None,
     tokens: Annotated[int, typer.Option(metavar='N', min=1, help='Of a rationale, at most.')] = 48,

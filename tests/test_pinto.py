@@ -184,6 +184,39 @@ def test_smoothing(K, eps, seed):
 def test_no_such_spread():
     with pytest.raises(BadInput, match='all or others'): smoothed_loss(torch.zeros(1, 2), torch.tensor([0]), .1, 'some')
 
+def test_short_choices_beside_long_ones(t5):
+    some = [MCQ('what?', ('a rather long choice of words', 'cow'), 0, (), 'own'), MCQ('what?', ('fox', 'cow', 'pig'), 1, (), 'own')]
+    e = encode_questions(T5_TOKENIZER, some)
+    assert np.allclose(probabilities(t5.model, e, batch_size=1), probabilities(t5.model, e)) and np.isfinite(train_reasoner(t5, e, TrainConfig(2, 1e-3), batch=1).shared.weight.detach().numpy()).all()
+
+# Writers and simulators
+
+def test_a_writer_learns_by_heart(tmp_path):
+    t5, pairs = make_t5(), [('one', 'the fox runs'), ('two and three and more', 'a cow'), ('four', 'so')]
+    how = dict(config=TrainConfig(150, 1e-2), batch=3)
+    model = train_writer(t5, pairs, **how, folder=tmp_path/'run')
+    reads = [a for a, _ in pairs]
+    assert written(model, T5_TOKENIZER, reads) == [b for _, b in pairs] == [written(model, T5_TOKENIZER, [r])[0] for r in reads] and not model.training
+    assert len(T5_TOKENIZER(written(model, T5_TOKENIZER, reads, tokens=1)[0]).input_ids) == 1 and written(model, T5_TOKENIZER, []) == []
+    assert fingerprint(t5.model) == t5.fingerprint and fingerprint(train_writer(t5, pairs, **how, folder=tmp_path/'run')) == fingerprint(model)
+    with pytest.raises(BadInput, match='pairs of texts'): train_writer(t5, [])
+
+@pytest.mark.parametrize('text, answer', [('It runs. So the answer is fox.', 0), ('So the answer is  Cow .', 1), ('So the answer is cow. So the answer is fox', 0), ('So the answer is mouse.', -1), ('fox', -1), ('', -1), ('So the answer is fox\nQuestion: which?', 0), ('So the answer is', -1)])
+def test_what_a_thought_comes_to(text, answer): assert answer_in(text, ('fox', 'cow')) == answer
+
+def test_views_hide_what_they_say(t5):
+    e = encode_questions(T5_TOKENIZER, GROUP, WHYS); seen = views(e)
+    assert torch.equal(seen['both'].mask, e.mask) and not (seen['question'].mask & e.rationale).any() and not (seen['rationale'].mask & e.question).any()
+    assert torch.equal(seen['question'].mask | e.rationale, e.mask) and torch.equal(seen['rationale'].mask | e.question, e.mask)
+    other = encode_questions(T5_TOKENIZER, [replace(m, question=m.question[:-1] + '!') for m in GROUP], WHYS)          # another question of as many tokens
+    assert other.ids.shape == e.ids.shape and not torch.equal(other.ids, e.ids) and np.allclose(probabilities(t5.model, views(other)['rationale']), probabilities(t5.model, seen['rationale']))
+
+def test_a_simulator_learns_answers_that_are_wrong():
+    t5, e = make_t5(), read(); wrong = 1 - e.gold
+    got = guesses(train_simulator(t5, e, wrong.numpy(), TrainConfig(200, 1e-2), batch=12), e, wrong)
+    assert got['both'].mean() > .9 and set(got) == {'both', 'question', 'rationale'} and all(g.shape == (12,) for g in got.values())
+    assert e.gold.tolist() == [m.answer for m in QUESTIONS] and fingerprint(t5.model) == t5.fingerprint
+
 # Training, and what is kept
 
 QUESTIONS = [mcq(i, 'strategy', seed=4) for i in range(12)]
