@@ -275,7 +275,7 @@ def choice_scores(
     N, K = e.real.shape
     labels = e.targets.flatten(0, 1).contiguous()
     logits = model(input_ids=e.ids.flatten(0, 1), attention_mask=e.mask.flatten(0, 1).long(), labels=labels, use_cache=False).logits
-    said = F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=-100, reduction='none')            # (N*K, U)
+    said = F.cross_entropy(logits.transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32)), labels, ignore_index=-100, reduction='none')            # (N*K, U)
     return (-said.sum(1)/(labels >= 0).sum(1)).view(N, K).masked_fill(~e.real, -torch.inf)
 
 # %% ../nbs/15_pinto.ipynb #pin00037
@@ -554,7 +554,7 @@ def fit_questions(
     for m in questions: groups.setdefault(m.question, []).append(m)                                            # the same question with other choices is on one side
     keys = sorted(groups, key=lambda q: hashlib.sha256(q.encode()).hexdigest())
     if len(keys) < 10: raise BadInput(f'{path}: {len(keys)} different questions; ten or more are needed, one of ten to test')
-    if own and not all(m.rationales for m in questions): raise BadInput(f'{path}: not every question has rationales; leave out own=True to prompt for them')
+    if own and (bare := next((m for m in questions if not m.rationales or not all(map(str.strip, m.rationales))), None)): raise BadInput(f'{path}: {bare.question[:60]!r} has no rationale for each of its choices, and one that stands alone would give the answer away: write one for each, or leave out own=True to prompt for them')
     parts = {name: [m for q in some for m in groups[q]] for name, some in (('held', keys[:len(keys)//10]), ('kept', keys[len(keys)//10:]))}
     reader, t5 = load_lm(lm, dtype, device), load_seq2seq(base, device=device)
     with guard(reader.model): whys = {name: [m.rationales for m in part] if own else rationalize(reader, part, prompt, tokens) for name, part in parts.items()}

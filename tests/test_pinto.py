@@ -279,7 +279,9 @@ def test_own_questions(tmp_path):
     (tmp_path/'few.jsonl').write_text('\n'.join(map(json.dumps, rows[:5])))
     with pytest.raises(BadInput, match='5 different questions; ten or more'): fit_questions(tmp_path/'few.jsonl', tmp_path/'new')
     del rows[3]['rationales']; (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    with pytest.raises(BadInput, match='not every question has rationales'): fit_questions(tmp_path/'q.jsonl', tmp_path/'new', own=True)
+    with pytest.raises(BadInput, match='has no rationale for each of its choices'): fit_questions(tmp_path/'q.jsonl', tmp_path/'new', own=True)
+    (tmp_path/'q.tsv').write_text('\n'.join(f'what runs {i}?\\nOptions:\\n- fox\\n- stone\tfox\tFoxes do.' for i in range(20)))    # what people wrote about the right choice alone
+    with pytest.raises(BadInput, match='would give the answer away'): fit_questions(tmp_path/'q.tsv', tmp_path/'new', own=True)
     assert not (tmp_path/'new').exists()
 
 # Published formats
