@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SLOTS', 'TENSORS', 'SPREADS', 'RECIPE', 'ANSWER', 'check_question', 'as_question', 'read_questions', 'Prompt',
-           'read_prompt', 'continuations', 'Rationales', 'rationalize', 'Encoded', 'encode_questions', 'choice_scores',
-           'damaged', 'smoothed_loss', 'Regularizer', 'train_reasoner', 'probabilities', 'train_writer', 'written',
-           'answer_in', 'views', 'train_simulator', 'guesses', 'Reasoner', 'save_reasoner', 'load_reasoner',
-           'Explanation', 'explain', 'fit_questions']
+           'read_prompt', 'continuations', 'Rationales', 'rationalize', 'Encoded', 'asked', 'encode_questions',
+           'choice_scores', 'damaged', 'smoothed_loss', 'Regularizer', 'train_reasoner', 'probabilities',
+           'train_writer', 'written', 'answer_in', 'views', 'train_simulator', 'guesses', 'Reasoner', 'save_reasoner',
+           'load_reasoner', 'Explanation', 'explain', 'fit_questions']
 
 # %% ../nbs/15_pinto.ipynb #pin00002
 import copy, hashlib, inspect, json, os, re, shutil, sqlite3, string, tempfile, warnings
@@ -233,6 +233,12 @@ class Encoded:
 
 TENSORS = 'ids', 'mask', 'rationale', 'question', 'targets', 'real', 'gold'
 
+def asked(
+    m, # an `MCQ`
+):     # two texts
+    "Question and choices, as a reasoning model reads them."
+    return f'Question: {m.question}', f' Answer Choices: {" ".join(f"({string.ascii_lowercase[k]}) {c}" for k, c in enumerate(m.choices))}.'
+
 def encode_questions(
     tokenizer,       # of a T5
     questions,       # N of `MCQ`
@@ -244,26 +250,26 @@ def encode_questions(
     if rationales is not None and [len(r) for r in rationales] != [len(m.choices) for m in questions]: raise BadInput('as many rationales as choices are needed, for every question')
     rows, cut, empty = [], 0, 0
     for m, whys in zip(questions, rationales or [None]*len(questions)):
-        asked = ids(f'Question: {m.question}')
-        head = asked + ids(' Answer Choices: ' + ' '.join(f'({string.ascii_lowercase[k]}) {c}' for k, c in enumerate(m.choices)) + '.')
+        question, choices = map(ids, asked(m))
+        head = question + choices
         if len(head) > length: raise BadInput(f'{m.question[:60]!r}: question and choices take {len(head)} tokens, and {length} are allowed; make them shorter or give a larger length')
         tails = []
         for why in whys or [None]*len(m.choices):
             tail = ids(f' Explanation: {why}') if why else []
             cut, empty = cut + (len(head) + len(tail) > length), empty + (why is not None and not why)
             tails.append(tail[:length - len(head)])
-        rows.append((len(asked), head, tails, [ids(c) for c in m.choices], m.answer))
+        rows.append((len(question), head, tails, [ids(c) for c in m.choices], m.answer))
     if cut: warnings.warn(f'{cut} rationales do not fit into {length} tokens with their question, and are cut', stacklevel=2)
     if empty: warnings.warn(f'{empty} rationales are empty: their choices are read without one', stacklevel=2)
     N, K = len(rows), max(len(r[3]) for r in rows)
     T, U = max(len(h) + len(t) for _, h, ts, *_ in rows for t in ts), max(len(c) for r in rows for c in r[3])
     x = {k: torch.zeros(N, K, T, dtype=torch.bool) for k in ('mask', 'rationale', 'question')} | dict(ids=torch.full((N, K, T), tokenizer.pad_token_id), targets=torch.full((N, K, U), -100), real=torch.zeros(N, K, dtype=torch.bool))
-    for n, (asked, head, tails, choices, _) in enumerate(rows):
+    for n, (about, head, tails, choices, _) in enumerate(rows):
         for k in range(K):                                                                                    # a choice that is not there is a copy of the first, and is left out of every score
             tail, choice = (x[k] if k < len(x) else x[0] for x in (tails, choices))
             end = len(head) + len(tail)
             x['ids'][n, k, :end] = torch.tensor(head + tail); x['mask'][n, k, :end] = True
-            x['rationale'][n, k, len(head):end] = True; x['question'][n, k, :asked] = True
+            x['rationale'][n, k, len(head):end] = True; x['question'][n, k, :about] = True
             x['targets'][n, k, :len(choice)] = torch.tensor(choice); x['real'][n, k] = k < len(choices)
     return Encoded(**x, gold=torch.tensor([-1 if r[4] is None else r[4] for r in rows]), cut=cut)
 
