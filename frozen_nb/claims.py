@@ -197,7 +197,7 @@ def measure(
     per_seed: list | None = None,    # value of each seed, where `values` is an `Interval` or a number
     n: int | None = None,            # number of items, likewise
     models: dict | None = None,      # name -> fingerprint of the frozen models it was measured on
-    seconds: float = 0.,             # that the run took
+    seconds: float = 0.,             # that it took; claims of one run share its time
 ) -> dict:                           # the record, with `KEYS`
     "Turn scores into the record of a claim."
     if isinstance(values, Interval): value, ci = values.value, [values.low, values.high]

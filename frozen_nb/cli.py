@@ -278,8 +278,8 @@ def plan(
         return f'{method}\n' + (found.to_string() if hasattr(found, 'to_string') else str(found))
     cells = sum(c.cell_type == 'code' for c in nbformat.read(path, 4).cells)
     file = data_path('claims', f'{method}.json')
-    seconds = {r['seconds'] for r in (load_records(file) if file.exists() else []) if r['preset'] == preset} # claims of one run have the same
-    minutes = f'about {max(1, round(sum(seconds)/60))} min (from its records)' if any(seconds) else f'at most {BUDGET[preset]} min (budget)' if preset in BUDGET else 'no budget, and no record yet'
+    seconds = sum(r['seconds'] for r in (load_records(file) if file.exists() else []) if r['preset'] == preset)
+    minutes = f'about {max(1, round(seconds/60))} min (from its records)' if seconds else f'at most {BUDGET[preset]} min (budget)' if preset in BUDGET else 'no budget, and no record yet'
     return f'{method}: {path.name}, {cells} cells, preset {preset}: {minutes}'
 
 # %% ../nbs/90_cli.ipynb #26899cfc
