@@ -201,7 +201,7 @@ def rationalize(
     rows = [prompt.ask(m, k) for m in questions for k in range(len(m.choices))]
     kept = Rationales(lm, prompt, tokens, None if store is True else store) if store else None
     said = kept.get(rows) if kept else {}
-    todo = sorted(dict.fromkeys(r for r in rows if r not in said), key=len)
+    todo = sorted(dict.fromkeys(r for r in rows if r not in said), key=len, reverse=True)                       # what does not fit is found at once
     for lo in range(0, len(todo), 4*batch_size):
         part = todo[lo:lo + 4*batch_size]
         new = dict(zip(part, continuations(lm, prompt.examples, part, prompt.stop, tokens, batch_size)))
@@ -563,6 +563,7 @@ def fit_questions(
     if own and (bare := next((m for m in questions if not m.rationales or not all(map(str.strip, m.rationales))), None)): raise BadInput(f'{path}: {bare.question[:60]!r} has no rationale for each of its choices, and one that stands alone would give the answer away: write one for each, or leave out own=True to prompt for them')
     parts = {name: [m for q in some for m in groups[q]] for name, some in (('held', keys[:len(keys)//10]), ('kept', keys[len(keys)//10:]))}
     reader, t5 = load_lm(lm, dtype, device), load_seq2seq(base, device=device)
+    encode_questions(t5.tokenizer, questions, None, length)                                                     # a question that is too long is refused before anything is said
     with guard(reader.model): whys = {name: [m.rationales for m in part] if own else rationalize(reader, part, prompt, tokens) for name, part in parts.items()}
     model = train_reasoner(t5, encode_questions(t5.tokenizer, parts['kept'], whys['kept'], length), config, regularizer, batch, folder=out/'checkpoints', progress=True)
     held, gold = parts['held'], np.array([m.answer for m in parts['held']])
