@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .frozen import *
-from .activations import *
-from .claims import *
-from .menagerie import *
-from .metrics import *
-from .prefix import *
-from .training import *
-from .zoo import *
+from .core.frozen import *
+from .core.folders import read_folder, write_folder
+from .core.zoo import messages, pool_tokens
+from .core.activations import blocks, final_norm, positions
+from .core.prefix import MARK, sequence, target_loss
+from .core.training import train
+from .core.metrics import mentions
+from .core.claims import Interval
 
 # %% ../nbs/11_ima.ipynb #ima00021
 class QueryMapper(nn.Module):
@@ -686,7 +686,7 @@ def draw_alignment(
 ):        # the figure
     "Cosines by layer, within and across, and the medians of the norms."
     import matplotlib.pyplot as plt
-    from frozen_nb.figures import curves
+    from frozen_nb.core.figures import curves
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout='constrained')
     names, layers = {'image with image': 'PP', 'text with text': 'TT', 'image with text': 'PT'}, np.arange(seen.sums['pooled', 'P'].shape[1])
     drawn = {n: seen.curve(*p, n_boot=300) for n, p in names.items()}

@@ -2,7 +2,8 @@
 or stops, and compares all that the sentence says with the fields of the scene. Every function raises `Untrue` for what is false or ambiguous."""
 import re
 
-from frozen_nb.menagerie import COLOURS, NEEDS, SPECIES, VISIBLE
+from frozen_nb.world.scenes import COLOURS, SPECIES, VISIBLE
+from frozen_nb.world.multiple_choice import NEEDS
 
 PLACES = {'in the savanna': 'savanna', 'in the forest': 'forest', 'in the desert': 'desert', 'in the snow': 'snow', 'in the meadow': 'meadow',
           'on the beach': 'beach', 'in the mountains': 'mountains', 'by the lake': 'lake'}

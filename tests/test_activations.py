@@ -10,8 +10,8 @@ from torch import nn
 from transformers import (AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration,
                           T5Config, T5ForConditionalGeneration)
 
-from frozen_nb.activations import attention_rows, blocks, hidden_states, positions
-from frozen_nb.frozen import BadInput, freeze, seeded
+from frozen_nb.core.activations import attention_rows, blocks, hidden_states, positions
+from frozen_nb.core.frozen import BadInput, freeze, seeded
 
 torch.set_num_threads(1)
 sizes = dict(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128,

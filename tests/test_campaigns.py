@@ -7,11 +7,11 @@ import numpy as np, pytest, torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
-from frozen_nb.activations import FeatureStore
-from frozen_nb.frozen import seeded
+from frozen_nb.core.stores import FeatureStore
+from frozen_nb.core.frozen import seeded
 from frozen_nb.limber import fit_map, image_features
-from frozen_nb.training import TrainConfig, train
-from frozen_nb.zoo import load_encoder, load_lm
+from frozen_nb.core.training import TrainConfig, train
+from frozen_nb.core.zoo import load_encoder, load_lm
 from test_training import Tagger, batches, noisy_loss
 from tiny_models import VISION, save_hf, tokenizer
 

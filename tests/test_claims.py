@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from frozen_nb import claims
-from frozen_nb.claims import (KEYS, PRESETS, VERDICTS, Claim, ClaimsTable, Interval, Ledger, Tables, bootstrap, by_preset, check_record, load_records, merge, number,
-                              paired_bootstrap, preset, report, stale, unmet, verdict, write_records)
-from frozen_nb.frozen import BadInput
+from frozen_nb.core import claims
+from frozen_nb.core.claims import Claim, ClaimsTable, Interval, KEYS, Ledger, PRESETS, Tables, VERDICTS, bootstrap, by_preset, check_record, load_records, merge, number, paired_bootstrap, preset, report, stale, unmet, verdict, write_records
+from frozen_nb.core.frozen import BadInput
 
 settings.register_profile('shared', deadline=None, derandomize=True, max_examples=30)
 settings.load_profile('shared')

@@ -9,9 +9,10 @@ from PIL import Image
 
 from conftest import root
 from frozen_nb import cli
-from frozen_nb.claims import Ledger, load_records
-from frozen_nb.frozen import BadInput, data_path
-from frozen_nb.menagerie import draw, scene
+from frozen_nb.core.claims import Ledger, load_records
+from frozen_nb.core.frozen import BadInput, data_path
+from frozen_nb.world.drawing import draw
+from frozen_nb.world.scenes import scene
 
 command = [sys.executable, '-c', 'from frozen_nb.cli import main; main()']
 maps = pytest.mark.skipif(not data_path('zoo', 'limber', 'config.json').exists(), reason='data/zoo has no map yet')
@@ -47,7 +48,7 @@ def test_zoo(shell):
     assert said.status == 0 and said.out.startswith('| name | kind |')
 
 def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(cli, 'choose', lambda *args: 1 / 0)
+    monkeypatch.setattr(cli, 'select_chapters', lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError): cli.run(['reproduce', '--dry-run'])
 
 def test_as_a_process(tmp_path):
@@ -143,7 +144,7 @@ def chapters(tmp_path, monkeypatch):
     "A function that writes a chapter where the library looks for them."
     folder = tmp_path/'nbs'
     folder.mkdir()
-    monkeypatch.setattr('frozen_nb.frozen.notebooks_path', lambda *parts: folder.joinpath(*parts))
+    monkeypatch.setattr('frozen_nb.core.frozen.notebooks_path', lambda *parts: folder.joinpath(*parts))
     monkeypatch.setenv('FROZEN_NB_PROGRESS', '0')
     monkeypatch.chdir(tmp_path)
     def write(name, *cells): nbformat.write(new_notebook(cells=[new_markdown_cell('# A chapter'), *map(new_code_cell, cells)]), folder/f'{name}.ipynb')
@@ -228,7 +229,7 @@ def test_the_published_models_are_not_replaced_by_small_ones(shell, chapters, mo
 
 def test_ctrl_c(chapters, tmp_path):
     chapters('10_slow', 'import pathlib, time', 'try:\n    pathlib.Path("started").touch()\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    pathlib.Path("checkpoint").touch()\n    raise', 'pathlib.Path("went on").touch()')
-    code = 'import frozen_nb.frozen, pathlib; frozen_nb.frozen.notebooks_path = lambda *p: pathlib.Path("nbs", *p).absolute()\nfrom frozen_nb.cli import main; main()'
+    code = 'import frozen_nb.core.frozen, pathlib; frozen_nb.core.frozen.notebooks_path = lambda *p: pathlib.Path("nbs", *p).absolute()\nfrom frozen_nb.cli import main; main()'
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 100, 0, 0))
     env = {k: v for k, v in os.environ.items() if k != 'FROZEN_NB_PROGRESS'}
@@ -253,7 +254,9 @@ def test_ctrl_c(chapters, tmp_path):
 @maps
 def test_align_a_folder_with_broken_images(shell, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from frozen_nb.menagerie import captions, draw, scene
+    from frozen_nb.world.captions import captions
+    from frozen_nb.world.drawing import draw
+    from frozen_nb.world.scenes import scene
     (tmp_path/'seen').mkdir()
     for i in range(3): draw(scene(i), 64).save(tmp_path/'seen'/f'{i}.png')
     (tmp_path/'seen'/'broken.png').write_text('no image'); (tmp_path/'seen'/'notes.txt').write_text('no image')
@@ -274,7 +277,7 @@ TOLD = 'Bella is a fox. Bella lives by the lake. Bella likes cheese.'
 def documents(tmp_path_factory):
     "A folder with a document and others that are none, a generator for `llama`, and folders that are in the way."
     from frozen_nb.generative_adapter import Generator, save_generator
-    from frozen_nb.zoo import load_lm
+    from frozen_nb.core.zoo import load_lm
     folder = tmp_path_factory.mktemp('documents')
     for name, content in {'bella.txt': TOLD.encode(), 'edited.txt': f'\ufeff{TOLD}\r\n'.encode(), 'long.txt': (TOLD + ' ').encode()*60, 'latin.txt': 'Bär'.encode('latin-1'), 'zeros.txt': bytes(10), 'empty.txt': b' \n'}.items(): (folder/name).write_bytes(content)
     for name in ('mine', 'more', 'nothing', 'map'): (folder/name).mkdir()
@@ -286,7 +289,7 @@ def documents(tmp_path_factory):
 
 def test_adapt(shell, documents, tmp_path, monkeypatch):
     from frozen_nb.generative_adapter import Memory, answers, load_adapter, load_generator
-    from frozen_nb.zoo import load_lm
+    from frozen_nb.core.zoo import load_lm
     monkeypatch.chdir(documents)
     lm = load_lm('llama', device='cpu'); g, asked = load_generator('generator', lm), ['where does Bella live?', 'why?']
     saved = {}
@@ -321,17 +324,17 @@ def test_adapt_refuses(shell, documents, monkeypatch, line, words):
     assert sorted(documents.rglob('*')) == before and (documents/'mine'/'letter.txt').read_text() == 'dear'
 
 def test_a_folder_in_the_way_is_seen_before_anything_is_read(shell, documents, monkeypatch):
-    monkeypatch.chdir(documents); monkeypatch.setattr('frozen_nb.zoo.load_lm', lambda *args: 1/0)
+    monkeypatch.chdir(documents); monkeypatch.setattr('frozen_nb.core.zoo.load_lm', lambda *args: 1/0)
     for folder in ('mine', 'more', 'nothing', 'empty.txt'): refused(shell('adapt', 'bella.txt', '--ask', 'why?', '--save', folder, '--generator', 'generator'), folder)
-    monkeypatch.setattr('frozen_nb.frozen.data_path', lambda *parts: documents.joinpath('none', *parts))
+    monkeypatch.setattr('frozen_nb.core.frozen.data_path', lambda *parts: documents.joinpath('none', *parts))
     refused(shell('adapt', 'bella.txt', '--ask', 'why?'), '--generator DIR', 'frozen-nb fit generative_adapter')
 
 def test_the_generator_that_ships_is_taken(shell, documents, monkeypatch):
-    monkeypatch.chdir(documents); monkeypatch.setattr('frozen_nb.frozen.data_path', lambda *parts: documents/'generator' if parts == ('zoo', 'adapter') else 1/0)
+    monkeypatch.chdir(documents); monkeypatch.setattr('frozen_nb.core.frozen.data_path', lambda *parts: documents/'generator' if parts == ('zoo', 'adapter') else 1/0)
     assert shell('adapt', 'bella.txt', '--ask', 'why?').out == shell('adapt', 'bella.txt', '--ask', 'why?', '--generator', 'generator').out != ''
 
 def test_fit_a_generator(shell, tmp_path, monkeypatch):
-    from frozen_nb.menagerie import biography
+    from frozen_nb.world.documents import biography
     monkeypatch.chdir(tmp_path); Path('texts').mkdir(); Path('bella.txt').write_text(TOLD)
     fit = 'fit generative_adapter --data texts --out out --steps 3 --width 8 --batch 2 --device cpu'.split()
     for i in range(2): Path(f'texts/{i}.txt').write_text(biography(i, 1).text)

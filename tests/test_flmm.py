@@ -9,10 +9,10 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from frozen_nb.flmm import *
-from frozen_nb.frozen import BadInput
-from frozen_nb.pretraining import SAM_SIZES
-from frozen_nb.zoo import SAM, load_lmm, messages, sam_model
-from frozen_nb.frozen import fingerprint, freeze
+from frozen_nb.core.frozen import BadInput
+from frozen_nb.core.sam import SAM_SIZES
+from frozen_nb.core.zoo import SAM, load_lmm, messages, sam_model
+from frozen_nb.core.frozen import fingerprint, freeze
 from tiny_models import LMM_KINDS, make_lmm
 
 WIDE = [Image.new('RGB', (80, 48), 'red'), Image.new('RGB', (80, 48), 'blue')]
@@ -230,7 +230,7 @@ def test_nlvr(tmp_path):
 
 # One's own data
 
-FEW = replace(RECIPE, steps=6, warmup=1, checkpoint_every=2)
+FEW = replace(FLMM_RECIPE, steps=6, warmup=1, checkpoint_every=2)
 
 def some(n, size=(48, 32), bad=None):
     "Pictures of two sizes, each with a box of another colour."

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import frozen_nb
-from frozen_nb.frozen import *
+from frozen_nb.core.frozen import *
 
 package = Path(frozen_nb.__file__).parent
 
@@ -58,7 +58,7 @@ def test_fingerprint_depends_on_values_and_not_on_strides(dtype, shape, flip):
     assert fingerprint(m) != fingerprint(other)
 
 def test_fingerprint_in_other_processes():
-    code = 'import torch; from frozen_nb.frozen import *; seed_everything(3); print(fingerprint(torch.nn.LSTM(3, 4)))'
+    code = 'import torch; from frozen_nb.core.frozen import *; seed_everything(3); print(fingerprint(torch.nn.LSTM(3, 4)))'
     seed_everything(3)
     here = fingerprint(nn.LSTM(3, 4))
     assert python(code, PYTHONHASHSEED='1') == python(code, PYTHONHASHSEED='2') == here
@@ -69,19 +69,19 @@ def test_fingerprint_on_cuda():
     assert fingerprint(m) == fingerprint(m.cuda())
 
 def test_light_import():
-    loaded = python("import sys, torch, time; t = time.time(); import frozen_nb.frozen; print(time.time() - t < 2, 'transformers' in sys.modules, 'matplotlib' in sys.modules)")
+    loaded = python("import sys, torch, time; t = time.time(); import frozen_nb.core.frozen; print(time.time() - t < 2, 'transformers' in sys.modules, 'matplotlib' in sys.modules)")
     assert loaded == 'True False False'
 
 def test_data_lies_inside_an_installed_package_and_beside_a_checkout(tmp_path):
-    code = 'from frozen_nb.frozen import *; print(data_path("zoo"), notebooks_path("00_frozen.ipynb"))'
+    code = 'from frozen_nb.core.frozen import *; print(data_path("zoo"), notebooks_path("core", "00_frozen.ipynb"))'
     shutil.copytree(package, tmp_path/'frozen_nb', ignore=shutil.ignore_patterns('__pycache__', 'data', 'nbs'))
-    assert python(code, cwd=tmp_path, PYTHONPATH=str(tmp_path)) == f"{tmp_path/'data'/'zoo'} {tmp_path/'nbs'/'00_frozen.ipynb'}"
+    assert python(code, cwd=tmp_path, PYTHONPATH=str(tmp_path)) == f"{tmp_path/'data'/'zoo'} {tmp_path/'nbs'/'core'/'00_frozen.ipynb'}"
     for folder in ('data', 'nbs'): (tmp_path/'frozen_nb'/folder).mkdir()
-    assert python(code, cwd=tmp_path, PYTHONPATH=str(tmp_path)) == f"{tmp_path/'frozen_nb'/'data'/'zoo'} {tmp_path/'frozen_nb'/'nbs'/'00_frozen.ipynb'}"
+    assert python(code, cwd=tmp_path, PYTHONPATH=str(tmp_path)) == f"{tmp_path/'frozen_nb'/'data'/'zoo'} {tmp_path/'frozen_nb'/'nbs'/'core'/'00_frozen.ipynb'}"
 
 def bar_on_a_terminal(**env):
     "What a bar writes when stderr is a terminal."
-    code = "from frozen_nb.frozen import progress_bar\nwith progress_bar(10, 'training', initial=4) as bar:\n    bar.update(6)\n    bar.set_postfix_str('loss 0.693')"
+    code = "from frozen_nb.core.frozen import progress_bar\nwith progress_bar(10, 'training', initial=4) as bar:\n    bar.update(6)\n    bar.set_postfix_str('loss 0.693')"
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 100, 0, 0))
     env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'FROZEN_NB_PROGRESS')} | dict(PYTHONPATH=str(package.parent)) | env

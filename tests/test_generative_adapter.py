@@ -9,11 +9,11 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from frozen_nb import generative_adapter
-from frozen_nb.frozen import BadInput, data_path, fingerprint, freeze, tensor_hashes
+from frozen_nb.core.frozen import BadInput, data_path, fingerprint, freeze, tensor_hashes
 from frozen_nb.generative_adapter import *
-from frozen_nb.menagerie import biography
-from frozen_nb.training import TrainConfig
-from frozen_nb.zoo import LM, load_lm, load_tokenizer
+from frozen_nb.world.documents import biography
+from frozen_nb.core.training import TrainConfig
+from frozen_nb.core.zoo import LM, load_lm, load_tokenizer
 from tiny_models import tokenizer
 
 SIZES = dict(vocab_size=1408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=1, bos_token_id=0, eos_token_id=0)

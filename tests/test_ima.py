@@ -9,11 +9,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, MistralConfig, OPTConfig, Qwen2Config
 from transformers.models.llama import LlamaConfig
 
-from frozen_nb.frozen import BadInput, fingerprint, freeze
+from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.ima import *
-from frozen_nb.activations import blocks
-from frozen_nb.training import TrainConfig
-from frozen_nb.zoo import LM, load_lmm
+from frozen_nb.core.activations import blocks
+from frozen_nb.core.training import TrainConfig
+from frozen_nb.core.zoo import LM, load_lmm
 from PIL import Image
 from tiny_models import LMM_KINDS, make_lmm, tokenizer
 

@@ -9,12 +9,14 @@ from PIL import Image
 from torch import nn
 
 import frozen_nb.limber as module
-from frozen_nb.frozen import BadInput, fingerprint, real_path
+from frozen_nb.core.frozen import BadInput, fingerprint, real_path
 from frozen_nb.limber import *
-from frozen_nb.menagerie import captions, draw, scene
-from frozen_nb.prefix import LinearMap, load_map, save_map
-from frozen_nb.training import TrainConfig
-from frozen_nb.zoo import load_encoder, load_lm, open_image, pool_tokens
+from frozen_nb.world.captions import captions
+from frozen_nb.world.drawing import draw
+from frozen_nb.world.scenes import scene
+from frozen_nb.core.prefix import LinearMap, load_map, save_map
+from frozen_nb.core.training import TrainConfig
+from frozen_nb.core.zoo import load_encoder, load_lm, open_image, pool_tokens
 from tiny_models import LMS, make_encoders, make_lms
 
 FEW = TrainConfig(3, 1e-2, optimizer='muon')

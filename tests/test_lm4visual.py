@@ -9,10 +9,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from frozen_nb.activations import blocks, final_norm
-from frozen_nb.frozen import BadInput, fingerprint, freeze
+from frozen_nb.core.activations import blocks, final_norm
+from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.lm4visual import *
-from frozen_nb.training import TrainConfig
+from frozen_nb.core.training import TrainConfig
 
 SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2, sliding_window=3), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2), qwen3=dict(num_key_value_heads=2, head_dim=8))

@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from frozen_nb.frozen import BadInput
-from frozen_nb.menagerie import *
-from frozen_nb.menagerie import relation
+from frozen_nb.core.frozen import BadInput
+from frozen_nb.world.clips import ACTIONS, Clip, clip, clip_caption, clip_captions, clip_questions, frames, moments, track
+from frozen_nb.world.scenes import Animal, COLOURS, HABITATS, SIZES, SPECIES, SPLITS, Scene, held_out, scene, split_bucket
+from frozen_nb.world.calls import Call, RATE, VOICES, call, call_caption, call_captions, call_questions, held_out_call, spectrogram, waveform
+from frozen_nb.world.stream import DOCUMENT_KINDS, document
+from frozen_nb.world.captions import captions, narrative, questions, referrals, relation
+from frozen_nb.world.clouds import cloud, held_out_solid, space, space_questions
+from frozen_nb.world.drawing import draw, masks, sprite
+from frozen_nb.world.multiple_choice import mcq
+from frozen_nb.world.captions import relation
 
 index, animals = st.integers(0, 2**40), st.sampled_from([None, 1, 2, 3])
 split = st.sampled_from(['text', 'train', 'val', 'test', 'unseen'])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from frozen_nb.frozen import BadInput
-from frozen_nb.metrics import attribute_recall, average_precision, bleu, cider_d, mentions, normalise_answer, tokenize, vqa_accuracy, wu_palmer
+from frozen_nb.core.frozen import BadInput
+from frozen_nb.core.metrics import attribute_recall, average_precision, bleu, cider_d, mentions, normalise_answer, tokenize, vqa_accuracy, wu_palmer
 
 settings.register_profile('shared', deadline=None, derandomize=True, max_examples=30)
 settings.load_profile('shared')

@@ -5,7 +5,7 @@ import pytest
 
 from conftest import root
 
-notebooks = sorted((root/'nbs').glob('*.ipynb'))
+notebooks = sorted((root/'nbs').rglob('*.ipynb'))
 MINUTES, GIB = 20, 4 # a hung notebook is stopped; a notebook of the preset `quick` has to fit into so much memory
 
 code = '''
@@ -30,7 +30,7 @@ def run(path, out):
     return json.loads(said.splitlines()[-1]), err
 
 @pytest.mark.timeout(60*MINUTES + 60)
-@pytest.mark.parametrize('path', notebooks, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', notebooks, ids=lambda p: p.relative_to(root/'nbs').with_suffix('').as_posix())
 def test_notebook(path, tmp_path, record_property):
     found, err = run(path, tmp_path)
     for name in ('seconds', 'gib'): record_property(name, found[name])

@@ -10,11 +10,11 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from frozen_nb import pinto
-from frozen_nb.frozen import BadInput, fingerprint, freeze, tensor_hashes
-from frozen_nb.menagerie import MCQ, mcq
+from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes
+from frozen_nb.world.multiple_choice import MCQ, mcq
 from frozen_nb.pinto import *
-from frozen_nb.training import TrainConfig
-from frozen_nb.zoo import LM, Seq2Seq, load_lm, load_seq2seq, load_tokenizer
+from frozen_nb.core.training import TrainConfig
+from frozen_nb.core.zoo import LM, Seq2Seq, load_lm, load_seq2seq, load_tokenizer
 
 SIZES = dict(vocab_size=1408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=256, pad_token_id=1, bos_token_id=0, eos_token_id=0)
 FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2))

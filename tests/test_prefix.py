@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from frozen_nb.frozen import BadInput, freeze, is_frozen
-from frozen_nb.prefix import *
-from frozen_nb.zoo import LM
+from frozen_nb.core.frozen import BadInput, freeze, is_frozen
+from frozen_nb.core.prefix import LinearMap, MARK, choose, generate, load_map, save_map, sequence, target_log_likelihood, target_loss
+from frozen_nb.core.zoo import LM
 
 WORDS, K = 'a red hippo in the snow and fox'.split(), 3
 some = settings(max_examples=25, deadline=None)

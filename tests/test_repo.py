@@ -1,18 +1,19 @@
 "What has to be in step: notebooks, modules, README, records and models; and what must not be committed."
-import contextlib, filecmp, json, os, re, shutil, subprocess, sys, sysconfig
+import ast, contextlib, filecmp, json, os, re, shutil, subprocess, sys, sysconfig
 from configparser import ConfigParser
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from conftest import root
-from frozen_nb.claims import ClaimsTable, load_records, stale, unmet
-from frozen_nb.frozen import data_path, fingerprint
+from frozen_nb.core.claims import ClaimsTable, load_records, stale, unmet
+from frozen_nb.core.frozen import data_path, fingerprint
 from frozen_nb.flmm import load_grounder
 from frozen_nb.generative_adapter import load_generator
 from frozen_nb.pinto import load_reasoner
-from frozen_nb.prefix import load_map
-from frozen_nb.zoo import card, load_encoder, load_lm, load_lmm, load_sam, load_seq2seq, shipped
+from frozen_nb.core.prefix import load_map
+from frozen_nb.core.zoo import card, load_encoder, load_lm, load_lmm, load_sam, load_seq2seq, shipped
 
 def committed():
     "The files of this checkout that git does not ignore; without git, all but the usual leftovers."
@@ -39,10 +40,10 @@ def copy(tmp_path_factory):
     for name in ('nbdev_export', 'nbdev_clean'): subprocess.run([os.path.join(sysconfig.get_path('scripts'), name)], cwd=folder, check=True, env=os.environ | dict(PYTHONPATH=''))
     return folder
 
-@pytest.mark.parametrize('kind', ['frozen_nb/*.py', 'nbs/*.ipynb'])
+@pytest.mark.parametrize('kind', ['frozen_nb/**/*.py', 'nbs/**/*.ipynb'])
 def test_modules_and_notebooks_are_exported_and_clean(copy, kind):
     names = lambda folder: {p.relative_to(folder).as_posix() for p in folder.glob(kind)}
-    assert names(copy) == {p.relative_to(root).as_posix() for p in files if p.match(kind)}, 'run nbdev_export and commit all modules'
+    assert names(copy) == {p.relative_to(root).as_posix() for p in files if p.is_relative_to(root/kind.split('/')[0]) and p.suffix == Path(kind).suffix}, 'run nbdev_export and commit all modules'
     changed = filecmp.cmpfiles(root, copy, sorted(names(copy)), shallow=False)
     assert changed[1:] == ([], []), 'run nbdev_export and nbdev_clean'
 
@@ -57,19 +58,39 @@ def test_readme_shows_the_records():
     page, measured = (root/'README.md').read_text(encoding='utf-8'), [r for r in records if r['verdict'] != 'not run']
     assert ClaimsTable(measured).markdown().strip() in page and (len(measured) == len(records) or f'{len(records) - len(measured)} more claims' in page)
 
-@pytest.mark.parametrize('path', notebooks, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', notebooks, ids=lambda p: p.relative_to(root).with_suffix('').as_posix())
 def test_notebook_file(path):
     nb = json.loads(path.read_text(encoding='utf-8'))
     code = [c for c in nb['cells'] if c['cell_type'] == 'code']
     errors = [o['ename'] for c in code for o in c['outputs'] if o['output_type'] == 'error']
     assert errors == [] and path.stat().st_size < 1_000_000
 
-def test_a_notebook_imports_lower_floors_only():
-    number = {p.stem[3:]: int(p.stem[:2]) for p in notebooks if p.stem[:2].isdigit()}
-    for name, floor in number.items():
-        if floor >= 90 or not (root/'frozen_nb'/f'{name}.py').exists(): continue
-        above = [other for other in re.findall(r'^ *from \.(\w+) import', (root/'frozen_nb'/f'{name}.py').read_text(encoding='utf-8'), re.M) if number.get(other, -1) >= floor]
-        assert above == [], f'{name} (floor {floor}) imports {above}'
+PACKAGES = ('core', 'world', 'pretraining', 'benchmarks', '')  # '': the method chapters, at the top
+
+def modules_in_order():
+    "The modules of every notebook that exports one, in the order in which they may import each other: 'core.frozen', ..."
+    place = lambda p: (PACKAGES.index(p.parent.name if p.parent != root/'nbs' else ''), p.stem)
+    numbered = [p for p in notebooks if re.match(r'\d\d_', p.stem) and p.parent.name != 'experiments']
+    return ['.'.join([*p.parent.relative_to(root/'nbs').parts, p.stem[3:]]) for p in sorted(numbered, key=place)]
+
+def imported(path):
+    "The modules of this package that a module imports, at its top or inside a function."
+    package = path.relative_to(root/'frozen_nb').parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found.add('.'.join([*package[:len(package) - node.level + 1], *(node.module or '').split('.')]).strip('.'))
+    return found
+
+def test_a_module_imports_only_what_stands_above_it():
+    order = modules_in_order()
+    chapters = [name for name in order if '.' not in name and name != 'cli']
+    for i, name in enumerate(order):
+        path = root/'frozen_nb'/f"{name.replace('.', '/')}.py"
+        if not path.exists(): continue   # a notebook that exports nothing
+        below = imported(path) & {*order[i:]}
+        assert below == set(), f'{name} imports {below}, which stand below it'
+        if name in chapters: assert imported(path) & {*chapters} == set(), f'{name} imports another method chapter'
 
 def test_no_path_of_one_machine():
     found = [f'{p.relative_to(root)}: {m[0]}' for p in text if p.name != 'test_repo.py' for m in re.finditer(r'(?<![\w.:/])/(root|home|work|Users|mnt|opt)/[\w.-]+', p.read_text(encoding='utf-8', errors='replace'))]
@@ -117,7 +138,7 @@ def test_modules_and_chapters_need_no_test_tools():
         if (name := todo.pop()) in brought: continue
         brought.add(name)
         with contextlib.suppress(metadata.PackageNotFoundError): todo += [plain(r) for r in metadata.requires(name) or () if 'extra ==' not in r]
-    code = {p: p.read_text(encoding='utf-8') for p in files if p.match('frozen_nb/*.py')}
+    code = {p: p.read_text(encoding='utf-8') for p in files if p.is_relative_to(root/'frozen_nb') and p.suffix == '.py'}
     for p in notebooks:
         if re.match('[1-8][0-9]', p.name): code[p] = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
     known, missing = metadata.packages_distributions(), []

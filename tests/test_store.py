@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from frozen_nb.activations import FeatureStore
-from frozen_nb.frozen import BadInput
+from frozen_nb.core.stores import FeatureStore
+from frozen_nb.core.frozen import BadInput
 
 torch.set_num_threads(1)
 fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import frozen_nb
-from frozen_nb.frozen import *
-from frozen_nb.training import *
+from frozen_nb.core.frozen import *
+from frozen_nb.core.training import TrainConfig, learning_rates, read_checkpoint, train, write_checkpoint
 
 here = Path(__file__).resolve()
 root = Path(frozen_nb.__file__).parent.parent

@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from frozen_nb.menagerie import *
+from frozen_nb.world.scenes import Animal, LOOKALIKES, SPECIES, SPLITS, Scene, TRAITS, scene
+from frozen_nb.world.multiple_choice import MCQ, MCQ_SETS, mcq
+from frozen_nb.world.captions import Question, Referral, caption, captions, narrative, questions, referrals
+from frozen_nb.world.drawing import masks
 from scene_reader import *
 
 FLAVOURS = 'any', 'plain', 'long'

@@ -45,8 +45,8 @@ def test_wheel_works_from_elsewhere(installed, tmp_path):
     code = '''
 import json
 from frozen_nb.cli import chapters
-from frozen_nb.frozen import data_path, notebooks_path
-from frozen_nb.zoo import load_encoder, load_lm, shipped
+from frozen_nb.core.frozen import data_path, notebooks_path
+from frozen_nb.core.zoo import load_encoder, load_lm, shipped
 loaded = {}
 for kind, load in dict(lm=load_lm, encoder=load_encoder).items():
     if names := shipped(kind): loaded[names[0]] = load(names[0], device='cpu').fingerprint

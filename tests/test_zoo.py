@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import frozen_nb.zoo as module
-from frozen_nb.frozen import BadInput, fingerprint, is_frozen, real_path
-from frozen_nb.zoo import *
+import frozen_nb.core.zoo as module
+from frozen_nb.core.frozen import BadInput, fingerprint, is_frozen, real_path
+from frozen_nb.core.zoo import card, clip_vision_model, load_encoder, load_lm, load_lmm, load_sam, load_seq2seq, open_image, pool_tokens, shipped, visual_tokens, weight_files, zoo
 from tiny_models import ENCODERS, LMS, lm_config, make_encoders, make_lms, save_open_clip, tokenizer
 
 @pytest.fixture(scope='module')
@@ -521,7 +521,7 @@ def test_senses_wrong_weights(senses, tmp_path, name, key):
 
 @pytest.mark.parametrize('name', ['film', 'ear'])
 def test_features_of_clips_and_sounds_are_kept(senses, tmp_path, name):
-    from frozen_nb.activations import FeatureStore, encode_images
+    from frozen_nb.core.stores import FeatureStore, encode_images
     e, store, asked = cpu(load_encoder, senses.root/name), FeatureStore(tmp_path), []
     def make(i):
         asked.append(i)

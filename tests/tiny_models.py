@@ -91,7 +91,7 @@ _said = "{%- for m in messages -%}{{ m.role }}: {% if m.content is string %}{{ m
 
 def make_lmm(kind, folder):
     "A tiny random multimodal model of one family, saved in `folder` with its processor."
-    from frozen_nb.zoo import load_tokenizer
+    from frozen_nb.core.zoo import load_tokenizer
     T, text = transformers, dict(vocab_size=1408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, eos_token_id=0, pad_token_id=1, bos_token_id=0, max_position_embeddings=512)
     tokenizer = load_tokenizer('llama'); tokenizer.chat_template = None
     if kind.startswith('llava'):
