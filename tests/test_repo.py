@@ -121,7 +121,7 @@ def test_records_are_of_the_models_that_ship():
 
 @recorded
 def test_required_claims_hold():
-    broken = [f"{r['id']}: {r['verdict']}" for r in unmet(records)]
+    broken = [f"{r['id']}: {r['verdict']}" for r in records if r in unmet(records) or (r['required'] and r['verdict'] == 'not run')]
     assert broken == []
 
 @recorded
