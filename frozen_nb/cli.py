@@ -27,6 +27,7 @@ from typing import Annotated, get_args
 
 import typer
 import typer.core
+from fastcore.basics import patch
 
 from . import __version__
 
@@ -166,9 +167,6 @@ class _Progress:
         return f', about {max(1, round(minutes))} min left'
 
 # %% ../nbs/90_cli.ipynb #88a7f8ae
-from fastcore.basics import patch
-
-
 @patch
 def line(self: _Progress, cell, section):
     "What a log file gets in place of a bar."

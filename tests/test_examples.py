@@ -20,7 +20,7 @@ from frozen_nb.world.documents import biography
 from frozen_nb.world.drawing import draw
 from frozen_nb.world.scenes import scene
 
-ANIMAL = scene(1, 'test', n_animals=1)
+ANIMAL = scene(2, 'test', n_animals=1)
 
 
 def blocks(text, language):
