@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'NORMS', 'MODES', 'GENERATOR_RECIPE', 'polar', 'polar_factor
            'fit_soft_tokens']
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00002
-import hashlib, json, os, shutil, tempfile
+import hashlib, json
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core.frozen import *
-from .core.folders import read_folder, write_folder
+from .core.folders import check_place, read_folder, whole_folder, write_folder
 from .core.zoo import LM, load_lm
 from .core.activations import blocks, hidden_states
 from .core.prefix import generate
@@ -332,13 +332,8 @@ class Memory:
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00035
 def _for_an_adapter(folder):
-    "The folder, if an adapter can go there: a new one, or one that holds an adapter and nothing else."
-    folder = Path(folder)
-    if not folder.exists() and next(p for p in folder.absolute().parents if p.exists()).is_file(): raise BadInput(f'{folder}: there is a file where a folder has to be; choose another place for the adapter')
-    if folder.exists() and not (folder/'adapter_config.json').is_file(): raise BadInput(f'{folder} is there already and no adapter: choose another folder')
-    more = sorted({p.name for p in folder.glob('*')} - {'adapter_config.json', 'adapter_model.safetensors'})
-    if more: raise BadInput(f'{folder} holds more than an adapter ({more[0]}), and all of it would be replaced: choose another folder')
-    return folder
+    "The folder, if an adapter can go there."
+    return check_place(folder, 'an adapter', lambda folder: (folder/'adapter_config.json').is_file())
 
 def save_adapter(
     adapter, # an `Adapter` of one context
@@ -351,14 +346,10 @@ def save_adapter(
     _check_base(adapter, lm)
     if len(adapter) != 1: raise BadInput(f'{len(adapter)} adapters in one folder: choose one, adapter[0]')
     folder, rank = _for_an_adapter(folder), next(iter(adapter.down.values())).shape[1]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
     conv = not isinstance(lm.model.get_submodule(next(iter(adapter.down))), nn.Linear)
-    LoraConfig(r=rank, lora_alpha=rank, target_modules=list(adapter.down), fan_in_fan_out=conv, task_type='CAUSAL_LM', base_model_name_or_path=str(lm.name)).save_pretrained(tmp)
-    save_file({f'base_model.model.{name}.lora_{x}.weight': part[name][0].contiguous() for x, part in (('A', adapter.down), ('B', adapter.up)) for name in part}, tmp/'adapter_model.safetensors', {'base': adapter.base})
-    tmp.chmod(0o755)
-    if folder.exists(): shutil.rmtree(folder)
-    os.replace(tmp, folder)
+    with whole_folder(folder, 'adapter_config.json') as new:
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=list(adapter.down), fan_in_fan_out=conv, task_type='CAUSAL_LM', base_model_name_or_path=str(lm.name)).save_pretrained(new)
+        save_file({f'base_model.model.{name}.lora_{x}.weight': part[name][0].contiguous() for x, part in (('A', adapter.down), ('B', adapter.up)) for name in part}, new/'adapter_model.safetensors', {'base': adapter.base})
     return folder
 
 def load_adapter(
@@ -485,8 +476,8 @@ def load_generator(
     lm,     # the `LM` that it was trained with
 )->Generator:
     "A saved generator. Raises `BadInput` if it is for another language model, or damaged. That model may be loaded in half precision where the generator was trained with it in single precision."
-    config, tensors = read_folder(folder, 'generator')
-    if not isinstance(config, dict) or not isinstance(config.get('base'), str) or not tensors: raise BadInput(f'{folder}/config.json is not of a generator: train or copy it again')
+    config, tensors = read_folder(folder, 'generator', dict(base=str))
+    if not tensors: raise BadInput(f'{folder}/config.json is not of a generator: train or copy it again')
     base = config.pop('base')
     if not _is_base(lm, base): raise BadInput(f'{folder}: this generator was made for {_another(lm, base)}')
     try: generator = Generator(lm, **config).to(next(iter(tensors.values())).dtype); generator.load_state_dict(tensors)
@@ -516,15 +507,7 @@ def read_texts(
     if len(found) < 2: raise BadInput(f'{folder}: {len(found) or "no"} different text{"s"*(len(found) != 1)} in .txt files; two or more are needed, one to train on and one to test')
     return {path: text for text, path in found.items()}
 
-def _for_a_generator(out):
-    "The folder `out`, if a generator can go there."
-    out = Path(out)
-    if next(p for p in (out, *out.absolute().parents) if p.exists()).is_file(): raise BadInput(f'{out}: there is a file where a folder has to be; choose another place for the generator')
-    if out.is_dir() and any(p.name != 'checkpoints' for p in out.iterdir()):
-        try: config = read_folder(out, 'generator')[0]
-        except BadInput: config = {}
-        if not isinstance(config, dict) or not {'base', 'chunk'} <= set(config): raise BadInput(f'{out}: this folder holds something else than a generator; choose another one')
-    return out
+def _holds_generator(folder): return read_folder(folder, 'generator', dict(base=str, chunk=int))
 
 @torch.no_grad()
 def _held_out(lm, generator, texts, start, batch_size):
@@ -552,7 +535,7 @@ def fit_texts(
 )->dict:            # `texts` and `held_out`, how many; `history`; `perplexity`: of 'reconstruction' and 'completion' on the held-out texts, with their 'own' adapter and with 'none', an `Interval` each, or a number where one text is held out
     """Train a generator on texts: with the adapter of its first part, each is said again and continued. A tenth is held out, at least one. A run that was stopped goes on.
     Raises `BadInput` for texts that cannot be used, a folder `out` that holds something else, and a run in it that was another one."""
-    out, found = _for_a_generator(out), read_texts(data)
+    out, found = check_place(out, 'a generator', _holds_generator), read_texts(data)
     lm = lm if isinstance(lm, LM) else load_lm(lm, dtype, device)
     limit = getattr(lm.model.config, 'max_position_embeddings', None)
     ids = {path: lm.tokenizer(text, add_special_tokens=False, verbose=False).input_ids for path, text in found.items()}

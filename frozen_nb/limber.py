@@ -160,10 +160,12 @@ def first_answer(
     return re.split(r'\n| Q:|' + re.escape(MARK), text)[0].strip()
 
 # %% ../nbs/10_limber.ipynb #f1tdata1
-import hashlib, json, os
+import hashlib, json
 from dataclasses import asdict
 
 import pandas as pd
+
+from .core.folders import check_place, write_whole
 
 
 def _lines(path):
@@ -197,15 +199,6 @@ def read_captions(
     return list(found), list(found.values())
 
 # %% ../nbs/10_limber.ipynb #f1tdata4
-def _for_a_map(out):
-    "The folder `out`, if a map can go there."
-    out = Path(out)
-    if next(p for p in (out, *out.absolute().parents) if p.exists()).is_file(): raise BadInput(f'{out}: there is a file where a folder has to be; choose another place for the map')
-    if out.is_dir() and any(out.iterdir()):
-        try: load_map(out)
-        except (BadInput, KeyError): raise BadInput(f'{out}: this folder holds something else than a map; choose another one') from None
-    return out
-
 def _caption_losses(lm, m, features, prompt, captions, batch_size=32):
     "Nats a token of each image's captions, (n,)."
     pairs, nats, tokens = [(i, f' {t}') for i, texts in enumerate(captions) for t in texts], np.zeros(len(captions)), np.zeros(len(captions))
@@ -231,7 +224,7 @@ def fit_captions(
 )->dict:             # what `fit.json` holds
     """Train a map on images with captions, and measure it on a tenth of the images, held out: nats a token with the right image and with another.
     Resumes from the cache. Raises `BadInput` for data or models that cannot be used; `out` is written at the end, `fit.json` last."""
-    out, found = _for_a_map(out), {}
+    out, found = check_place(out, 'a map', load_map), {}
     for path, texts in zip(*read_captions(data)):
         with open(path, 'rb') as f: found.setdefault(hashlib.file_digest(f, 'sha256').hexdigest(), (path, []))[1].extend(texts)
     hashes = sorted(found)
@@ -258,8 +251,7 @@ def fit_captions(
                  losses=[[i, round(history.losses[i], 4)] for i in range(0, history.steps, every)], held_out=held_out, unit='nats a token', versions=versions())
     (out/'fit.json').unlink(missing_ok=True)
     save_map(m, out)
-    (out/'.fit.json').write_text(json.dumps(about, indent=1) + '\n')
-    os.replace(out/'.fit.json', out/'fit.json')
+    write_whole(out/'fit.json', json.dumps(about, indent=1) + '\n')
     return about
 
 # %% ../nbs/10_limber.ipynb #pr0j0001

@@ -214,7 +214,7 @@ def test_values_that_match(value, schema): assert schema_error(value, schema) is
     ({'a': [0]}, dict[str, list[str]], "['a'][0] is a whole number, not a text"), ({}, {'a': int}, 'it has no "a"'), ([], {'a': int}, 'it is a list, not an object'),
     ({'a': None}, {'a': NotRequired[int]}, 'a is null, not a whole number'), ({'a': {'b': [{}]}}, {'a': {'b': list[{'c': str}]}}, 'a.b[0] has no "c"'),
     (3, str | None, 'it is a whole number, not a text or null'), (['a', 3.], list[int | str], '[1] is a number, not a whole number or a text'),
-    ({}, None, 'it is an object, not null'),
+    ({}, None, 'it is an object, not null'), ((1,), list, 'it is a tuple, not a list'),
 ])
 def test_what_does_not_match_is_named(value, schema, error): assert schema_error(value, schema) == error
 

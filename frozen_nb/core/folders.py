@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from .frozen import *
 
-# %% ../../nbs/core/01_folders.ipynb #570d8dd6
+# %% ../../nbs/core/01_folders.ipynb #c8494d7d
 def write_whole(
     path: str | Path,   # the file; folders above it are made if need be
     data: bytes | str,  # what it is going to hold; a text is written as UTF-8
@@ -41,7 +41,7 @@ def write_whole(
         part.unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/core/01_folders.ipynb #516a2b39
+# %% ../../nbs/core/01_folders.ipynb #eb633893
 def _may_be_replaced(folder, holds):
     names = [p.name for p in folder.iterdir()]
     if all(name == 'checkpoints' or name.startswith('.') for name in names): return True
@@ -50,7 +50,7 @@ def _may_be_replaced(folder, holds):
     except BadInput:
         return False
 
-# %% ../../nbs/core/01_folders.ipynb #f8b49ee5
+# %% ../../nbs/core/01_folders.ipynb #235bff59
 def check_place(
     folder: str | Path,             # where a folder is going to be written
     what: str,                      # what it is going to hold, with its article: 'a map'
@@ -71,7 +71,7 @@ def check_place(
                        'choose another one')
     return folder
 
-# %% ../../nbs/core/01_folders.ipynb #93772086
+# %% ../../nbs/core/01_folders.ipynb #00a2c998
 def _exchange(new, folder, old, last):
     "Move what is in `new` to `folder`, and what stood there to `old`; back, if a move fails."
     names = sorted(os.listdir(new), key=lambda name: (name == last, name))
@@ -98,14 +98,14 @@ def _put_in_place(new, folder, old, last):
     finally:
         with suppress(OSError): old.rmdir()
 
-# %% ../../nbs/core/01_folders.ipynb #04e4a7c5
+# %% ../../nbs/core/01_folders.ipynb #d612f79e
 def _sync(folder):
     "Wait until the disk has every file below `folder`."
     for path in folder.rglob('*'):
         if path.is_symlink() or not path.is_file(): continue
         with open(path, 'rb' if os.name == 'posix' else 'rb+') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/core/01_folders.ipynb #68642af4
+# %% ../../nbs/core/01_folders.ipynb #5c01ef0b
 @contextmanager
 def whole_folder(
     folder: str | Path,         # where the result is going to be
@@ -128,7 +128,7 @@ def whole_folder(
         for p in (part, *made):
             with suppress(OSError): p.rmdir()   # if it is empty
 
-# %% ../../nbs/core/01_folders.ipynb #e208d184
+# %% ../../nbs/core/01_folders.ipynb #8c6b8bec
 _json_kinds = {
     dict: 'an object', list: 'a list', str: 'a text', bool: 'true or false',
     int: 'a whole number', float: 'a number', NoneType: 'null',
@@ -144,11 +144,13 @@ def _plain(kind):
     "`dict` for a description of fields, `list` for `list[int]`."
     return dict if isinstance(kind, dict) else get_origin(kind) or kind
 
+def _kind_name(kind): return _json_kinds.get(kind, f'a {kind.__name__}')
+
 def _is_kind(value, kind):
     kind = _plain(kind)
     return kind is Any or type(value) is kind or (kind is float and type(value) is int)
 
-# %% ../../nbs/core/01_folders.ipynb #dba4adc1
+# %% ../../nbs/core/01_folders.ipynb #965ccbd1
 def _parts(value, kind, where):
     "What is inside a value: (part, its schema, its place)."
     if isinstance(kind, dict):
@@ -166,7 +168,7 @@ def _error_inside(value, kind, where):
     errors = (schema_error(*part) for part in _parts(value, kind, where))
     return next((error for error in errors if error is not None), None)
 
-# %% ../../nbs/core/01_folders.ipynb #a8c9268e
+# %% ../../nbs/core/01_folders.ipynb #9d04b82c
 def schema_error(
     value: Any,       # what `json.loads` gave
     schema: Any,      # a schema as in the table above
@@ -176,12 +178,12 @@ def schema_error(
     kinds = _kinds(schema)
     fitting = [kind for kind in kinds if _is_kind(value, kind)]
     if not fitting:
-        expected = ' or '.join(_json_kinds[_plain(kind)] for kind in kinds)
-        return f'{where or "it"} is {_json_kinds[type(value)]}, not {expected}'
+        expected = ' or '.join(_kind_name(_plain(kind)) for kind in kinds)
+        return f'{where or "it"} is {_kind_name(type(value))}, not {expected}'
     errors = [_error_inside(value, kind, where) for kind in fitting]
     return None if None in errors else errors[0]
 
-# %% ../../nbs/core/01_folders.ipynb #855fbf48
+# %% ../../nbs/core/01_folders.ipynb #f4088ca3
 def read_json(
     path: str | Path,                 # the file
     what: str = 'a JSON file',        # what it should be, with its article: 'a prompt'
@@ -198,7 +200,7 @@ def read_json(
     if error is not None: raise BadInput(f'{path}: not {what} ({error}); {way_out}')
     return value
 
-# %% ../../nbs/core/01_folders.ipynb #369e3462
+# %% ../../nbs/core/01_folders.ipynb #63ecae18
 def file_hash(
     path: str | Path,  # any file
 ) -> str:              # 64 hexadecimal digits
