@@ -339,7 +339,7 @@ def test_the_page_of_claims():
     other = records[2] | dict(id='limber.x', method='limber', paper='arXiv 2209.15162', statement='clip is better')
     page = claims_markdown([*records, own, other])
     heads, rows = re.findall('^## (.*)$', page, re.M), [line for line in page.splitlines() if line.startswith('| ') and '`' in line]
-    assert heads == ['LiMBeR', 'demo'] and '[arXiv 2209.15162](https://arxiv.org/abs/2209.15162)' in page
+    assert heads == ['LiMBeR', 'This library: demo'] and '| LiMBeR | [arXiv 2209.15162](https://arxiv.org/abs/2209.15162) | 1 | 1 | 0 | 0 | 0 |' in page and '[arXiv 2209.15162](https://arxiv.org/abs/2209.15162)' in page
     assert [re.search('`(.*?)`', row)[1] for row in rows] == ['limber.x', 'demo.exact', 'demo.gap', 'demo.level', 'demo.loss', 'demo.a']   # the library's own last
     assert all(len(re.findall(r'(?<!\\)\|', row)) == 9 for row in rows) and 'A \\| b.' in rows[-1] and "this library's own, after Figure 2" in rows[-1]
     assert '| 3 | 50 |' in rows[3] and '*(required)*' in rows[3] and 'not part of the preset quick' in rows[4]
