@@ -29,6 +29,7 @@ from frozen_nb.core.folders import (
 from .core.stores import encode_images, feature_key, FeatureStore
 from .core.zoo import load_lmm, load_sam, messages, open_image, to_rgb
 from .core.activations import attention_rows, hidden_states
+from .core.generation import greedy
 from .core.sam import sam_decode, sam_prompts
 from .core.training import History, train, TrainConfig
 from .core.metrics import grid_oracle, mask_iou, mask_overlap
@@ -200,7 +201,8 @@ def generate_rows(
     inputs = lmm.inputs(_shown(lmm, [image]), [lmm.processor.apply_chat_template(messages(question), add_generation_prompt=True)])
     P, grid = inputs['input_ids'].shape[1], image_grids(lmm, inputs)[0][-1]
     with attention_rows(lmm.model, slice(P, None), grid.flatten()) as seen:
-        ids = lmm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[0, P:-1]      # the last one was never fed back
+        end = lmm.model.generation_config.eos_token_id
+        ids = greedy(lmm.model, lmm.tokenizer, max_new_tokens, end=end, **inputs)[0, :-1]                # the last one was never fed back
     return ids.cpu(), torch.stack([r[0] for r in seen.rows.values()]).cpu()
 
 # %% ../nbs/12_flmm.ipynb #flm00031

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SLOTS', 'TENSORS', 'SPREADS', 'PINTO_RECIPE', 'ANSWER', 'check_question', 'as_question', 'read_questions', 'Prompt',
-           'read_prompt', 'continuations', 'Rationales', 'rationalize', 'Encoded', 'asked', 'encode_questions',
-           'choice_scores', 'damaged', 'smoothed_loss', 'Regularizer', 'train_reasoner', 'probabilities',
-           'train_writer', 'written', 'answer_in', 'views', 'train_simulator', 'guesses', 'Reasoner', 'save_reasoner',
-           'load_reasoner', 'Explanation', 'explain', 'fit_questions']
+           'read_prompt', 'Rationales', 'rationalize', 'Encoded', 'asked', 'encode_questions', 'choice_scores',
+           'damaged', 'smoothed_loss', 'Regularizer', 'train_reasoner', 'probabilities', 'train_writer', 'written',
+           'answer_in', 'views', 'train_simulator', 'guesses', 'Reasoner', 'save_reasoner', 'load_reasoner',
+           'Explanation', 'explain', 'fit_questions']
 
 # %% ../nbs/15_pinto.ipynb #pin00002
-import copy, hashlib, inspect, json, os, re, shutil, sqlite3, string, tempfile, warnings
+import copy, hashlib, json, os, re, shutil, sqlite3, string, tempfile, warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from .core.frozen import *
-from .core.zoo import load_lm, load_seq2seq, quiet_libraries
+from .core.zoo import _quiet, load_lm, load_seq2seq
+from .core.generation import continuations, greedy
 from .core.training import train, TrainConfig
 from .world.multiple_choice import MCQ
 
@@ -133,37 +134,6 @@ def read_prompt(
     except BadInput as e: raise BadInput(f'{path}: {e}') from None
 
 # %% ../nbs/15_pinto.ipynb #pin00027
-def _until(text, stop): return ' '.join(text[:min([i for s in stop if (i := text.find(s)) >= 0], default=None)].split())
-
-@torch.no_grad()
-def continuations(
-    lm,            # a frozen `LM`
-    prefix,        # a text in front of all
-    rows,          # n texts
-    stop=('\n',),  # a continuation ends where one of these begins
-    tokens=48,     # at most
-    batch_size=64,
-    shared=True,   # the prefix is read once; False: once a row
-)->list:           # n texts
-    "Greedy continuations of texts with a common beginning."
-    tok, device = lm.tokenizer, lm.device
-    start = [tok.bos_token_id] if tok.bos_token_id is not None else []
-    head, tails, out = start + tok(prefix, add_special_tokens=False).input_ids, [tok(r, add_special_tokens=False).input_ids for r in rows], []
-    limit, most = getattr(lm.model.config, 'max_position_embeddings', None), max(map(len, tails), default=0)
-    if limit and len(head) + most + tokens > limit: raise BadInput(f'a prompt of {len(head)} tokens, a question of {most} and a rationale of up to {tokens} do not fit into the {limit} of {lm.name}: take fewer examples')
-    how = dict(max_new_tokens=tokens, do_sample=False, pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id, stop_strings=list(stop), tokenizer=tok)
-    name = 'cache' if 'cache' in inspect.signature(lm.model.forward).parameters else 'past_key_values'            # transformers 5.24 renamed it
-    kept = getattr(lm.model(input_ids=torch.tensor([head], device=device), use_cache=True, logits_to_keep=1), name) if shared and head and rows else None
-    for lo in range(0, len(rows), batch_size):
-        part = tails[lo:lo + batch_size]; longest = max(map(len, part))
-        ids = torch.tensor([head + [tok.pad_token_id]*(longest - len(t)) + t for t in part], device=device)
-        mask = torch.tensor([[1]*len(head) + [0]*(longest - len(t)) + [1]*len(t) for t in part], device=device)
-        past = copy.deepcopy(kept)
-        if past is not None: past.batch_repeat_interleave(len(part))
-        said = lm.model.generate(input_ids=ids, attention_mask=mask, **{name: past}, **how)[:, ids.shape[1]:]
-        out += [_until(t, stop) for t in tok.batch_decode(said, skip_special_tokens=True)]
-    return out
-
 class Rationales:
     "Rationales that were said once: a file of SQLite, for one language model, one prompt and one length."
     def __init__(self,
@@ -418,7 +388,7 @@ def written(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for part in (order[lo:lo + batch_size] for lo in range(0, len(order), batch_size)):
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(rows[i]) for i in part], batch_first=True, padding_value=-1).to(model.device)
-        said = model.generate(input_ids=ids.where(ids >= 0, tokenizer.pad_token_id), attention_mask=(ids >= 0).long(), max_new_tokens=tokens, do_sample=False)
+        said = greedy(model, tokenizer, tokens, input_ids=ids.where(ids >= 0, tokenizer.pad_token_id), attention_mask=(ids >= 0).long())
         for i, text in zip(part, tokenizer.batch_decode(said, skip_special_tokens=True)): out[i] = ' '.join(text.split())
     return out
 
@@ -493,7 +463,7 @@ def save_reasoner(
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
     try:
-        with quiet_libraries(): reasoner.model.save_pretrained(tmp); reasoner.tokenizer.save_pretrained(tmp)
+        with _quiet(): reasoner.model.save_pretrained(tmp); reasoner.tokenizer.save_pretrained(tmp)
         about = dict(prompt=asdict(reasoner.prompt), lm=reasoner.lm, lm_name=reasoner.lm_name, tokens=reasoner.tokens, length=reasoner.length, fingerprint=fingerprint(copy.deepcopy(reasoner.model).float()))
         (tmp/'pinto.json').write_text(json.dumps(about, indent=1) + '\n')
         tmp.chmod(0o755)

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from frozen_nb import pinto
+from frozen_nb.core.generation import continuations
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes
 from frozen_nb.world.multiple_choice import MCQ, mcq
 from frozen_nb.pinto import *
