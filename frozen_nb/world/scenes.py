@@ -10,11 +10,12 @@ __all__ = ['VISIBLE', 'TOLD', 'TRAITS', 'SPECIES', 'PARENTS', 'LOOKALIKES', 'COL
 # %% ../../nbs/world/00_scenes.ipynb #1c5ba787
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 from zlib import crc32
 
 from ..core.frozen import BadInput
 
-# %% ../../nbs/world/00_scenes.ipynb #7b855670
+# %% ../../nbs/world/00_scenes.ipynb #4a2c3329
 _families = '''
 cat     | lion, savanna, meat       | tiger, forest, meat      | leopard, savanna, meat
 dog     | dog, meadow, meat         | wolf, snow, meat         | fox, forest, mice
@@ -49,7 +50,7 @@ hooves:       horse zebra donkey cow goat sheep deer giraffe pig
 round ears:   lion tiger leopard hippo bear
 '''
 
-# %% ../../nbs/world/00_scenes.ipynb #4fb52450
+# %% ../../nbs/world/00_scenes.ipynb #c92f6a19
 _read_traits = '''
 eats meat:          lion tiger leopard dog wolf fox bear penguin crocodile
 eats plants:        all but lion tiger leopard dog wolf fox penguin crocodile
@@ -70,7 +71,7 @@ digs holes:         fox pig rabbit
 is heavy:           horse cow giraffe camel elephant hippo rhino pig bear
 '''
 
-# %% ../../nbs/world/00_scenes.ipynb #fd831d3c
+# %% ../../nbs/world/00_scenes.ipynb #5475b73f
 def _read_families(table):
     "Rows (species, family, home, food), in the order of the table."
     rows = []
@@ -101,7 +102,7 @@ class Species:
     food: str         # what it eats
     traits: frozenset # the traits of `TRAITS` that it has
 
-# %% ../../nbs/world/00_scenes.ipynb #b7fb12ac
+# %% ../../nbs/world/00_scenes.ipynb #6fa3cd2e
 _rows = _read_families(_families)
 _names = [name for name, *_ in _rows]
 _seen = _read_owners(_seen_traits, _names)
@@ -129,7 +130,7 @@ PARENTS = {f'{family} family': group for group, families in _groups.items() for 
 PARENTS |= {'hunter': 'mammal', 'hoofed animal': 'mammal', 'mammal': 'animal'}
 PARENTS |= {species.name: f'{species.family} family' for species in SPECIES.values()}
 
-# %% ../../nbs/world/00_scenes.ipynb #43fe7b8a
+# %% ../../nbs/world/00_scenes.ipynb #341b5240
 def ancestors(
     node: str, # a species, a family or a larger group
 ) -> list:     # of names
@@ -139,13 +140,13 @@ def ancestors(
         chain.append(PARENTS[chain[-1]])
     return chain
 
-# %% ../../nbs/world/00_scenes.ipynb #31cf5335
+# %% ../../nbs/world/00_scenes.ipynb #a09fac01
 LOOKALIKES = (
     ('horse', 'zebra'), ('horse', 'donkey'), ('tiger', 'leopard'),
     ('wolf', 'dog'), ('hippo', 'rhino'), ('goat', 'sheep'),
 )
 
-# %% ../../nbs/world/00_scenes.ipynb #073824ec
+# %% ../../nbs/world/00_scenes.ipynb #de39b17a
 COLOURS = ('brown', 'gray', 'black', 'white', 'orange', 'yellow', 'red', 'blue', 'green', 'pink')
 HABITATS = {
     'savanna': 'in the savanna', 'forest': 'in the forest', 'desert': 'in the desert',
@@ -175,7 +176,7 @@ class Animal:
     @property
     def kind(self): return SPECIES[self.species]
 
-# %% ../../nbs/world/00_scenes.ipynb #8470215c
+# %% ../../nbs/world/00_scenes.ipynb #a38aa970
 @dataclass(frozen=True)
 class Scene:
     "All there is to know about one image."
@@ -203,7 +204,7 @@ def split_bucket(
     content = repr((scene.habitat, scene.time, scene.animals))
     return crc32(content.encode()) % 20
 
-# %% ../../nbs/world/00_scenes.ipynb #b7a06afe
+# %% ../../nbs/world/00_scenes.ipynb #e9549424
 def held_out(
     species: str, # a key of `SPECIES`
     colour: str,  # one of `COLOURS`
@@ -226,8 +227,12 @@ def _sample_sizes(rng, n):
     if n == 1: return [rng.choice(SIZES)]
     return rng.sample(['large'] + ['small']*n, n)
 
+@lru_cache
+def _natives(habitat):
+    return [name for name, species in SPECIES.items() if species.home == habitat]
+
 def _sample_species(rng, habitat):
-    natives = [name for name, species in SPECIES.items() if species.home == habitat]
+    natives = _natives(habitat)
     if natives and rng.random() < .25: return rng.choice(natives)
     return rng.choice(tuple(SPECIES))
 
@@ -238,7 +243,7 @@ def _sample_animal(rng, habitat, size, position, alone):
     x = rng.uniform(*CENTRES[size][position])
     return Animal(species, colour, size, facing, position, round(x, 3), round(y, 3))
 
-# %% ../../nbs/world/00_scenes.ipynb #680af6af
+# %% ../../nbs/world/00_scenes.ipynb #466b4e38
 def _sample_scene(rng, n_animals):
     habitat = rng.choice(tuple(HABITATS))
     n = n_animals or rng.choice((1, 1, 1, 2, 2, 3))
@@ -253,7 +258,7 @@ def _can_be_described(scene):
     "No two animals share both species and colour, so words can single each one out."
     return len({(a.species, a.colour) for a in scene.animals}) == len(scene.animals)
 
-# %% ../../nbs/world/00_scenes.ipynb #3a4b7d21
+# %% ../../nbs/world/00_scenes.ipynb #dfcca6e8
 def scene(
     i: int,                       # index in the stream
     split: str = 'train',         # 'text', 'train', 'val', 'test' or 'unseen'
