@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'NORMS', 'MODES', 'GENERATOR_RECIPE', 'polar', 'polar_factors', 'Adapter', 'adapted', 'merged',
-           'adapted_maps', 'Generator', 'chunks_of', 'padded', 'read_context', 'adapters_of', 'Memory', 'save_adapter',
-           'load_adapter', 'lessons', 'said_with', 'adapter_loss', 'fit_generator', 'halves', 'token_f1', 'said_after',
-           'answers', 'save_generator', 'load_generator', 'read_document', 'read_texts', 'fit_texts', 'fit_lora',
-           'fit_soft_tokens']
+           'adapted_maps', 'Generator', 'chunks_of', 'padded', 'read_context', 'adapters_of', 'Memory',
+           'check_adapter_place', 'save_adapter', 'load_adapter', 'lessons', 'said_with', 'adapter_loss',
+           'fit_generator', 'halves', 'token_f1', 'said_after', 'answers', 'save_generator', 'load_generator',
+           'read_document', 'read_texts', 'fit_texts', 'fit_lora', 'fit_soft_tokens']
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00002
 import hashlib, json
@@ -331,7 +331,7 @@ class Memory:
         return self.generator.write(self.state, thin=True)
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00035
-def _for_an_adapter(folder):
+def check_adapter_place(folder):
     "The folder, if an adapter can go there."
     return check_place(folder, 'an adapter', lambda folder: (folder/'adapter_config.json').is_file())
 
@@ -345,7 +345,7 @@ def save_adapter(
     from safetensors.torch import save_file
     _check_base(adapter, lm)
     if len(adapter) != 1: raise BadInput(f'{len(adapter)} adapters in one folder: choose one, adapter[0]')
-    folder, rank = _for_an_adapter(folder), next(iter(adapter.down.values())).shape[1]
+    folder, rank = check_adapter_place(folder), next(iter(adapter.down.values())).shape[1]
     conv = not isinstance(lm.model.get_submodule(next(iter(adapter.down))), nn.Linear)
     with whole_folder(folder, 'adapter_config.json') as new:
         LoraConfig(r=rank, lora_alpha=rank, target_modules=list(adapter.down), fan_in_fan_out=conv, task_type='CAUSAL_LM', base_model_name_or_path=str(lm.name)).save_pretrained(new)

@@ -17,7 +17,7 @@ import torch
 from .core.frozen import *
 from .core.stores import feature_key, FeatureStore
 from frozen_nb.core.zoo import (
-    _cached, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens, visual_tokens,
+    cached_folder, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens, visual_tokens,
 )
 from frozen_nb.core.prefix import (
     generate, LinearMap, load_map, MARK, save_map, sequence, target_log_likelihood, target_loss,
@@ -311,11 +311,11 @@ def paper_plan()->PaperPlan:
     *encoders, (name, repo, _, gptj) = _meta_models()
     width, million = gptj.get_input_embeddings().embedding_dim, lambda model: sum(p.numel() for p in model.parameters()) / 1e6
     size = lambda model: {'parameters (M)': f'{million(model):,.1f}', 'bf16 (GB)': f'{million(model) * 2 / 1000:.2f}'}
-    rows, missing = [], ['CC3M as JSON lines (3.3 million pictures with captions)'] + [f'the weights of {name}'] * (_cached(repo, None, True) is None)
+    rows, missing = [], ['CC3M as JSON lines (3.3 million pictures with captions)'] + [f'the weights of {name}'] * (cached_folder(repo) is None)
     for encoder, at, pixels, model in encoders:
         x, _ = visual_tokens(model.eval(), torch.empty(1, 3, pixels, pixels, device='meta'))   # (1, k, e)
         rows.append({'model': encoder, 'pixels': pixels, 'visual tokens': f'{x.shape[1]} x {x.shape[2]}', 'map': f'{x.shape[2]} -> {width}', 'trained': f'{x.shape[2] * width + width:,}', **size(model)})
-        if _cached(at, None, True) is None: missing.append(f'the weights of {encoder}')
+        if cached_folder(at) is None: missing.append(f'the weights of {encoder}')
     rows.append({'model': name, 'pixels': '', 'visual tokens': f'{gptj.config.n_layer} layers', 'map': f'width {width}', 'trained': '0', **size(gptj)})
     recipe = ('AdamW with betas 0.9 and 0.95, no weight decay, rate 8e-4, gradients clipped at 1, bf16, dropout 0.1 on the projected tokens, 15,000 steps of 2,048 captions (16 GPUs x 16 x 8) on CC3M, no words between image and caption. '
               'Different here: the rate falls on a cosine (the authors: almost flat), an end token follows every caption, a batch goes through in one piece (lower --batch where it does not fit), and the NF-ResNet is loaded with the transform of its card.')

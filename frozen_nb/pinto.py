@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from .core.frozen import *
-from .core.zoo import _quiet, load_lm, load_seq2seq
+from .core.zoo import load_lm, load_seq2seq, quiet_libraries
 from .core.training import train, TrainConfig
 from .world.multiple_choice import MCQ
 
@@ -493,7 +493,7 @@ def save_reasoner(
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
     try:
-        with _quiet(): reasoner.model.save_pretrained(tmp); reasoner.tokenizer.save_pretrained(tmp)
+        with quiet_libraries(): reasoner.model.save_pretrained(tmp); reasoner.tokenizer.save_pretrained(tmp)
         about = dict(prompt=asdict(reasoner.prompt), lm=reasoner.lm, lm_name=reasoner.lm_name, tokens=reasoner.tokens, length=reasoner.length, fingerprint=fingerprint(copy.deepcopy(reasoner.model).float()))
         (tmp/'pinto.json').write_text(json.dumps(about, indent=1) + '\n')
         tmp.chmod(0o755)

@@ -150,9 +150,16 @@ def comments_of(source):
     return {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
 
 
+def patched_class(function):
+    "The class that a function with `@patch` belongs to; '' for any other function."
+    first = (function.args.posonlyargs + function.args.args)[:1]
+    return getattr(first[0].annotation, 'id', '') if first and first[0].arg == 'self' else ''
+
+
 def public_functions(tree):
     for node in tree.body:
-        if isinstance(node, FUNCTIONS) and not node.name.startswith('_'): yield node
+        private = getattr(node, 'name', '_').startswith('_')
+        if isinstance(node, FUNCTIONS) and not private and not patched_class(node).startswith('_'): yield node
         if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
             for f in node.body:
                 if isinstance(f, FUNCTIONS) and (not f.name.startswith('_') or f.name in ('__init__', '__call__')): yield f
@@ -186,7 +193,7 @@ def bound_names(tree):
 def names(source, tree, exported):
     for line, name in bound_names(tree):
         if name in BANNED_NAMES: yield line, f'{name} is no name of the field'
-        if name.endswith('_') and name.strip('_'): yield line, f'{name} ends with _'
+        if name.endswith('_') and not name.endswith('__') and name != '_': yield line, f'{name} ends with _'
 
 
 def prose_of(source, tree):
