@@ -178,6 +178,16 @@ def test_without_its_data_a_table_is_not_measured(at, tmp_path, monkeypatch, cap
     assert experiment.real_data('one') == dict(one=tmp_path/'published'/'one') and experiment.real_data('one', 'two') is None
 
 
+def test_run_folders_depend_on_all_inputs(tmp_path):
+    experiment = demo()
+    inputs = [torch.arange(3.), np.arange(3), dict(lr=.1), 'text', torch.nn.Linear(2, 2)]
+    folder = experiment.run_folder(*inputs)
+    assert folder == experiment.run_folder(*inputs) and folder.parent == tmp_path/'cache'/'runs'/'demo' and not folder.exists()
+    for i, other in enumerate([torch.arange(3.) + 1, np.arange(4), dict(lr=.2), 'texts', torch.nn.Linear(2, 2)]):
+        assert experiment.run_folder(*inputs[:i], other, *inputs[i + 1:]) != folder
+    assert Experiment('other').run_folder(*inputs).parent.name == 'other'
+
+
 def test_intervals_in_tables():
     scores = {('a', 1): np.array([.2, .4]), ('a', 2): Interval(.5, .4, .6), ('b', 1): torch.tensor([[1., 0.]])}
     table = pd.DataFrame(interval_rows(scores, 'arm', 'shots', n=100))

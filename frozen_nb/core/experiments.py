@@ -22,11 +22,7 @@ from frozen_nb.core.claims import (
     by_preset, paired_bootstrap, preset, seed_range,
 )
 from .frozen import *
-try: from frozen_nb.core.stores import run_folder
-except ImportError: # interim
-    import hashlib
-    def run_folder(method, *inputs):
-        return cache_path('runs', method, hashlib.sha256(repr(inputs).encode()).hexdigest()[:16])
+from .stores import run_folder
 from .zoo import card
 
 # %% ../../nbs/core/11_experiments.ipynb #exp00011
@@ -282,19 +278,30 @@ def keep(
 
 # %% ../../nbs/core/11_experiments.ipynb #exp0061b
 @patch
+def stored(
+    self: Experiment,
+    *names: str,              # of tables
+    preset: str = 'extended', # that makes them
+) -> list:                    # of data frames, `None` for one that is not there
+    "The kept tables; a line says where they were measured, or that they were not."
+    tables = [self.tables[name] if name in self.tables else None for name in names]
+    lines = [f'not measured: the preset {preset} makes this table']*len(tables)
+    for i, table in enumerate(tables):
+        if table is None: continue
+        n = len(table.attrs['seeds'])
+        lines[i] = f"measured at {table.attrs['preset']}, {n} seed{'s' if n != 1 else ''}"
+    for line in dict.fromkeys(lines):
+        print(line)
+    return tables
+
+@patch
 def table(
     self: Experiment,
     name: str,                # of the table
     preset: str = 'extended', # that makes it
 ) -> pd.DataFrame | None:
-    "The kept table, and where it was measured; a line and `None` where there is none."
-    if name not in self.tables:
-        print(f'not measured: the preset {preset} makes this table')
-        return None
-    table = self.tables[name]
-    n_seeds = len(table.attrs['seeds'])
-    print(f"measured at {table.attrs['preset']}, {n_seeds} seed{'s' if n_seeds != 1 else ''}")
-    return table
+    "One kept table, with that line."
+    return self.stored(name, preset=preset)[0]
 
 # %% ../../nbs/core/11_experiments.ipynb #exp00062
 def _timed(experiment, measure, args, kwargs):
@@ -328,7 +335,7 @@ def measured(
             if given and at_least(preset):
                 rows, more = _timed(self, measure, args, kwargs)
                 _keep_result(self, names, rows, more | facts)
-            tables = [self.table(name, preset) for name in names]
+            tables = self.stored(*names, preset=preset)
             return tables[0] if len(names) == 1 else tables
         return kept
     return mark
