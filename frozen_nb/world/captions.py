@@ -27,7 +27,7 @@ def capital(
     "The text with a capital letter in front; the rest stays as it is."
     return text[:1].upper() + text[1:]
 
-# %% ../../nbs/world/02_captions.ipynb #3fee8fbb
+# %% ../../nbs/world/02_captions.ipynb #0ac20b65
 _irregular_plurals = {
     'wolf': 'wolves', 'fox': 'foxes', 'ostrich': 'ostriches', 'sheep': 'sheep', 'deer': 'deer',
 }
@@ -48,7 +48,7 @@ def _enumerate(phrases):
     if len(phrases) == 1: return phrases[0]
     return f'{", ".join(phrases[:-1])} and {phrases[-1]}'
 
-# %% ../../nbs/world/02_captions.ipynb #d75aec2f
+# %% ../../nbs/world/02_captions.ipynb #4bce61c8
 def phrase(
     animal: Animal,             # of a scene
     words: str = 'size colour', # which adjectives to use, in this order
@@ -87,7 +87,7 @@ def _caption_one(rng, scene, full):
     text = template.format(noun=noun, place=place, side=side, facing=animal.facing)
     return text.strip() + tail
 
-# %% ../../nbs/world/02_captions.ipynb #5a1b1011
+# %% ../../nbs/world/02_captions.ipynb #4578e890
 def _caption_several(rng, scene, full):
     "A caption of a scene with two animals or more."
     animals = sorted(scene.animals, key=lambda animal: animal.x)
@@ -101,7 +101,7 @@ def _caption_several(rng, scene, full):
         text = f'{nouns[0]} {relation(*animals)} {nouns[1]}'
     return f'{text} {place}'.strip() + tail
 
-# %% ../../nbs/world/02_captions.ipynb #15a90e4f
+# %% ../../nbs/world/02_captions.ipynb #405ed4af
 def caption(
     scene: Scene,                     # what the sentence is about
     rng: random.Random | None = None, # chooses the wording; None: the first paraphrase
@@ -137,7 +137,7 @@ FLAVOURS = {  # flavour -> sets of fields of an `Animal` that a description may 
              ('size', 'colour', 'species', 'position'), ('size', 'colour', 'species', 'facing')),
 }
 
-# %% ../../nbs/world/02_captions.ipynb #e86126a9
+# %% ../../nbs/world/02_captions.ipynb #75564762
 def _is_unique(scene, animal, keys):
     "Is no other animal of the scene the same in all these fields?"
     fields = attrgetter(*keys)
@@ -151,7 +151,7 @@ def _describe(animal, keys):
     if 'position' in keys: words.append(side_phrase(animal))
     return ' '.join(words)
 
-# %% ../../nbs/world/02_captions.ipynb #fb776eb6
+# %% ../../nbs/world/02_captions.ipynb #a06d2aec
 def referrals(
     scene: Scene,         # with one animal or more
     flavour: str = 'any', # 'any', 'plain' or 'long'
@@ -186,7 +186,7 @@ class _LinkedText:
         self.text += words
         self.links.append((start, len(self.text), targets))
 
-# %% ../../nbs/world/02_captions.ipynb #90c51ad9
+# %% ../../nbs/world/02_captions.ipynb #a1c03441
 _grounds = {
     'savanna': 'dry grass', 'forest': 'forest floor', 'desert': 'sand', 'snow': 'white snow',
     'meadow': 'green grass', 'beach': 'sand', 'mountains': 'rocks', 'lake': 'shore',
@@ -212,7 +212,7 @@ def _narrate_stuff(scene, out):
     out.link('the dark sky' if scene.time == 'night' else 'the blue sky', ('sky',))
     out.add('.')
 
-# %% ../../nbs/world/02_captions.ipynb #84205c89
+# %% ../../nbs/world/02_captions.ipynb #c59389f1
 def narrative(
     scene: Scene, # with one animal or more
 ) -> Narrative:   # its text and links
@@ -250,7 +250,7 @@ def trait_question(
     if verb == 'is': return f'is {subject} {rest}'
     return f'does {subject} {BASE_VERBS[verb]} {rest}'
 
-# %% ../../nbs/world/02_captions.ipynb #4736323d
+# %% ../../nbs/world/02_captions.ipynb #64964d48
 def _false_colour(rng, scene, animal):
     taken = {other.colour for other in scene.animals if other.species == animal.species}
     return rng.choice([colour for colour in COLOURS if colour not in taken])
@@ -265,7 +265,7 @@ def _names_in(scene, animal):
     if _is_unique(scene, animal, ('species',)): return species, species
     return f'{species} {side}', f'{animal.colour} {species}'
 
-# %% ../../nbs/world/02_captions.ipynb #898ac329
+# %% ../../nbs/world/02_captions.ipynb #8c511b02
 def _questions_about(rng, scene, animal):
     "Six questions about one animal."
     false_colour = _false_colour(rng, scene, animal)
@@ -286,7 +286,7 @@ def _questions_about(rng, scene, animal):
     ]
     return [Question(*row) for row in rows]
 
-# %% ../../nbs/world/02_captions.ipynb #277b1070
+# %% ../../nbs/world/02_captions.ipynb #1b420ede
 def _questions_about_scene(rng, scene):
     "Five questions about the scene as a whole."
     present = [animal.species for animal in scene.animals]
@@ -301,7 +301,7 @@ def _questions_about_scene(rng, scene):
     ]
     return [Question(*row) for row in rows]
 
-# %% ../../nbs/world/02_captions.ipynb #ecd77c84
+# %% ../../nbs/world/02_captions.ipynb #60c802f9
 def questions(
     scene: Scene, # with one animal or more
 ) -> list:        # of `Question`, in random order
@@ -324,7 +324,7 @@ _exchange_kinds = (  # as often as they stand here
     'question', 'question', 'question',
 )
 
-# %% ../../nbs/world/02_captions.ipynb #0415e54b
+# %% ../../nbs/world/02_captions.ipynb #514f58d8
 def _describe_scene(rng, scene, prompt): return prompt, narrative(scene).text
 def _caption_scene(rng, scene, prompt): return prompt, capital(caption(scene, rng)) + '.'
 
@@ -340,7 +340,7 @@ def _choose_referral(rng, scene):
     animal = scene.animals[r.target]
     return r.text, f'{an(phrase(animal))} {side_phrase(animal)}, facing {animal.facing}.'
 
-# %% ../../nbs/world/02_captions.ipynb #0a4daf4f
+# %% ../../nbs/world/02_captions.ipynb #4a14b73f
 def _name_animal(rng, scene, prompt):
     chosen = _choose_referral(rng, scene)
     return chosen and (prompt, f'{capital(chosen[0])}: {chosen[1]}')
@@ -359,7 +359,7 @@ def _find_by_trait(rng, scene, prompt):
     having = f'has {trait}' if trait in VISIBLE else trait
     return f'Which animal {having}?', f'The {phrase(animal)} {side_phrase(animal)}.'
 
-# %% ../../nbs/world/02_captions.ipynb #2f1b64af
+# %% ../../nbs/world/02_captions.ipynb #6a36ca6f
 _exchanges = dict(describe=_describe_scene, caption=_caption_scene, name=_name_animal,
                   about=_tell_about_animal, which=_find_by_trait, question=_answer_question)
 
@@ -373,7 +373,7 @@ def _exchange(rng, scene):
 def _as_messages(prompt, answer):
     return [dict(role='user', content=prompt), dict(role='assistant', content=answer)]
 
-# %% ../../nbs/world/02_captions.ipynb #1303bea7
+# %% ../../nbs/world/02_captions.ipynb #f85a617e
 def conversation(
     scene: Scene,         # what is talked about
     i: int = 0,           # which of its conversations
@@ -409,7 +409,7 @@ def _statements(rng, scene):
         sentences.append(f'{subject} {_predicate(animal, key)}.')
     return ' '.join(sentences)
 
-# %% ../../nbs/world/02_captions.ipynb #0bde6411
+# %% ../../nbs/world/02_captions.ipynb #601151ca
 def _keywords(rng, scene):
     "The words about each animal, in any order."
     lists = []
@@ -422,7 +422,7 @@ def _keywords(rng, scene):
         lists.append('the ' + ' '.join(words))
     return capital('; '.join(lists)) + '.'
 
-# %% ../../nbs/world/02_captions.ipynb #69166337
+# %% ../../nbs/world/02_captions.ipynb #353b0d1f
 _listing_prompts = (
     'Name one of the animals so that I can find it.', 'What can you say about the animals?',
     'Point out the animals in a few words.', 'Which animals are there?',
@@ -441,6 +441,6 @@ def particulars(
         messages += _as_messages(prompt, make(rng, scene) or _keywords(rng, scene))
     return messages
 
-# %% ../../nbs/world/02_captions.ipynb #b536ab56
+# %% ../../nbs/world/02_captions.ipynb #29073ece
 _plural, _side, _counted = plural, side_phrase, number_word
 _asked, _verbs, _flavours = trait_question, BASE_VERBS, FLAVOURS

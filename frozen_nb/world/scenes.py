@@ -15,7 +15,7 @@ from zlib import crc32
 
 from ..core.frozen import BadInput
 
-# %% ../../nbs/world/00_scenes.ipynb #4a2c3329
+# %% ../../nbs/world/00_scenes.ipynb #c6c0b1ee
 _families = '''
 cat     | lion, savanna, meat       | tiger, forest, meat      | leopard, savanna, meat
 dog     | dog, meadow, meat         | wolf, snow, meat         | fox, forest, mice
@@ -50,7 +50,7 @@ hooves:       horse zebra donkey cow goat sheep deer giraffe pig
 round ears:   lion tiger leopard hippo bear
 '''
 
-# %% ../../nbs/world/00_scenes.ipynb #c92f6a19
+# %% ../../nbs/world/00_scenes.ipynb #bdccbdf3
 _read_traits = '''
 eats meat:          lion tiger leopard dog wolf fox bear penguin crocodile
 eats plants:        all but lion tiger leopard dog wolf fox penguin crocodile
@@ -71,7 +71,7 @@ digs holes:         fox pig rabbit
 is heavy:           horse cow giraffe camel elephant hippo rhino pig bear
 '''
 
-# %% ../../nbs/world/00_scenes.ipynb #5475b73f
+# %% ../../nbs/world/00_scenes.ipynb #53482d40
 def _read_families(table):
     "Rows (species, family, home, food), in the order of the table."
     rows = []
@@ -102,7 +102,7 @@ class Species:
     food: str         # what it eats
     traits: frozenset # the traits of `TRAITS` that it has
 
-# %% ../../nbs/world/00_scenes.ipynb #6fa3cd2e
+# %% ../../nbs/world/00_scenes.ipynb #12ad3e94
 _rows = _read_families(_families)
 _names = [name for name, *_ in _rows]
 _seen = _read_owners(_seen_traits, _names)
@@ -130,7 +130,7 @@ PARENTS = {f'{family} family': group for group, families in _groups.items() for 
 PARENTS |= {'hunter': 'mammal', 'hoofed animal': 'mammal', 'mammal': 'animal'}
 PARENTS |= {species.name: f'{species.family} family' for species in SPECIES.values()}
 
-# %% ../../nbs/world/00_scenes.ipynb #341b5240
+# %% ../../nbs/world/00_scenes.ipynb #8a628f3f
 def ancestors(
     node: str, # a species, a family or a larger group
 ) -> list:     # of names
@@ -140,13 +140,13 @@ def ancestors(
         chain.append(PARENTS[chain[-1]])
     return chain
 
-# %% ../../nbs/world/00_scenes.ipynb #a09fac01
+# %% ../../nbs/world/00_scenes.ipynb #37648de2
 LOOKALIKES = (
     ('horse', 'zebra'), ('horse', 'donkey'), ('tiger', 'leopard'),
     ('wolf', 'dog'), ('hippo', 'rhino'), ('goat', 'sheep'),
 )
 
-# %% ../../nbs/world/00_scenes.ipynb #de39b17a
+# %% ../../nbs/world/00_scenes.ipynb #4ea23780
 COLOURS = ('brown', 'gray', 'black', 'white', 'orange', 'yellow', 'red', 'blue', 'green', 'pink')
 HABITATS = {
     'savanna': 'in the savanna', 'forest': 'in the forest', 'desert': 'in the desert',
@@ -176,7 +176,7 @@ class Animal:
     @property
     def kind(self): return SPECIES[self.species]
 
-# %% ../../nbs/world/00_scenes.ipynb #a38aa970
+# %% ../../nbs/world/00_scenes.ipynb #5b38102d
 @dataclass(frozen=True)
 class Scene:
     "All there is to know about one image."
@@ -204,7 +204,7 @@ def split_bucket(
     content = repr((scene.habitat, scene.time, scene.animals))
     return crc32(content.encode()) % 20
 
-# %% ../../nbs/world/00_scenes.ipynb #e9549424
+# %% ../../nbs/world/00_scenes.ipynb #781e7356
 def held_out(
     species: str, # a key of `SPECIES`
     colour: str,  # one of `COLOURS`
@@ -243,7 +243,7 @@ def _sample_animal(rng, habitat, size, position, alone):
     x = rng.uniform(*CENTRES[size][position])
     return Animal(species, colour, size, facing, position, round(x, 3), round(y, 3))
 
-# %% ../../nbs/world/00_scenes.ipynb #466b4e38
+# %% ../../nbs/world/00_scenes.ipynb #39dc8e50
 def _sample_scene(rng, n_animals):
     habitat = rng.choice(tuple(HABITATS))
     n = n_animals or rng.choice((1, 1, 1, 2, 2, 3))
@@ -258,7 +258,7 @@ def _can_be_described(scene):
     "No two animals share both species and colour, so words can single each one out."
     return len({(a.species, a.colour) for a in scene.animals}) == len(scene.animals)
 
-# %% ../../nbs/world/00_scenes.ipynb #dfcca6e8
+# %% ../../nbs/world/00_scenes.ipynb #cc8051fb
 def scene(
     i: int,                       # index in the stream
     split: str = 'train',         # 'text', 'train', 'val', 'test' or 'unseen'
