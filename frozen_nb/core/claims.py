@@ -286,8 +286,7 @@ def _checked_summary(claim, values, against, per_seed, n):
 # %% ../../nbs/core/10_claims.ipynb #31f994f9
 def measure(
     claim: Claim,                   # what is claimed
-    values: object,                 # scores `(S, N)` or `(N,)`; an `Interval` for what is no mean
-                                    # over items; a number where it is exact
+    values: object,                 # scores `(S, N)` or `(N,)`, an `Interval`, or an exact number
     against: object = None,         # scores of what it is compared with, the same items
     seeds: list | None = None,      # the seeds, in the order of the rows
     per_seed: list | None = None,   # of each seed, where `values` is an `Interval` or a number
@@ -412,8 +411,7 @@ def _records_in(file):
     return [check_record(r, f'{file}, record {i}') for i, r in enumerate(records)]
 
 def load_records(
-    path: str | Path | None = None, # a file, or a folder with one file a chapter; None: those that
-                                    # ship
+    path: str | Path | None = None, # a file, or a folder of files; None: the records that ship
 ) -> list:                          # of records, sorted by id
     "Read and check records."
     path = data_path('claims') if path is None else Path(path)
@@ -550,8 +548,7 @@ def _claims_folder(folder):
 @patch
 def table(
     self: Ledger,
-    shipped: bool = False, # show the record that ships where its models are the same and it is of
-                           # a larger preset, or this one does not run the claim
+    shipped: bool = False, # show what ships where it is of a larger preset, and of the same models
 ) -> 'ClaimsTable':        # displayed as a table
     "The records as a table."
     records, old = self.records(), []
@@ -1048,15 +1045,13 @@ def _by_model(records):
 
 # %% ../../nbs/core/10_claims.ipynb #a47e291b
 def report(
-    out: str | Path,                        # folder, made if it is not there
-    records: list,                          # of records
-    figures: list = (),                     # paths, or (path, caption); a PNG may carry its caption
-                                            # as `Description`
-    notebooks: list = (),                   # what ran: dicts with name, status ('ran', 'failed'
-                                            # ...), seconds, and error where there is one
-    info: dict | None = None,               # more facts about the run: label -> text
-    title: str = 'frozen_nb: results',      # of the page
-) -> Path:                                  # the file `report.html`
+    out: str | Path,                   # folder, made if it is not there
+    records: list,                     # of records
+    figures: list = (),                # paths, or (path, caption); a PNG may bring its caption
+    notebooks: list = (),              # dicts: name, status, and seconds and error if there are any
+    info: dict | None = None,          # more facts about the run: label -> text
+    title: str = 'frozen_nb: results', # of the page
+) -> Path:                             # the file `report.html`
     "Write the report: one HTML file that needs no other."
     records = [check_record(r) for r in records]
     records.sort(key=lambda r: (r['method'], r['id']))
