@@ -55,7 +55,7 @@ def by_preset(
         if larger[name] is not ...: value = larger[name]
     return value
 
-# %% ../../nbs/core/10_claims.ipynb #bbdd641f
+# %% ../../nbs/core/10_claims.ipynb #006ecf86
 def seed_range(
     quick: int = 1,    # how many seeds in the preset `quick`
     full: int = 3,     # in `full`
@@ -68,7 +68,7 @@ def seed_range(
         raise BadInput(f'FROZEN_NB_SEEDS={given!r} is no number of seeds: give 1 or more')
     return range(int(given))
 
-# %% ../../nbs/core/10_claims.ipynb #2cec6407
+# %% ../../nbs/core/10_claims.ipynb #aeb6113c
 def _finite(x): return isinstance(x, (int, float, np.number)) and math.isfinite(x)
 
 def _decimals(size):
@@ -129,7 +129,7 @@ def _samples(x, name='values'):
         'scores before recording it')
     return x # (S, N)
 
-# %% ../../nbs/core/10_claims.ipynb #6a94a494
+# %% ../../nbs/core/10_claims.ipynb #78f2918d
 def _differences(a, b=None):
     "a - b item by item: seed by seed if both have as many, else minus the mean over seeds of b."
     a = _samples(a)
@@ -140,7 +140,7 @@ def _differences(a, b=None):
         'same order')
     return a - (b if len(b) == len(a) else b.mean(0)) # (S, N)
 
-# %% ../../nbs/core/10_claims.ipynb #a53ff3fa
+# %% ../../nbs/core/10_claims.ipynb #ee75f659
 def _percentile_interval(value, resampled, level):
     low, high = np.quantile(resampled, [(1 - level)/2, (1 + level)/2])
     return Interval(float(value), float(low), float(high), level)
@@ -221,7 +221,7 @@ KEYS = (
 ) # and 'reason' where the verdict is 'not run'
 _END = dict(higher=' (lower end of the interval)', lower=' (upper end of the interval)')
 
-# %% ../../nbs/core/10_claims.ipynb #5cf59ea3
+# %% ../../nbs/core/10_claims.ipynb #d871dd21
 @dataclass(frozen=True)
 class Claim:
     "One number that a paper's statement comes down to, and the threshold for it."
@@ -283,11 +283,10 @@ def _checked_summary(claim, values, against, per_seed, n):
     per_seed = [_short(x) for x in per_seed or []]
     return dict(value=_short(value), ci=ci, per_seed=per_seed), n
 
-# %% ../../nbs/core/10_claims.ipynb #5a3dacc6
+# %% ../../nbs/core/10_claims.ipynb #31f994f9
 def measure(
     claim: Claim,                   # what is claimed
-    values: object,                 # scores `(S, N)` or `(N,)`; an `Interval` for what is no mean
-                                    # over items; a number where it is exact
+    values: object,                 # scores `(S, N)` or `(N,)`, an `Interval`, or an exact number
     against: object = None,         # scores of what it is compared with, the same items
     seeds: list | None = None,      # the seeds, in the order of the rows
     per_seed: list | None = None,   # of each seed, where `values` is an `Interval` or a number
@@ -322,7 +321,7 @@ def _wrong_claim(r):
     if not _is_number(r['threshold']): return 'threshold is not a finite number'
     if not isinstance(r['required'], bool): return 'required is neither true nor false'
 
-# %% ../../nbs/core/10_claims.ipynb #e15959fa
+# %% ../../nbs/core/10_claims.ipynb #a68a6cf9
 def _wrong_run(r):
     "What is wrong with its seconds, models and seeds."
     if not (_is_number(r['seconds']) and r['seconds'] >= 0):
@@ -334,7 +333,7 @@ def _wrong_run(r):
     if not _is_list(r['per_seed'], _is_number) or len(r['per_seed']) not in (0, len(r['seeds'])):
         return 'per_seed is not one finite number a seed'
 
-# %% ../../nbs/core/10_claims.ipynb #53209a40
+# %% ../../nbs/core/10_claims.ipynb #14fa817f
 def _wrong_numbers(r):
     "What is wrong with the number of items and the interval."
     n, ci = r['n'], r['ci']
@@ -412,8 +411,7 @@ def _records_in(file):
     return [check_record(r, f'{file}, record {i}') for i, r in enumerate(records)]
 
 def load_records(
-    path: str | Path | None = None, # a file, or a folder with one file a chapter; None: those that
-                                    # ship
+    path: str | Path | None = None, # a file, or a folder of files; None: the records that ship
 ) -> list:                          # of records, sorted by id
     "Read and check records."
     path = data_path('claims') if path is None else Path(path)
@@ -446,7 +444,7 @@ def _check_terms(was, now):
 
 def _rank(r): return -1 if r['verdict'] == 'not run' else PRESETS.index(r['preset'])
 
-# %% ../../nbs/core/10_claims.ipynb #9ffe7da7
+# %% ../../nbs/core/10_claims.ipynb #9a65a327
 def merge(
     old: list, # of records
     new: list, # of records
@@ -485,7 +483,7 @@ class Ledger:
             f"(declared: {', '.join(self.claims) or 'none'})")
         return self.claims[id]
 
-# %% ../../nbs/core/10_claims.ipynb #cbfd8c45
+# %% ../../nbs/core/10_claims.ipynb #76317838
 @patch
 def claim(
     self: Ledger,
@@ -532,7 +530,7 @@ def not_run(
     self._records[id] = _record(self._declared(id), verdict='not run', reason=reason)
     return 'not run'
 
-# %% ../../nbs/core/10_claims.ipynb #b8870845
+# %% ../../nbs/core/10_claims.ipynb #8dec6fbd
 _NOT_IN_PRESET = 'not part of the preset'
 
 @patch
@@ -550,8 +548,7 @@ def _claims_folder(folder):
 @patch
 def table(
     self: Ledger,
-    shipped: bool = False, # show the record that ships where its models are the same and it is of
-                           # a larger preset, or this one does not run the claim
+    shipped: bool = False, # show what ships where it is of a larger preset, and of the same models
 ) -> 'ClaimsTable':        # displayed as a table
     "The records as a table."
     records, old = self.records(), []
@@ -598,7 +595,7 @@ class Tables:
         frame.attrs = {key: value for key, value in best.items() if key != 'rows'}
         return frame
 
-# %% ../../nbs/core/10_claims.ipynb #9db8432f
+# %% ../../nbs/core/10_claims.ipynb #1f7aad54
 def _checked_rows(name, rows):
     "As a data frame of six decimals."
     frame = pd.DataFrame(rows).round(6).replace(-0., 0.)
@@ -615,7 +612,7 @@ def _table_record(frame, seeds, models, seconds):
     rows = json.loads(frame.to_json(orient='records', double_precision=6))
     return dict(preset=preset(), seeds=seeds, seconds=round(seconds, 1), models=models, rows=rows)
 
-# %% ../../nbs/core/10_claims.ipynb #d09b2c44
+# %% ../../nbs/core/10_claims.ipynb #49628b2a
 @patch
 def keep(
     self: Tables,
@@ -667,7 +664,7 @@ def _measured(r):
     if r['verdict'] == 'not run': return ''
     return number(r['value']) if r['ci'] is None else str(Interval(r['value'], *r['ci']))
 
-# %% ../../nbs/core/10_claims.ipynb #a113479c
+# %% ../../nbs/core/10_claims.ipynb #14744e71
 def _places(r, width=150, margin=8):
     "Where the parts of a row's drawing lie, in pixels from the left."
     ci = r['ci'] or []
@@ -684,7 +681,7 @@ def _places(r, width=150, margin=8):
         width=width,
     )
 
-# %% ../../nbs/core/10_claims.ipynb #686a3166
+# %% ../../nbs/core/10_claims.ipynb #366ee0d7
 _SOURCES = {} # name -> template, or style sheet
 
 @cache
@@ -740,7 +737,7 @@ _SOURCES['table.css'] = '''
 .claims .label{display:none}
 '''
 
-# %% ../../nbs/core/10_claims.ipynb #e648f96c
+# %% ../../nbs/core/10_claims.ipynb #a93d45c5
 _SOURCES['table.css'] += '''@media (max-width:820px){
 .claims thead{display:none}
 .claims,.claims tbody,.claims tr,.claims td{display:block;width:auto}
@@ -754,7 +751,7 @@ _SOURCES['table.css'] += '''@media (max-width:820px){
 .claims .bound .more{display:inline;margin-left:.4em}}
 '''
 
-# %% ../../nbs/core/10_claims.ipynb #3f67404d
+# %% ../../nbs/core/10_claims.ipynb #0db6b72d
 _SOURCES['table'] = '''<table class="claims"><thead><tr><th>Claim</th>
 <th>Measured [95 % interval]</th><th>Threshold</th><th>Verdict</th><th>Seeds</th><th>Items</th>
 </tr></thead><tbody>
@@ -786,7 +783,8 @@ class ClaimsTable:
     records: list             # of records
     preset: str | None = None # of the run; a record of another one says so
 
-    def _repr_html_(self):
+    def html(self) -> str: # with its style sheet
+        "The records as a table in HTML."
         table = _render('table', records=self.records, preset=self.preset)
         return f"<style>{_SOURCES['table.css']}</style>{table}"
 
@@ -804,7 +802,9 @@ class ClaimsTable:
         index = pd.Index([r['id'] for r in self.records], name='id')
         return pd.DataFrame(rows, index=index, columns=_COLUMNS)
 
-# %% ../../nbs/core/10_claims.ipynb #452dbfab
+ClaimsTable._repr_html_ = ClaimsTable.html # how a notebook shows it
+
+# %% ../../nbs/core/10_claims.ipynb #27b0e6eb
 _COLUMNS = ['method', 'statement', 'measure', 'value', 'low', 'high', 'unit', 'better', 'threshold',
             'verdict', 'required', 'seeds', 'n', 'preset', 'seconds']
 
@@ -849,7 +849,7 @@ def _figure(figure):
     uri = f'data:image/{kind};base64,{data}'
     return dict(name=path.stem, caption=caption, width=width, uri=uri)
 
-# %% ../../nbs/core/10_claims.ipynb #41ce39cf
+# %% ../../nbs/core/10_claims.ipynb #b8cd9e05
 _LIBRARIES = ('frozen_nb', 'torch', 'torchvision', 'transformers', 'timm', 'open_clip_torch',
               'segment-anything', 'peft', 'numpy', 'scipy', 'scikit-learn')
 
@@ -892,7 +892,7 @@ a{color:#0b4f7d;text-underline-offset:3px}
  font-variant-numeric:tabular-nums}
 '''
 
-# %% ../../nbs/core/10_claims.ipynb #a863c6c1
+# %% ../../nbs/core/10_claims.ipynb #5cc50370
 _SOURCES['page.css'] += '''figure{margin:2.2rem 0 3rem}
 figure img{display:block;max-width:100%;height:auto}
 figcaption{max-width:42rem;margin-top:.7rem;font-size:.97rem;line-height:1.5}
@@ -941,7 +941,7 @@ _SOURCES['page'] = '''<!doctype html>
 </main></body></html>
 '''
 
-# %% ../../nbs/core/10_claims.ipynb #22ec38d4
+# %% ../../nbs/core/10_claims.ipynb #07138b05
 _SOURCES['page.claims'] = '''{% if methods %}
 <section id="claims"><h2>Claims</h2>
 {% for method, group in methods.items() %}
@@ -959,7 +959,7 @@ _SOURCES['page.figures'] = '''{% if figures %}
 </section>{% endif %}
 '''
 
-# %% ../../nbs/core/10_claims.ipynb #abbe5c9b
+# %% ../../nbs/core/10_claims.ipynb #c75724dc
 _SOURCES['page.setting'] = '''{% if notebooks %}
 <section id="ran"><h2>What ran</h2><table class="facts">{% for n in notebooks %}
 
@@ -1006,7 +1006,7 @@ def _facts(records, info):
     facts['Machine'] = f'{platform.machine()}, {os.cpu_count()} CPU cores'
     return facts
 
-# %% ../../nbs/core/10_claims.ipynb #1686f989
+# %% ../../nbs/core/10_claims.ipynb #e0967e8d
 def _required_sentence(required, broken):
     "Whether the required claims hold."
     absent = [r for r in required if _left_out(r)]
@@ -1025,7 +1025,7 @@ def _lead(records, broken):
     lead = f'{n_hold} of {len(records)} claims hold. '
     return lead + _required_sentence(required, broken) if required else lead
 
-# %% ../../nbs/core/10_claims.ipynb #37b41dc0
+# %% ../../nbs/core/10_claims.ipynb #279482bb
 def _counts(records):
     "How many claims have each verdict, as the page says it: 'hold', 'fail' ..."
     verdicts = Counter(r['verdict'] for r in records)
@@ -1045,15 +1045,13 @@ def _by_model(records):
 
 # %% ../../nbs/core/10_claims.ipynb #a47e291b
 def report(
-    out: str | Path,                        # folder, made if it is not there
-    records: list,                          # of records
-    figures: list = (),                     # paths, or (path, caption); a PNG may carry its caption
-                                            # as `Description`
-    notebooks: list = (),                   # what ran: dicts with name, status ('ran', 'failed'
-                                            # ...), seconds, and error where there is one
-    info: dict | None = None,               # more facts about the run: label -> text
-    title: str = 'frozen_nb: results',      # of the page
-) -> Path:                                  # the file `report.html`
+    out: str | Path,                   # folder, made if it is not there
+    records: list,                     # of records
+    figures: list = (),                # paths, or (path, caption); a PNG may bring its caption
+    notebooks: list = (),              # dicts: name, status, and seconds and error if there are any
+    info: dict | None = None,          # more facts about the run: label -> text
+    title: str = 'frozen_nb: results', # of the page
+) -> Path:                             # the file `report.html`
     "Write the report: one HTML file that needs no other."
     records = [check_record(r) for r in records]
     records.sort(key=lambda r: (r['method'], r['id']))
@@ -1066,7 +1064,7 @@ def report(
     values |= styles | run | claims
     return write_whole(Path(out)/'report.html', _render('page', **values))
 
-# %% ../../nbs/core/10_claims.ipynb #103f65c6
+# %% ../../nbs/core/10_claims.ipynb #59880085
 _METHODS = { # in the order of the chapters
     'limber': ('LiMBeR', 'nbs/10_limber.ipynb'),
     'ima': ('Implicit multimodal alignment', 'nbs/11_ima.ipynb'),
@@ -1096,7 +1094,7 @@ def _sentence(text):
     if first.isalpha() and first not in _shipped_models(): text = text[0].upper() + text[1:]
     return text if text.endswith('.') else f'{text}.'
 
-# %% ../../nbs/core/10_claims.ipynb #755d7eb9
+# %% ../../nbs/core/10_claims.ipynb #8d7d2ab6
 @cache
 def _shipped_models():
     return {path.name for path in data_path('zoo').glob('*')}
@@ -1113,7 +1111,7 @@ def _claim_row(r):
         counts = [r['preset'], str(len(r['seeds']) or ''), str(r['n'] or '')]
     return [claim, _source(r), measured, *judged, *counts]
 
-# %% ../../nbs/core/10_claims.ipynb #e5ff169c
+# %% ../../nbs/core/10_claims.ipynb #8e810663
 _TITLES = ('Claim', 'Source', 'Measured [95 % interval]', 'Threshold', 'Verdict', 'Preset', 'Seeds',
            'Items')
 
@@ -1131,7 +1129,7 @@ def _section(method, records):
     rows = [_claim_row(r) for r in sorted(records, key=lambda r: (_own(r), r['id']))]
     return f'## {_title(method)}\n\n{text}\n\n{_markdown_table(_TITLES, rows)}'
 
-# %% ../../nbs/core/10_claims.ipynb #c6dfc0f3
+# %% ../../nbs/core/10_claims.ipynb #e2545e7f
 def _overview(methods):
     "How many claims of each method have each verdict."
     rows = []
@@ -1143,7 +1141,7 @@ def _overview(methods):
 _PREFACE = ('Every claim that is measured in this library, made from the records in `data/claims`. '
             'A *required* claim is one without which the method does not work.')
 
-# %% ../../nbs/core/10_claims.ipynb #e7ca559e
+# %% ../../nbs/core/10_claims.ipynb #ed16f3b3
 def claims_markdown(
     records: list | None = None, # of records; None: those that ship
 ) -> str:                        # a page in Markdown
