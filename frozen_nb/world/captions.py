@@ -440,7 +440,3 @@ def particulars(
         prompt = rng.choice(_listing_prompts)
         messages += _as_messages(prompt, make(rng, scene) or _keywords(rng, scene))
     return messages
-
-# %% ../../nbs/world/02_captions.ipynb #29073ece
-_plural, _side, _counted = plural, side_phrase, number_word
-_asked, _verbs, _flavours = trait_question, BASE_VERBS, FLAVOURS

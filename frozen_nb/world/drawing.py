@@ -1428,9 +1428,3 @@ def masks(
 ) -> SceneMasks:    # of the image that `draw` makes
     "The masks of a scene."
     return render(scene, size)[1]
-
-# %% ../../nbs/world/01_drawing.ipynb #e5eff891
-_palettes, _animal_palette = _scenery_rgb, _animal_rgb
-_owner, _shift, _check = _owners, _renumber, check_scene
-Anatomy.L, Anatomy.H = property(lambda a: a.length), property(lambda a: a.height)
-Anatomy.hh = property(lambda a: a.head_height)

@@ -146,7 +146,7 @@ LOOKALIKES = (
     ('wolf', 'dog'), ('hippo', 'rhino'), ('goat', 'sheep'),
 )
 
-# %% ../../nbs/world/00_scenes.ipynb #4ea23780
+# %% ../../nbs/world/00_scenes.ipynb #2368ddf9
 COLOURS = ('brown', 'gray', 'black', 'white', 'orange', 'yellow', 'red', 'blue', 'green', 'pink')
 HABITATS = {
     'savanna': 'in the savanna', 'forest': 'in the forest', 'desert': 'in the desert',
@@ -159,7 +159,6 @@ CENTRES = {  # size -> position -> range of the body's centre, as a fraction of 
     'small': dict(left=(.23, .30), middle=(.45, .55), right=(.70, .77)),
     'large': dict(left=(.30, .38), middle=(.46, .54), right=(.62, .70)),
 }
-_centres = CENTRES
 
 # %% ../../nbs/world/00_scenes.ipynb #92bb754c
 @dataclass(frozen=True)
