@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['SLOTS', 'TENSORS', 'SPREADS', 'PINTO_RECIPE', 'ANSWER', 'check_question', 'as_question', 'read_questions', 'Prompt',
-           'read_prompt', 'Rationales', 'rationalize', 'Encoded', 'asked', 'encode_questions', 'choice_scores',
+           'read_prompt', 'rationale_store', 'rationalize', 'Encoded', 'asked', 'encode_questions', 'choice_scores',
            'damaged', 'smoothed_loss', 'Regularizer', 'train_reasoner', 'probabilities', 'train_writer', 'written',
            'answer_in', 'views', 'train_simulator', 'guesses', 'Reasoner', 'save_reasoner', 'load_reasoner',
            'Explanation', 'explain', 'fit_questions']
 
 # %% ../nbs/15_pinto.ipynb #pin00002
-import copy, hashlib, json, os, re, shutil, sqlite3, string, tempfile, warnings
+import copy, hashlib, json, re, shutil, string, warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from .core.frozen import *
-from .core.zoo import load_lm, load_seq2seq, quiet_libraries
+from .core.folders import check_place, read_json, whole_folder
+from .core.stores import TextStore
+from .core.zoo import LM, load_lm, load_seq2seq, quiet_libraries
 from .core.generation import continuations, greedy
 from .core.training import train, TrainConfig
 from .world.multiple_choice import MCQ
@@ -127,34 +130,20 @@ def read_prompt(
     if not path.is_file():
         names = sorted(p.stem for p in data_path('prompts').glob('*.json'))
         raise BadInput(f"{source}: no such prompt; give a file, or one of {', '.join(names)}")
-    try: found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError: raise BadInput(f'{path}: not JSON; a prompt is an object with examples, line and stop') from None
-    if not isinstance(found, dict) or not isinstance(found.get('line'), str) or not isinstance(found.get('examples', ''), str): raise BadInput(f'{path}: a prompt is an object with the texts examples and line, and a list stop')
+    schema = dict(line=str, examples=NotRequired[str], stop=NotRequired[list[str]])
+    found = read_json(path, 'a prompt', schema, 'give an object with the texts examples and line, and a list stop')
     try: return Prompt(found.get('examples', ''), found['line'], tuple(found.get('stop', ('\n',))))
     except BadInput as e: raise BadInput(f'{path}: {e}') from None
 
 # %% ../nbs/15_pinto.ipynb #pin00027
-class Rationales:
-    "Rationales that were said once: a file of SQLite, for one language model, one prompt and one length."
-    def __init__(self,
-        lm, prompt,
-        tokens=48,
-        folder=None, # None: `rationales` in the cache
-    ):
-        self.path = Path(folder or cache_path('rationales'))/f'{hashlib.sha256(f"{lm.fingerprint}/{prompt.key}/{tokens}".encode()).hexdigest()[:16]}.sqlite'
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-    def _open(self):
-        try:
-            db = sqlite3.connect(self.path, timeout=60)
-            db.execute('CREATE TABLE IF NOT EXISTS rationales (asked TEXT PRIMARY KEY, said TEXT NOT NULL)')
-            return db
-        except sqlite3.DatabaseError as e: raise BadInput(f'{self.path}: the rationales in this file cannot be read ({e}); delete it, and they are made anew') from None
-    def get(self, rows): # texts -> those that are there, text -> rationale
-        with self._open() as db: found = {r: s for r in dict.fromkeys(rows) for s, in db.execute('SELECT said FROM rationales WHERE asked = ?', (r,))}
-        db.close(); return found
-    def put(self, said):
-        with self._open() as db: db.executemany('INSERT OR REPLACE INTO rationales VALUES (?, ?)', said.items())
-        db.close()
+def rationale_store(
+    lm: LM,             # a language model
+    prompt: Prompt,     # what it is prompted with
+    tokens: int = 48,   # of a rationale, at most
+    folder: str | Path | bool = True, # True: `texts` in the cache; False: nothing is kept
+)->TextStore:
+    "Rationales that were generated once, for one language model, one prompt and one length."
+    return TextStore('rationale', lm.fingerprint, prompt, tokens, folder=folder)
 
 def rationalize(
     lm,            # a frozen `LM`
@@ -167,16 +156,9 @@ def rationalize(
     "A rationale for each choice of each question. The answers are not looked at."
     for m in questions: check_question(m)
     rows = [prompt.ask(m, k) for m in questions for k in range(len(m.choices))]
-    kept = Rationales(lm, prompt, tokens, None if store is True else store) if store else None
-    said = kept.get(rows) if kept else {}
-    todo = sorted(dict.fromkeys(r for r in rows if r not in said), key=len, reverse=True)                       # what does not fit is found at once
-    for lo in range(0, len(todo), 4*batch_size):
-        part = todo[lo:lo + 4*batch_size]
-        new = dict(zip(part, continuations(lm, prompt.examples, part, prompt.stop, tokens, batch_size)))
-        if kept: kept.put(new)
-        said |= new
-    it = iter(rows)
-    return [tuple(said[next(it)] for _ in m.choices) for m in questions]
+    def generate(part): return continuations(lm, prompt.examples, part, prompt.stop, tokens, batch_size)
+    rationales = iter(rationale_store(lm, prompt, tokens, store or False).texts(rows, generate, 4*batch_size))
+    return [tuple(next(rationales) for _ in m.choices) for m in questions]
 
 # %% ../nbs/15_pinto.ipynb #pin00034
 @dataclass
@@ -447,31 +429,21 @@ class Reasoner:
         if lm.fingerprint != self.lm: raise BadInput(f'this reasoning model was trained with rationales of {self.lm_name or "another model"} ({self.lm[:12]}), not of {lm.name} ({lm.fingerprint[:12]}): load that one, in the same precision')
         return rationalize(lm, questions, self.prompt, self.tokens, **how)
 
-def _for_a_reasoner(folder):
-    "The folder, if a reasoning model can go there."
-    folder = Path(folder)
-    if next(p for p in (folder, *folder.absolute().parents) if p.exists()).is_file(): raise BadInput(f'{folder}: there is a file where a folder has to be; choose another place for the reasoning model')
-    if folder.is_dir() and not (folder/'pinto.json').is_file() and any(p.name != 'checkpoints' for p in folder.iterdir()): raise BadInput(f'{folder}: this folder holds something else than a reasoning model; choose another one')
-    return folder
+def _check_place(folder): return check_place(folder, 'a reasoning model', lambda folder: (folder/'pinto.json').is_file())
 
 def save_reasoner(
     reasoner, # a `Reasoner`
     folder,   # where config.json, model.safetensors, the tokenizer and pinto.json go
 )->Path:
     "Save a reasoning model; the folder appears whole or not at all."
-    folder = _for_a_reasoner(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
-    try:
-        with quiet_libraries(): reasoner.model.save_pretrained(tmp); reasoner.tokenizer.save_pretrained(tmp)
+    folder = _check_place(folder)
+    with whole_folder(folder, 'pinto.json') as new:
+        with quiet_libraries(): reasoner.model.save_pretrained(new); reasoner.tokenizer.save_pretrained(new)
         about = dict(prompt=asdict(reasoner.prompt), lm=reasoner.lm, lm_name=reasoner.lm_name, tokens=reasoner.tokens, length=reasoner.length, fingerprint=fingerprint(copy.deepcopy(reasoner.model).float()))
-        (tmp/'pinto.json').write_text(json.dumps(about, indent=1) + '\n')
-        tmp.chmod(0o755)
-        if not folder.exists(): os.replace(tmp, folder)
-        else:
-            for f in sorted(tmp.iterdir(), key=lambda f: f.name == 'pinto.json'): os.replace(f, folder/f.name)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        (new/'pinto.json').write_text(json.dumps(about, indent=1) + '\n')
     return folder
+
+_reasoner_schema = dict(prompt=dict(examples=str, line=str, stop=list[str]), lm=str, lm_name=str, tokens=int, length=int, fingerprint=str)
 
 def load_reasoner(
     folder,      # made by `save_reasoner`
@@ -480,10 +452,11 @@ def load_reasoner(
     "A saved reasoning model, frozen. Raises `BadInput` if it is not there or damaged."
     path = Path(folder)/'pinto.json'
     if not path.is_file(): raise BadInput(f'no reasoning model in {folder}: it is a folder with pinto.json, as frozen-nb fit pinto makes it')
-    try: about = json.loads(path.read_text(encoding='utf-8')); prompt = Prompt(**about['prompt'] | dict(stop=tuple(about['prompt']['stop']))); rest = {k: about[k] for k in ('lm', 'lm_name', 'tokens', 'length')}; mark = about['fingerprint']
-    except (ValueError, KeyError, TypeError) as e: raise BadInput(f'{path} is damaged ({type(e).__name__}): train or copy the reasoning model again') from e
+    about = read_json(path, 'of a reasoning model', _reasoner_schema, 'train or copy the reasoning model again')
+    examples, line, stop = (about['prompt'][name] for name in ('examples', 'line', 'stop'))
+    prompt, rest = Prompt(examples, line, tuple(stop)), {k: about[k] for k in ('lm', 'lm_name', 'tokens', 'length')}
     t5 = load_seq2seq(str(folder), device=device)
-    if t5.fingerprint != mark: raise BadInput(f'{folder}: these weights are not those that pinto.json belongs to; copy the folder again')
+    if t5.fingerprint != about['fingerprint']: raise BadInput(f'{folder}: these weights are not those that pinto.json belongs to; copy the folder again')
     return Reasoner(t5.model, t5.tokenizer, prompt, **rest)
 
 @dataclass
@@ -523,7 +496,7 @@ def fit_questions(
     own=False,                 # take the rationales of the file, where all questions have them
 )->dict:                       # numbers of questions, and right answers (0 or 1) on those held out
     "PINTO on a file of questions. Goes on where an earlier run of the same folder stopped. Raises `BadInput` for fewer than ten questions."
-    out, prompt, questions = _for_a_reasoner(out), read_prompt(prompt), read_questions(path)
+    out, prompt, questions = _check_place(out), read_prompt(prompt), read_questions(path)
     groups = {}
     for m in questions: groups.setdefault(m.question, []).append(m)                                            # the same question with other choices is on one side
     keys = sorted(groups, key=lambda q: hashlib.sha256(q.encode()).hexdigest())

@@ -75,22 +75,22 @@ def test_a_kill_between_batches_loses_only_the_batch(tmp_path, monkeypatch):
         done.extend(rows); return real(lm, prefix, rows, *a, **k)
     monkeypatch.setattr(pinto, 'continuations', once)
     with pytest.raises(KeyboardInterrupt): rationalize(lm, ms, PROMPT, 6, 2, store=tmp_path)
-    assert len(Rationales(lm, PROMPT, 6, tmp_path).get(done)) == len(done) == 8
+    assert len(rationale_store(lm, PROMPT, 6, tmp_path).get(done)) == len(done) == 8
 
 def _write(folder, i):
     lm = type('lm', (), dict(fingerprint='x'))
-    for k in range(20): Rationales(lm, PROMPT, 6, folder).put({f'{i}/{k}': str(k), 'both': 'same'})
+    for k in range(20): rationale_store(lm, PROMPT, 6, folder).put({f'{i}/{k}': str(k), 'both': 'same'})
 
 def test_several_processes_write_one_file(tmp_path):
     ps = [multiprocessing.get_context('spawn').Process(target=_write, args=(tmp_path, i)) for i in range(3)]
     for p in ps: p.start()
     for p in ps: p.join()
     assert [p.exitcode for p in ps] == [0]*3
-    found = Rationales(type('lm', (), dict(fingerprint='x')), PROMPT, 6, tmp_path).get([f'{i}/{k}' for i in range(3) for k in range(20)] + ['both', 'none'])
+    found = rationale_store(type('lm', (), dict(fingerprint='x')), PROMPT, 6, tmp_path).get([f'{i}/{k}' for i in range(3) for k in range(20)] + ['both', 'none'])
     assert len(found) == 61
 
 def test_a_damaged_store_is_named(tmp_path):
-    lm = make('llama'); kept = Rationales(lm, PROMPT, 6, tmp_path); kept.path.write_bytes(b'nothing of the kind'*100)
+    lm = make('llama'); kept = rationale_store(lm, PROMPT, 6, tmp_path); kept.path.write_bytes(b'nothing of the kind'*100)
     with pytest.raises(BadInput, match=f'{kept.path.name}.*delete it'): rationalize(lm, [mcq(0)], PROMPT, 6, store=tmp_path)
 
 def test_too_long_for_the_model():
