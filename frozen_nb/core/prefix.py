@@ -48,7 +48,7 @@ class LinearMap(nn.Module):
         nn.init.normal_(self.linear.weight, std=scale / math.sqrt(width_in))
         nn.init.zeros_(self.linear.bias)
 
-# %% ../../nbs/core/06_prefix.ipynb #40702859
+# %% ../../nbs/core/06_prefix.ipynb #362e191a
 @patch
 def forward(self: LinearMap,
     features: torch.Tensor, # (B, k, e)
@@ -61,7 +61,7 @@ def forward(self: LinearMap,
     x = self.linear(self.feature_dropout(x))                                   # (B, k, tokens * d)
     return self.dropout(x.reshape(len(x), -1, self.width_out))
 
-# %% ../../nbs/core/06_prefix.ipynb #db66b157
+# %% ../../nbs/core/06_prefix.ipynb #7adc3bc8
 @patch
 @torch.no_grad()
 def fold(self: LinearMap):
@@ -85,7 +85,7 @@ def save_map(
     config = dict(kind='LinearMap', **sizes, **linear_map.made_for)
     return write_folder(folder, {'weight': linear.weight, 'bias': linear.bias}, config)
 
-# %% ../../nbs/core/06_prefix.ipynb #acc738a2
+# %% ../../nbs/core/06_prefix.ipynb #07d68e6e
 _SIZE_KEYS = 'width_in', 'width_out', 'out_tokens'
 
 def _sizes_of(config, folder):
@@ -105,7 +105,7 @@ def _check_made_for(made_for, role, model, folder):
         f'({str(trained_with)[:8]}), not for {model.name!r} ({model.fingerprint[:8]}): '
         'choose that model, or train a map for this one')
 
-# %% ../../nbs/core/06_prefix.ipynb #2f845f99
+# %% ../../nbs/core/06_prefix.ipynb #cc0de077
 def _fault(tensor, shape):
     "What is wrong with a tensor of a map; '' if nothing is."
     if shape is None: return 'is not part of a map'
@@ -149,7 +149,7 @@ class Sequence:
     attention_mask: torch.Tensor  # (B, T), 0 on padding
     labels: torch.Tensor = None   # (B, T), -100 everywhere but on targets
 
-# %% ../../nbs/core/06_prefix.ipynb #873363cd
+# %% ../../nbs/core/06_prefix.ipynb #5abf311d
 _IMAGE, _PADDING = -1, -2
 
 def _prompt_ids(lm, prompt, n_images, k):
@@ -172,7 +172,7 @@ def _target_ids(lm, targets, end):
     ids = lm.tokenizer(list(targets), add_special_tokens=False).input_ids
     return [row + [lm.tokenizer.eos_token_id] * end for row in ids]
 
-# %% ../../nbs/core/06_prefix.ipynb #be796a2a
+# %% ../../nbs/core/06_prefix.ipynb #64b74aaf
 def _arrange(prompts, targets, padding):
     "Rows of token ids as two tensors (B, T): ids, and labels, which are -100 off the targets."
     T = max(len(prompt) + len(target) for prompt, target in zip(prompts, targets))
@@ -198,7 +198,7 @@ def _check_length(lm, T):
         f'{T} positions do not fit into the {limit} of {lm.name}: '
         'use fewer visual tokens, shots or words')
 
-# %% ../../nbs/core/06_prefix.ipynb #0e00dd18
+# %% ../../nbs/core/06_prefix.ipynb #fb81e49c
 def _n_examples(images, prompts, targets=None):
     if images is not None: return len(images)
     if not isinstance(prompts, str): return len(prompts)
@@ -275,7 +275,7 @@ def generate(
         texts += lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return texts
 
-# %% ../../nbs/core/06_prefix.ipynb #e9703e5e
+# %% ../../nbs/core/06_prefix.ipynb #42c6f45c
 @torch.no_grad()
 def choose(
     lm: LM,                      # a frozen language model
