@@ -38,7 +38,7 @@ def _read_json(path):
     if isinstance(content, dict): return content
     raise BadInput(f'{path}: holds a {type(content).__name__}, not a JSON object; write it again')
 
-# %% ../../nbs/core/03_zoo.ipynb #97cea5ce
+# %% ../../nbs/core/03_zoo.ipynb #f5705856
 def shipped(
     kind: str | None = None, # 'lm', 'encoder' ...; `None`: every kind
 ) -> list[str]:              # names, sorted
@@ -58,7 +58,7 @@ def _shards(path):
     numbers = [f'{i:0{len(total)}d}' for i in range(1, int(total) + 1)]
     return [path.with_name(f'{before}-{number}-of-{total}{after}') for number in numbers]
 
-# %% ../../nbs/core/03_zoo.ipynb #57a9e12f
+# %% ../../nbs/core/03_zoo.ipynb #c2025560
 def _indexed_files(folder, endings):
     "The files that an index of shards lists; `None` without an index."
     for path in folder.glob('*.index.json'):
@@ -77,7 +77,7 @@ def _weights_ending(
     whole = {shard for path in usual for shard in _shards(path)}
     return sorted(whole) or files
 
-# %% ../../nbs/core/03_zoo.ipynb #b77e3850
+# %% ../../nbs/core/03_zoo.ipynb #ad4f112f
 def _check_weights(path):
     "Raises `BadInput` if a file of weights is missing or cut off."
     if not path.is_file():
@@ -89,7 +89,7 @@ def _check_weights(path):
         raise BadInput(
             f'{path}: damaged or not a safetensors file ({error}); copy it again') from None
 
-# %% ../../nbs/core/03_zoo.ipynb #8e4ee78d
+# %% ../../nbs/core/03_zoo.ipynb #f936f643
 def weight_files(
     folder: Path, # a model's folder
 ) -> list[Path]:  # one file, or the shards of one
@@ -113,7 +113,7 @@ def _open_clip_configuration(path):
     raise BadInput(f'{path}: no model_cfg with vision_cfg and text_cfg; '
                    'save the model with its configuration')
 
-# %% ../../nbs/core/03_zoo.ipynb #cf4bcfff
+# %% ../../nbs/core/03_zoo.ipynb #5bb6ac9e
 def configuration(
     folder: Path,       # a model's folder
 ) -> tuple[str, dict]:  # 'open_clip', 'timm' or 'transformers', and the configuration
@@ -189,7 +189,7 @@ def _stand_in(repo, kind):
         if word in repo.lower(): return name
     return _stand_ins.get(kind)
 
-# %% ../../nbs/core/03_zoo.ipynb #e845257e
+# %% ../../nbs/core/03_zoo.ipynb #121bad1a
 def _unreachable(repo, kind, library=None):
     "The error for a hub model that is not in the cache, where the hub cannot be reached."
     from huggingface_hub import constants
@@ -203,7 +203,7 @@ def _unreachable(repo, kind, library=None):
     return BadInput(f'{repo}: not in the local cache, and {why}; put its {needed} into a folder '
                     f'and give that folder as the name{instead}')
 
-# %% ../../nbs/core/03_zoo.ipynb #333ff77c
+# %% ../../nbs/core/03_zoo.ipynb #bfa441da
 def cached_folder(
     repo: str,                   # 'owner/name'
     revision: str | None = None, # a branch, a tag or a commit; `None`: the main branch
@@ -246,7 +246,7 @@ def _download(repo, revision, weights):
         raise BadInput(f'{repo}: the download failed ({_first_line(error)}); '
                        'try again, or give a folder') from error
 
-# %% ../../nbs/core/03_zoo.ipynb #6a3d40b9
+# %% ../../nbs/core/03_zoo.ipynb #f7bf7e3a
 def hub_folder(
     repo: str,            # 'owner/name' or 'owner/name@revision'
     kind: str = 'lm',     # for the message: 'lm', 'encoder' ...
@@ -287,7 +287,7 @@ def _existing_folder(text):
     except (OSError, ValueError, RuntimeError): # too long for a path, a null byte, no such home
         return None
 
-# %% ../../nbs/core/03_zoo.ipynb #01fd1d1c
+# %% ../../nbs/core/03_zoo.ipynb #1b119ad3
 def _unknown(name, kind):
     "The error for a name that no model has, with the names that are near it."
     names = shipped(kind)
@@ -299,7 +299,7 @@ def _unknown(name, kind):
     return BadInput(f"no model is called '{name}'{guess}; those that ship: {', '.join(names)}, "
                     'each also with -random; else a folder or a hub id (owner/name)')
 
-# %% ../../nbs/core/03_zoo.ipynb #09aea733
+# %% ../../nbs/core/03_zoo.ipynb #adebce9d
 def _check_hub_id(text, kind):
     "Raises `BadInput` for what is no folder and cannot be a hub id."
     path = Path(text)
@@ -369,7 +369,7 @@ def _check_match(
     raise BadInput(f'{where}: {problems[0]}{more}; weights and configuration do not belong '
                    'together, get both from one place')
 
-# %% ../../nbs/core/03_zoo.ipynb #459a7e95
+# %% ../../nbs/core/03_zoo.ipynb #802fb1ee
 _harmless = re.compile(r'inv_freq|masked_bias|attn\.bias$|attention\.bias$|position_ids$')
 
 def _foreign_keys(
@@ -384,7 +384,7 @@ def _foreign_keys(
     keys = [key for key in sorted(keys) if not _harmless.search(key)]
     return [key for key in keys if strict or inside.match(key)]
 
-# %% ../../nbs/core/03_zoo.ipynb #0a99d38c
+# %% ../../nbs/core/03_zoo.ipynb #da5fc373
 def _transformers_config(folder):
     from transformers import AutoConfig
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -396,7 +396,7 @@ def _pretrained(folder, auto, config, dtype, **kwargs):
         folder, config=config, dtype=dtype, local_files_only=True, weights_only=True,
         output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
 
-# %% ../../nbs/core/03_zoo.ipynb #fed90f9a
+# %% ../../nbs/core/03_zoo.ipynb #c0adfa81
 def _load_transformers(
     source,      # a `ModelSource`
     auto,        # a class of transformers with `from_pretrained`
@@ -421,7 +421,7 @@ def _load_transformers(
                  _foreign_keys(model, report['unexpected_keys'], strict))
     return model
 
-# %% ../../nbs/core/03_zoo.ipynb #bb604b6c
+# %% ../../nbs/core/03_zoo.ipynb #006a9c79
 _tokenizer_files = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt', 'spiece.model')
 
 def _read_tokenizer(folder):
@@ -485,7 +485,7 @@ class LM:
     @property
     def dtype(self) -> torch.dtype: return self.embeddings.weight.dtype
 
-# %% ../../nbs/core/03_zoo.ipynb #46f51caf
+# %% ../../nbs/core/03_zoo.ipynb #c7ab9f9e
 def _freeze_finite(model, name):
     "Freeze a model whose weights are all finite. Raises `BadInput` for another."
     for key, weight in model.named_parameters():
@@ -513,7 +513,7 @@ def _family(kind):
                    known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
                    'an encoder-decoder language model', 'a T5')
 
-# %% ../../nbs/core/03_zoo.ipynb #bb07ae5c
+# %% ../../nbs/core/03_zoo.ipynb #8bf016a2
 def _check_family(name, folder, kind, family):
     "Raises `BadInput` if a folder holds no language model of this family."
     library, config = configuration(folder)
@@ -533,12 +533,11 @@ def _check_vocabulary(name, tokenizer, model):
             f'{name}: the tokenizer has {n_tokens} tokens, the model {n_embeddings} embeddings; '
             'take the tokenizer that the model was trained with')
 
-# %% ../../nbs/core/03_zoo.ipynb #4c6349b3
+# %% ../../nbs/core/03_zoo.ipynb #b17c1c5e
 def _load_text_model(name, kind, dtype, device, tokenizer):
     "Model, tokenizer, name and fingerprint of a language model."
     device, dtype = pick_device(device), pick_dtype(dtype, device)
-    family = _family(kind)
-    source = find_model(name, kind)
+    source, family = find_model(name, kind), _family(kind)
     _check_family(name, source.folder, kind, family)
     tokenizer = load_tokenizer(source.folder if tokenizer is None else tokenizer)
     model = _load_transformers(source, family.auto, dtype).to(device)
@@ -547,7 +546,7 @@ def _load_text_model(name, kind, dtype, device, tokenizer):
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, str(name), fingerprint(model)
 
-# %% ../../nbs/core/03_zoo.ipynb #a2b0696f
+# %% ../../nbs/core/03_zoo.ipynb #53560874
 def load_lm(
     name: str | Path,                         # included name, folder or hub id
     dtype: str | torch.dtype | None = None,   # 'fp32' (default), 'bf16', 'fp16'
@@ -594,7 +593,7 @@ def to_rgb(
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image.convert('RGB')
 
-# %% ../../nbs/core/03_zoo.ipynb #d1c2a641
+# %% ../../nbs/core/03_zoo.ipynb #403d2b41
 def _read_image(path):
     "An image file as RGB, with the errors of PIL."
     if Path(path).is_dir():
@@ -652,7 +651,7 @@ def _flatten_map(
     if x.shape[1] != getattr(model, 'num_features', x.shape[1]): x = x.permute(0, 3, 1, 2)
     return x.flatten(2).transpose(1, 2), tuple(x.shape[-2:])
 
-# %% ../../nbs/core/03_zoo.ipynb #04baea57
+# %% ../../nbs/core/03_zoo.ipynb #23a4b8ca
 def _count_prefix(
     model,
     n,    # tokens in all
@@ -678,7 +677,7 @@ def _image_features(
     h = round(((n - prefix)*H/W)**.5)
     return x, prefix, (h, (n - prefix)//h)
 
-# %% ../../nbs/core/03_zoo.ipynb #85eb5a24
+# %% ../../nbs/core/03_zoo.ipynb #4400dcaf
 def _clip_features(
     model,  # a TimeSformer
     pixels, # (B, T, 3, H, W)
@@ -720,7 +719,7 @@ def _open_clip_cls(visual, pixels):
         pixels, indices=1, intermediates_only=True, output_extra_tokens=True)
     return features['image_intermediates_prefix'][0]
 
-# %% ../../nbs/core/03_zoo.ipynb #f3a5990d
+# %% ../../nbs/core/03_zoo.ipynb #a258d637
 def visual_tokens(
     model: nn.Module,     # an encoder of timm, open_clip (its `visual`) or transformers
     pixels: torch.Tensor, # (B, 3, H, W), clips (B, T, 3, H, W) or spectrograms (B, frames, bands)
@@ -766,7 +765,7 @@ def _pooled_grid(
                        'it needs as many numbers, none larger')
     return pooled
 
-# %% ../../nbs/core/03_zoo.ipynb #792fe81f
+# %% ../../nbs/core/03_zoo.ipynb #743a4641
 def pool_tokens(
     features: torch.Tensor,      # (B, n, d): a grid of n visual tokens, row by row, or n = 1
     k: int | tuple | None = None,# how many to keep, or the grid to keep, as (4, 2, 2); `None`: all
@@ -789,7 +788,7 @@ def pool_tokens(
     x = features.transpose(1, 2).reshape(B, d, *grid)   # (B, d, h, w) or (B, d, T, h, w)
     return pool(x, _pooled_grid(grid, k)).flatten(2).transpose(1, 2).contiguous()
 
-# %% ../../nbs/core/03_zoo.ipynb #3cb3be1b
+# %% ../../nbs/core/03_zoo.ipynb #f616b5da
 def _input_shape(takes, frames, size):
     "Shape of one input as `Encoder.preprocess` makes it."
     if takes == 'images': return (3, *size)
@@ -802,7 +801,7 @@ def _is_single(takes, x):
     if takes == 'sounds': return getattr(x, 'ndim', 0) == 1
     return isinstance(x, (list, tuple)) and any(isinstance(frame, Image.Image) for frame in x)
 
-# %% ../../nbs/core/03_zoo.ipynb #8976270f
+# %% ../../nbs/core/03_zoo.ipynb #857fc7f4
 def _checked_clip(name, clip, T):
     "A clip as T RGB images."
     if not isinstance(clip, (list, tuple)):
@@ -850,7 +849,7 @@ class _EncoderFields:
     @property
     def shape(self) -> tuple: return _input_shape(self.takes, self.frames, self.size)
 
-# %% ../../nbs/core/03_zoo.ipynb #d28502e2
+# %% ../../nbs/core/03_zoo.ipynb #21989cdd
 def _check_inputs(encoder, inputs, rate):
     "Raises `BadInput` for no input at all, and for sounds of another rate."
     name, takes = encoder.name, encoder.takes
@@ -872,7 +871,7 @@ def _transformed(encoder, x):
         raise BadInput(f'{encoder.name}: its transform cannot take one of the {encoder.takes} '
                        f'({_first_line(error)})') from error
 
-# %% ../../nbs/core/03_zoo.ipynb #30192fab
+# %% ../../nbs/core/03_zoo.ipynb #59c2f94c
 def _check_shape(encoder, pixels):
     "Raises `BadInput` for anything but a batch of what `preprocess` makes."
     if tuple(pixels.shape[1:]) == encoder.shape: return
@@ -889,15 +888,17 @@ def _check_finite(encoder, pixels, features):
         why = f'pixels are not finite; look at the {encoder.takes}'
     raise BadInput(f'{encoder.name}: the {why}')
 
-# %% ../../nbs/core/03_zoo.ipynb #96d119dc
+# %% ../../nbs/core/03_zoo.ipynb #a61b4222
 class Encoder(_EncoderFields):
     "A frozen encoder of images, clips or sounds with its transform."
     def preprocess(self,
-        inputs: object,          # images of any mode and size; clips, each a list of those;
-                                 # sounds, each (n,) floats. A single one will do
+        inputs: object,          # images, clips or sounds, or a single one
         rate: int | None = None, # samples a second of the sounds; `None`: what the model takes
     ) -> torch.Tensor:           # float32 (B, 3, H, W), (B, T, 3, H, W) or (B, frames, bands)
-        "What `encode` takes. Raises `BadInput` for an input that the model cannot take as it is."
+        """What `encode` takes: of PIL images of any mode, of lists of those, or of arrays (n,).
+
+        Raises `BadInput` for an input that the model cannot take as it is.
+        """
         inputs = [inputs] if _is_single(self.takes, inputs) else list(inputs)
         _check_inputs(self, inputs, rate)
         return torch.stack([_transformed(self, x) for x in inputs])
@@ -914,7 +915,7 @@ class Encoder(_EncoderFields):
         _check_finite(self, pixels, x)
         return x
 
-# %% ../../nbs/core/03_zoo.ipynb #09bf0e47
+# %% ../../nbs/core/03_zoo.ipynb #103c2716
 def _read_state(path):
     "The tensors in a file of weights: safetensors, or a pickle without code."
     try:
@@ -928,7 +929,7 @@ def _read_state(path):
         raise BadInput(f'{path}: the weights cannot be read ({_first_line(error)}); '
                        'save them as safetensors') from error
 
-# %% ../../nbs/core/03_zoo.ipynb #e43fff53
+# %% ../../nbs/core/03_zoo.ipynb #7fb3fe1c
 def _fill(
     model, # its parameters and buffers are overwritten
     state, # name -> tensor
@@ -970,7 +971,7 @@ def _fill_image_half(clip, folder):
     visual = {k.removeprefix('visual.'): x for k, x in state.items() if k.startswith('visual.')}
     _fill(clip.visual, visual, path)
 
-# %% ../../nbs/core/03_zoo.ipynb #dcd55b59
+# %% ../../nbs/core/03_zoo.ipynb #16c3b3f9
 _no_text = dict(context_length=1, vocab_size=2, width=8, heads=1, layers=1)
 
 def _load_open_clip(source, config):
@@ -1005,7 +1006,7 @@ def _with_timm_transform(model, settings):
     recipe = dict(library='timm', transform=chosen, settings=settings)
     return _Loaded(model, timm.data.create_transform(**chosen, is_training=False), recipe)
 
-# %% ../../nbs/core/03_zoo.ipynb #99e54a56
+# %% ../../nbs/core/03_zoo.ipynb #6fd23268
 def _fill_timm(model, folder):
     "Read the weights from a folder; timm translates older names of some architectures."
     path = weight_files(folder)[0]
@@ -1043,7 +1044,7 @@ def _read_processor(folder, takes):
     except Exception as error:
         raise BadInput(f'{path}: transformers cannot read it ({_first_line(error)})') from error
 
-# %% ../../nbs/core/03_zoo.ipynb #58207bf3
+# %% ../../nbs/core/03_zoo.ipynb #0214a831
 def _processor_transform(processor, takes):
     "The transform of one image, one clip or one sound."
     def of_image(image):
@@ -1058,7 +1059,7 @@ def _processor_transform(processor, takes):
 
     return dict(images=of_image, clips=of_clip, sounds=of_sound)[takes]
 
-# %% ../../nbs/core/03_zoo.ipynb #7c505f9b
+# %% ../../nbs/core/03_zoo.ipynb #7917301b
 def _encoder_config(folder):
     "The configuration of an encoder, or of the image half of a model with two."
     try:
@@ -1078,7 +1079,7 @@ def _encoder_class(name, config, takes):
     has_pooling = 'add_pooling_layer' in inspect.signature(kind.__init__).parameters
     return kind, dict(add_pooling_layer=False) if has_pooling else {}
 
-# %% ../../nbs/core/03_zoo.ipynb #028037ec
+# %% ../../nbs/core/03_zoo.ipynb #749a7b9c
 _unsettling = ('transformers_version', 'dtype', '_name_or_path')  # change nothing in the features
 
 def _load_transformers_encoder(source, dtype):
@@ -1120,7 +1121,7 @@ def _tagged_weights(name, chosen):
         raise BadInput(f'{name}: the download failed ({_first_line(error)}); '
                        'try again, or give a folder') from error
 
-# %% ../../nbs/core/03_zoo.ipynb #00a73495
+# %% ../../nbs/core/03_zoo.ipynb #57455166
 def _open_clip_by_name(name):
     "A model of open_clip such as 'RN50x16/openai', or `None`."
     text = name.removesuffix('-random')
@@ -1159,7 +1160,7 @@ def _read_encoder(name, config, dtype):
     by_name = _timm_by_name(str(name)) or _open_clip_by_name(str(name))
     return by_name or _encoder_from_folder(name, config, dtype)
 
-# %% ../../nbs/core/03_zoo.ipynb #435a0ea9
+# %% ../../nbs/core/03_zoo.ipynb #4ab1c4d5
 def _blank_pixels(transform, recipe):
     "What `Encoder.preprocess` makes of a blank image, clip or sound, (1, ...)."
     image, rate = Image.new('RGB', (8, 8)), recipe.get('rate')
@@ -1177,7 +1178,7 @@ def _try_out(name, model, pixels, tokens):
         raise BadInput(f'{name}: the model does not take the {tuple(pixels.shape[1:])} '
                        f'that its transform makes ({_first_line(error)})') from error
 
-# %% ../../nbs/core/03_zoo.ipynb #ba428e73
+# %% ../../nbs/core/03_zoo.ipynb #ebc28256
 def _try_pooling(name, x, k, grid):
     "How many tokens are left of (1, n, d), their grid, and `k` if there are fewer than before."
     try:
@@ -1194,7 +1195,7 @@ def _preprocessing_key(recipe, tokens, pool):
     if pool is not None: key['pool'] = pool
     return json.dumps(key, sort_keys=True, default=str)
 
-# %% ../../nbs/core/03_zoo.ipynb #88833e57
+# %% ../../nbs/core/03_zoo.ipynb #e6855dc0
 def load_encoder(
     name: str | Path,                         # included name, folder, hub id or 'RN50x16/openai'
     dtype: str | torch.dtype | None = None,   # 'fp32' (default), 'bf16', 'fp16'
@@ -1237,7 +1238,7 @@ def _transformers_key(key):
         key = re.sub(rf'(^|\.){re.escape(part)}(?=\.|$)', rf'\g<1>{renamed}', key)
     return key
 
-# %% ../../nbs/core/03_zoo.ipynb #817bafc0
+# %% ../../nbs/core/03_zoo.ipynb #b94058ef
 def _transformers_state(visual):
     "The weights of an open_clip ViT under the names that transformers has for them."
     state = {}
@@ -1251,7 +1252,7 @@ def _transformers_state(visual):
             state[key.replace('attn.in_proj_', f'self_attn.{part}_proj.')] = third
     return state
 
-# %% ../../nbs/core/03_zoo.ipynb #9ef054e8
+# %% ../../nbs/core/03_zoo.ipynb #ab7c53b3
 def _activation(visual):
     "The activation of an open_clip ViT as transformers names it, or `None`."
     from open_clip.transformer import QuickGELU
@@ -1268,7 +1269,7 @@ def _is_plain_vit(visual):
     height, width = visual.image_size
     return height == width and _activation(visual) is not None
 
-# %% ../../nbs/core/03_zoo.ipynb #9af27a60
+# %% ../../nbs/core/03_zoo.ipynb #e571d573
 def _clip_vision_config(visual):
     "The configuration of transformers that describes an open_clip ViT."
     from transformers import CLIPVisionConfig
@@ -1319,7 +1320,7 @@ def messages(
         chat.append(dict(role='assistant', content=[dict(type='text', text=answer)]))
     return chat
 
-# %% ../../nbs/core/03_zoo.ipynb #0659fbaa
+# %% ../../nbs/core/03_zoo.ipynb #f1ca1322
 @dataclass
 class _LMMFields:
     "A model, its processor, and what others want to know about it."
@@ -1344,7 +1345,7 @@ class _LMMFields:
         "What else decides its states: how text and images are laid out."
         return json.dumps([self.processor.to_json_string(), self.processor.chat_template])
 
-# %% ../../nbs/core/03_zoo.ipynb #4a90c3d1
+# %% ../../nbs/core/03_zoo.ipynb #eff2b8da
 def _generate_answers(lmm, images, questions, max_new_tokens):
     "Greedy answers to one batch."
     def prompt(question):
@@ -1389,7 +1390,7 @@ class LMM(_LMMFields):
             answers += _generate_answers(self, images[batch], questions[batch], max_new_tokens)
         return answers
 
-# %% ../../nbs/core/03_zoo.ipynb #03127407
+# %% ../../nbs/core/03_zoo.ipynb #f229ec19
 def _check_multimodal(name, folder):
     "Raises `BadInput` if a folder holds no model of images and text."
     from transformers.models.auto import modeling_auto
@@ -1431,7 +1432,7 @@ def load_lmm(
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return LMM(model, processor, str(name), fingerprint(model))
 
-# %% ../../nbs/core/03_zoo.ipynb #b75a80e7
+# %% ../../nbs/core/03_zoo.ipynb #a9833b32
 @dataclass(frozen=True)
 class SAMConfig:
     "Sizes of a SAM; those of a ViT-B by default."
@@ -1448,7 +1449,7 @@ class SAMConfig:
     iou_width: int = 256     # of the head that predicts the IoU of a mask
     iou_depth: int = 3       # layers of that head
 
-# %% ../../nbs/core/03_zoo.ipynb #2384a5b4
+# %% ../../nbs/core/03_zoo.ipynb #03e39f67
 def _sam_parts(c):
     "The image encoder, the prompt encoder and the mask decoder of a `SAMConfig`."
     from segment_anything.modeling import (
@@ -1477,7 +1478,7 @@ def sam_model(
     parts = _sam_parts(replace(config, **changes))
     return Sam(*parts, pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375])
 
-# %% ../../nbs/core/03_zoo.ipynb #97a16804
+# %% ../../nbs/core/03_zoo.ipynb #a6dcf8a5
 def _count_layers(state, prefix):
     "How many numbered layers there are, as in `prefix.0.weight`."
     numbers = [key[len(prefix):].split('.')[1] for key in state if key.startswith(f'{prefix}.')]
@@ -1540,7 +1541,7 @@ class SAM:
     ) -> torch.Tensor:        # image features (B, c, h, w)
         return self.model.image_encoder(pixels.to(self.device, self.dtype))
 
-# %% ../../nbs/core/03_zoo.ipynb #54077e69
+# %% ../../nbs/core/03_zoo.ipynb #112bb1cc
 def _sam_pixels(sam, image):
     "One RGB image as the image encoder of a SAM takes it, (3, size, size)."
     from segment_anything.utils.transforms import ResizeLongestSide
@@ -1593,7 +1594,7 @@ def _probe_text(name, probe):
 def _probe_texts(card):
     return '; '.join(_probe_text(*probe) for probe in card.get('probes', {}).items())
 
-# %% ../../nbs/core/03_zoo.ipynb #4dd8b024
+# %% ../../nbs/core/03_zoo.ipynb #e18c2f11
 def _card_rows(card):
     "What the table of a card shows, title -> text."
     made = [f'{library} {version}' for library, version in card.get('made_with', {}).items()]
@@ -1612,7 +1613,7 @@ def _card_rows(card):
     rows['made with'] = ', '.join(made)
     return rows
 
-# %% ../../nbs/core/03_zoo.ipynb #67d3cc27
+# %% ../../nbs/core/03_zoo.ipynb #b76fedc3
 def _card_table(card):
     "A card in markdown."
     rows = [f'| {title} | {text} |' for title, text in _card_rows(card).items() if text]
