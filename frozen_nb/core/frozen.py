@@ -61,7 +61,7 @@ def freeze(
         module.training = False
     return model.requires_grad_(False)
 
-# %% ../../nbs/core/00_frozen.ipynb #38ecfe1f
+# %% ../../nbs/core/00_frozen.ipynb #8b2baf1d
 def is_frozen(
     model: nn.Module,  # any module
 ) -> bool:             # no parameter requires gradients, no part is or can be set to train mode
@@ -89,7 +89,7 @@ def trainable_parameters(
     "Number of trainable scalars; a parameter that is used in two places counts once."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../../nbs/core/00_frozen.ipynb #1adad716
+# %% ../../nbs/core/00_frozen.ipynb #de79e1be
 def tensor_hash(
     t: torch.Tensor,  # any tensor that has values
 ) -> str:             # "dtype shape sha256"
@@ -152,7 +152,7 @@ def _check_unchanged(model, old):
     raise FrozenError(f'{type(model).__name__} is frozen, but {len(names)} of its tensors changed: '
                       f"{', '.join(names[:3])}{more}")
 
-# %% ../../nbs/core/00_frozen.ipynb #b9e88b60
+# %% ../../nbs/core/00_frozen.ipynb #ffa5eacd
 class guard:
     """A block of code in which `models` must not change; `with guard(lm) as g` gives their
     `g.fingerprints`."""
@@ -234,7 +234,7 @@ def seed_everything(
     np.random.seed(seed)
     torch.manual_seed(seed)
 
-# %% ../../nbs/core/00_frozen.ipynb #62b60597
+# %% ../../nbs/core/00_frozen.ipynb #5d92238c
 def rng_state() -> dict:  # tensors, numbers and tuples of them
     "Where the generators of Python, numpy and torch stand."
     name, keys, *rest = np.random.get_state()
@@ -285,11 +285,15 @@ class _CellOutput:
         elif text.strip(): self.output = display(shown, raw=True, display_id=True)
     def flush(self): pass
 
+class _NotebookBar(tqdm):
+    "Shows a new text with the next step, not at once, so that a short computation shows nothing."
+    def set_postfix_str(self, s='', refresh=False): super().set_postfix_str(s, refresh=False)
+
 def _in_notebook():
     ipython = sys.modules.get('IPython')
     return hasattr(ipython and ipython.get_ipython(), 'kernel')
 
-# %% ../../nbs/core/00_frozen.ipynb #e3b8251d
+# %% ../../nbs/core/00_frozen.ipynb #dbe0205e
 def progress_bar(
     total: int,         # number of steps, items ...
     desc: str = '',     # what is being done
@@ -302,9 +306,9 @@ def progress_bar(
     wanted = show and os.environ.get('FROZEN_NB_PROGRESS') != '0' and not os.environ.get('IN_TEST')
     if not wanted or not (notebook or sys.stderr.isatty()):
         return tqdm(total=total, initial=initial, disable=True)
-    look = dict(dynamic_ncols=True)
-    if notebook: look = dict(file=_CellOutput(), ncols=100, leave=False, delay=2)
-    return tqdm(total=total, initial=initial, desc=desc or None, mininterval=.5, **look)
+    common = dict(total=total, initial=initial, desc=desc or None, mininterval=.5)
+    if not notebook: return tqdm(**common, dynamic_ncols=True)
+    return _NotebookBar(**common, file=_CellOutput(), ncols=100, leave=False, delay=2)
 
 # %% ../../nbs/core/00_frozen.ipynb #7539c433
 def _carried(folder, parts):

@@ -55,7 +55,7 @@ def _read_items(path):
     except (SafetensorError, KeyError, TypeError, ValueError):
         return None
 
-# %% ../../nbs/core/02_stores.ipynb #3f2d9ffa
+# %% ../../nbs/core/02_stores.ipynb #52c14099
 def _is_padded_with_spaces(path):
     with open(path, 'rb') as f:
         f.seek(int.from_bytes(f.read(8), 'little'))   # 8 bytes before the end of the header
@@ -125,7 +125,7 @@ class _Shards(_ShardIndex):
                 self.opened[n], self.like = _row_bytes(rows), rows[:0].clone()
         return self.opened.get(n)
 
-# %% ../../nbs/core/02_stores.ipynb #fd6b8d0c
+# %% ../../nbs/core/02_stores.ipynb #e22a7f0f
 def _check_rows(items, rows, like):
     if not isinstance(rows, torch.Tensor) or len(rows) != len(items): raise BadInput(
         f'compute gave {len(rows)} rows for {len(items)} items, from {items[0]!r} on; '
@@ -193,7 +193,7 @@ def _gather(shards, at, shape, dtype):
         out_rows[part] = shards.rows(int(shard[part[0]]))[row[part]]
     return out
 
-# %% ../../nbs/core/02_stores.ipynb #601bf045
+# %% ../../nbs/core/02_stores.ipynb #6dae4f6b
 class Features:
     """Features of `items`, read from disk: `feats[i]` with an integer, slice, list, mask or tensor
     is a `torch.Tensor` on the CPU, in the dtype that was computed."""
@@ -219,7 +219,7 @@ class Features:
             self._at = self._fill()
         return _gather(self._shards, np.asarray(self._at[index]), self.shape[1:], self.dtype)
 
-# %% ../../nbs/core/02_stores.ipynb #8c03649a
+# %% ../../nbs/core/02_stores.ipynb #69f1ad59
 def _prepare(folder, key):
     "The folder of a key, with the key in it, and without what killed processes have left."
     try:
@@ -258,7 +258,7 @@ class FeatureStore:
         _prepare(folder, text)
         return self._shards.setdefault(folder, _Shards(folder))
 
-# %% ../../nbs/core/02_stores.ipynb #715bb9f7
+# %% ../../nbs/core/02_stores.ipynb #81d902d6
 @patch
 def features(
     self: FeatureStore,
@@ -296,7 +296,7 @@ def feature_key(
         **more,
     )
 
-# %% ../../nbs/core/02_stores.ipynb #ddd6cc86
+# %% ../../nbs/core/02_stores.ipynb #c0e78a7f
 def _read_image(images_fn, i, item):
     "What `images_fn` gives for an item, read from disk."
     try:
@@ -331,7 +331,7 @@ def encode_images(
     store = store or FeatureStore()
     return store.features(feature_key(encoder), items, compute, progress=progress)
 
-# %% ../../nbs/core/02_stores.ipynb #a5f8b762
+# %% ../../nbs/core/02_stores.ipynb #1531568a
 def _class_name(value): return f'{type(value).__module__}.{type(value).__qualname__}'
 
 def _leaf(value, data):
@@ -348,10 +348,10 @@ def _digest(value):
     if is_dataclass(value) and not isinstance(value, type):
         hashed = [f for f in fields(value) if (f.compare if f.hash is None else f.hash)]
         return _node(value, [(f.name, getattr(value, f.name)) for f in hashed])
-    raise BadInput(f'{str(value)[:60]!r}, a {type(value).__name__}, has no content that can be '
-                   'hashed; give what it depends on: a name, numbers, a fingerprint')
+    raise BadInput(f'{str(value)[:60]!r} (of type {type(value).__name__}) has no content that can '
+                   'be hashed; give what it depends on: a name, numbers, a fingerprint')
 
-# %% ../../nbs/core/02_stores.ipynb #7d1e8a9f
+# %% ../../nbs/core/02_stores.ipynb #2f13c028
 @_digest.register(list)
 @_digest.register(tuple)
 def _digest_sequence(value): return _node(value, value)
@@ -375,7 +375,7 @@ def _digest_int(value: int): return _leaf(value, hex(value).encode())
 @_digest.register
 def _digest_float(value: float): return _leaf(value, value.hex().encode())
 
-# %% ../../nbs/core/02_stores.ipynb #d11d2ff6
+# %% ../../nbs/core/02_stores.ipynb #65e84181
 @_digest.register
 def _digest_text(value: str): return _leaf(value, value.encode('utf-8', 'surrogatepass'))
 
@@ -393,7 +393,7 @@ def _digest_torch_name(value): return _leaf(value, str(value).encode())
 @_digest.register
 def _digest_module(value: torch.nn.Module): return _leaf(value, fingerprint(value).encode())
 
-# %% ../../nbs/core/02_stores.ipynb #ca83a5df
+# %% ../../nbs/core/02_stores.ipynb #399cb1e1
 @_digest.register
 def _digest_tensor(value: torch.Tensor):
     if value.layout != torch.strided or value.is_quantized or value.is_meta: raise BadInput(
@@ -419,7 +419,7 @@ def hash_inputs(
     except RecursionError:
         raise BadInput('an input contains itself, and cannot be hashed') from None
 
-# %% ../../nbs/core/02_stores.ipynb #dddc9474
+# %% ../../nbs/core/02_stores.ipynb #1fdeef84
 def run_folder(
     method: str,   # whose run it is: 'limber', 'pinto'
     *inputs: Any,  # all that the run depends on, as for `hash_inputs`
@@ -429,7 +429,7 @@ def run_folder(
         f'{method!r} is no name of a method; give one of letters, digits, _, - and .')
     return cache_path('runs', method, hash_inputs(*inputs)[:16])
 
-# %% ../../nbs/core/02_stores.ipynb #b53607f2
+# %% ../../nbs/core/02_stores.ipynb #dba4faf6
 class TextStore:
     "Texts that were generated once, prompt -> text: a file of SQLite for each key."
     def __init__(
@@ -456,7 +456,7 @@ class TextStore:
             raise BadInput(f'{self.path}: the texts in this file cannot be read ({error}); '
                            'delete it, and they are generated anew') from None
 
-# %% ../../nbs/core/02_stores.ipynb #d615c682
+# %% ../../nbs/core/02_stores.ipynb #39c54a29
 @patch
 def get(
     self: TextStore,
@@ -481,7 +481,7 @@ def put(
     with self._open() as database:
         database.executemany('INSERT OR REPLACE INTO texts VALUES (?, ?)', texts.items())
 
-# %% ../../nbs/core/02_stores.ipynb #51fb6c78
+# %% ../../nbs/core/02_stores.ipynb #ee002534
 @patch
 def texts(
     self: TextStore,
