@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Methods', 'Preset', 'Seeds', 'Out', 'DryRun', 'Records', 'AsJson', 'Page', 'DEFAULT_MAP', 'ImageFile',
-           'Device', 'Dtype', 'EncoderName', 'LMName', 'MapFolder', 'Phrases', 'Overlay', 'HeadFolder', 'LMMName',
-           'SAMName', 'IMAGE_SUFFIXES', 'CaptionFile', 'FigureFile', 'Document', 'Questions', 'LoraFolder',
+           'Device', 'Dtype', 'EncoderName', 'LMName', 'MapFolder', 'PhraseList', 'Overlay', 'HeadFolder', 'LMMName',
+           'SAMName', 'IMAGE_SUFFIXES', 'CaptionFile', 'FigureFile', 'DocumentFile', 'Questions', 'LoraFolder',
            'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder', 'RationalizerName', 'FITS', 'METAVARS',
            'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters', 'select_chapters', 'run_chapter',
            'Reproduction', 'reproduce', 'machine_seconds', 'estimate', 'plan']
@@ -737,7 +737,7 @@ def _ask(
     return 0
 
 # %% ../nbs/90_cli.ipynb #grd00001
-Phrases = Annotated[list[str], typer.Argument(
+PhraseList = Annotated[list[str], typer.Argument(
     metavar='PHRASE', help='What to find, each in quotes.')]
 Overlay = Annotated[Path, typer.Option(
     metavar='PNG', help='The overlay; masks go beside it. By default IMAGE-grounded.png here.')]
@@ -776,7 +776,7 @@ def _grounded_line(phrase, file, presence):
 @app.command('ground')
 def _ground(
     image: ImageFile,
-    phrases: Phrases,
+    phrases: PhraseList,
     out: Overlay = None,
     head: HeadFolder = None,
     lmm: LMMName = None,
@@ -911,7 +911,7 @@ def _measure_alignment(limber, images, texts, out):
     _print_alignment(alignment)
 
 # %% ../nbs/90_cli.ipynb #adp00001
-Document = Annotated[Path, typer.Argument(metavar='DOCUMENT', help='A text file in UTF-8.')]
+DocumentFile = Annotated[Path, typer.Argument(metavar='DOCUMENT', help='A text file in UTF-8.')]
 Questions = Annotated[list[str], typer.Option(
     '--ask', metavar='QUESTION', help='About it, in quotes; give the option again for more.')]
 LoraFolder = Annotated[Path, typer.Option(
@@ -946,7 +946,7 @@ def _check_adapt(questions, save, mode):
 # %% ../nbs/90_cli.ipynb #69807c36
 @app.command('adapt')
 def _adapt(
-    document: Document,
+    document: DocumentFile,
     questions: Questions = None,
     save: LoraFolder = None,
     generator: GeneratorFolder = None,

@@ -6,7 +6,7 @@
 __all__ = ['SIDE', 'MEAN', 'STD', 'BEIT_CONFIG', 'NFNET_CONFIG', 'CAPTION', 'CLIP_CONFIG', 'pictures', 'to_pixels',
            'training_pictures', 'PictureBatches', 'patches', 'patch_codes', 'beit_model', 'MaskedPatches',
            'masked_patch_loss', 'masked_batches', 'species_targets', 'species_loss', 'species_batches', 'nfnet_model',
-           'clip_model', 'caption_tokens', 'contrastive_loss', 'caption_batches', 'half_weights', 'save_timm',
+           'clip_model', 'caption_tokens', 'contrastive_loss', 'contrastive_batches', 'half_weights', 'save_timm',
            'save_clip']
 
 # %% ../../nbs/pretraining/01_encoders.ipynb #cfd742de
@@ -239,7 +239,7 @@ def contrastive_loss(
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))/2
 
-def caption_batches(
+def contrastive_batches(
     scenes: list,         # n of `Scene`
     images: np.ndarray,   # uint8 (n, 64, 64, 3)
     tokenizer: object,    # of the zoo

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['END', 'PAD', 'IMAGE', 'SENTINELS', 'make_tokenizer', 'Documents', 'similar_lengths', 'pad_rows', 'tokenised',
-           'vocabulary', 'lm_model', 'next_token_loss', 't5_tokenizer', 't5_model', 'with_gaps', 'Gaps']
+           'vocabulary_config', 'lm_model', 'next_token_loss', 't5_tokenizer', 't5_model', 'with_gaps', 'Gaps']
 
 # %% ../../nbs/pretraining/00_language_models.ipynb #c6f5ce34
 import re
@@ -152,7 +152,7 @@ AttentionInterface.register('sdpa_fp32', _attention_fp32)
 AttentionMaskInterface.register('sdpa_fp32', AttentionMaskInterface()['sdpa'])
 
 # %% ../../nbs/pretraining/00_language_models.ipynb #7aa6c41c
-def vocabulary(
+def vocabulary_config(
     tokenizer: PreTrainedTokenizerFast, # of the model
 ) -> dict:                              # arguments of a configuration of transformers
     "Size of the vocabulary, rounded up to a multiple of 64, and the special tokens."
@@ -177,7 +177,7 @@ def lm_model(
     heads: int = 6,                     # attention heads of a block
 ) -> PreTrainedModel:                   # a causal LM of transformers
     "An untrained causal LM of the zoo's size."
-    shape = vocabulary(tokenizer) | dict(
+    shape = vocabulary_config(tokenizer) | dict(
         hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
         max_position_embeddings=1024, tie_word_embeddings=True)
     kind = name.split('-')[0] if name.startswith('llama') else name
@@ -218,7 +218,7 @@ def t5_model(
     ff: int = 512,                      # width of the feed-forward layer
 ) -> T5ForConditionalGeneration:
     "An untrained T5 of the zoo's size."
-    words = vocabulary(tokenizer)
+    words = vocabulary_config(tokenizer)
     del words['bos_token_id']
     config = T5Config(
         **words, d_model=width, d_kv=width//heads, d_ff=ff, num_layers=depth, num_heads=heads,

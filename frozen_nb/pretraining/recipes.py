@@ -35,7 +35,7 @@ from frozen_nb.pretraining.language_models import (
     Gaps, lm_model, make_tokenizer, next_token_loss, t5_model, t5_tokenizer, tokenised,
 )
 from frozen_nb.pretraining.encoders import (
-    BEIT_CONFIG, beit_model, caption_batches, clip_model, contrastive_loss, half_weights,
+    BEIT_CONFIG, beit_model, contrastive_batches, clip_model, contrastive_loss, half_weights,
     masked_batches, masked_patch_loss, MaskedPatches, MEAN, NFNET_CONFIG, nfnet_model,
     patch_codes, pictures, save_clip, save_timm, SIDE, species_batches, species_loss, STD,
     training_pictures,
@@ -155,7 +155,7 @@ def _image_model(recipe, images):
 def _image_batches(recipe, scenes, images, tokenizer):
     if recipe.loss is masked_patch_loss: return masked_batches(scenes, images)
     if recipe.loss is species_loss: return species_batches(scenes, images)
-    return caption_batches(scenes, images, tokenizer)
+    return contrastive_batches(scenes, images, tokenizer)
 
 def _without_head(recipe, model):
     if recipe.loss is masked_patch_loss: return model.encoder
