@@ -234,8 +234,11 @@ def test_any_value_matches_any_schema_or_says_why_not(value, schema):
 def test_a_file_that_is_read(tmp_path):
     path = write_whole(tmp_path/'a.json', '\ufeff{"a": [1, NaN]}')
     assert read_json(path)['a'][0] == 1 and read_json(str(path), 'a thing', {'a': list[float]})['a'][0] == 1
+    for token in ('NaN', '-Infinity'):
+        write_whole(path, f'[{token}]')
+        one_line(lambda: read_json(path, 'a list', list, finite=True), f'({token} is no number in JSON)')
     write_whole(path, '[1]')
-    assert read_json(path, schema=list) == read_json(path, schema=Any) == [1]
+    assert read_json(path, schema=list, finite=True) == [1] and read_json(path, schema=list) == read_json(path, schema=Any) == [1]
 
 
 @pytest.mark.parametrize('data', [b'{', b'\xff', b'', b'[' * 100_000, b'{"a": 1} more'])

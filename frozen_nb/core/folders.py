@@ -184,15 +184,19 @@ def schema_error(
     return None if None in errors else errors[0]
 
 # %% ../../nbs/core/01_folders.ipynb #f4088ca3
+def _no_number(token): raise ValueError(f'{token} is no number in JSON')
+
 def read_json(
     path: str | Path,                 # the file
     what: str = 'a JSON file',        # what it should be, with its article: 'a prompt'
     schema: Any = dict,               # what has to be in it, as in the table above
     way_out: str = 'write it again',  # what to do about it, which ends the message
+    finite: bool = False,             # refuse NaN and infinity, which Python reads and JSON lacks
 ) -> Any:                             # an object, unless the schema says something else
     "What a JSON file holds. Raises `BadInput` if it cannot be read or does not match the schema."
     try:
-        value = json.loads(Path(path).read_text(encoding='utf-8-sig'))
+        text = Path(path).read_text(encoding='utf-8-sig')
+        value = json.loads(text, parse_constant=_no_number if finite else None)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise BadInput(f'{path}: not a JSON file that can be read ({reason}); {way_out}') from None
