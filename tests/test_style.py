@@ -342,13 +342,12 @@ def test_broken_prose_is_counted():
 
 def main(args):
     if args == ['--lower']:
-        old = frozen_counts()
-        fresh = {notebook_name(p): count(p) for p in all_notebooks()}
-        kept = {}
-        for name, now in fresh.items():
-            if name not in old and counts_file.exists(): continue   # already at the hard limits
-            kept[name] = {r: n for r, n in now.items() if n and (not counts_file.exists() or n <= old[name].get(r, 0))}
-        counts_file.write_text(json.dumps({k: v for k, v in kept.items() if v}, indent=1) + '\n')
+        old, lower = frozen_counts(), {}
+        for name in old:
+            now = count(root/'nbs'/f'{name}.ipynb')
+            lower[name] = {rule: min(n, now[rule]) for rule, n in old[name].items() if rule in now}
+        lower = {name: rules for name, rules in lower.items() if rules}
+        counts_file.write_text(json.dumps(lower, indent=1) + '\n')
     for name in (a for a in args if a != '--lower'):
         path = root/'nbs'/f"{name.removesuffix('.ipynb').removeprefix('nbs/')}.ipynb"
         for rule, i, line, what in violations(path): print(f'cell {i:3d} line {line:3d} {rule}: {what}')
