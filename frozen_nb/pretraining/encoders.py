@@ -50,7 +50,7 @@ def to_pixels(
     "What the included encoders take."
     return torch.from_numpy(images).movedim(-1, -3).float()/127.5 - 1
 
-# %% ../../nbs/pretraining/01_encoders.ipynb #289208df
+# %% ../../nbs/pretraining/01_encoders.ipynb #95995267
 def training_pictures(
     n: int,     # scenes in all
 ) -> tuple:     # a list of `Scene`; uint8 (n, 64, 64, 3)
@@ -105,7 +105,7 @@ def patch_codes(
     kmeans = MiniBatchKMeans(n_codes, random_state=seed, n_init=1, batch_size=4096)
     return torch.from_numpy(kmeans.fit(x.numpy()).cluster_centers_)
 
-# %% ../../nbs/pretraining/01_encoders.ipynb #56a8b569
+# %% ../../nbs/pretraining/01_encoders.ipynb #9c6939aa
 BEIT_CONFIG = dict(img_size=SIDE, patch_size=8, embed_dim=128, depth=4, num_heads=4)
 
 def beit_model(
@@ -118,7 +118,7 @@ def beit_model(
     sizes = BEIT_CONFIG | dict(embed_dim=width, depth=depth, num_heads=heads)
     return timm.create_model('beit_base_patch16_224', num_classes=num_classes, **sizes)
 
-# %% ../../nbs/pretraining/01_encoders.ipynb #90d70185
+# %% ../../nbs/pretraining/01_encoders.ipynb #a911b243
 class MaskedPatches(nn.Module):
     "Masked image modelling on a timm `Beit`: hide patches, predict their codes."
     def __init__(self,
@@ -143,7 +143,7 @@ class MaskedPatches(nn.Module):
         finally:
             hook.remove()
 
-# %% ../../nbs/pretraining/01_encoders.ipynb #2cf0ccf8
+# %% ../../nbs/pretraining/01_encoders.ipynb #ae9588b6
 def masked_patch_loss(
     model: MaskedPatches, # in training
     batch: dict,          # 'x', pixels (B, 3, H, W), and 'hidden', (B, h*w) bool
@@ -176,7 +176,7 @@ def species_targets(
             row[index[animal.species]] += 1/len(s.animals)
     return targets
 
-# %% ../../nbs/pretraining/01_encoders.ipynb #670a1f95
+# %% ../../nbs/pretraining/01_encoders.ipynb #e33b3598
 def species_loss(
     model: nn.Module,  # pixels -> logits (B, 24)
     batch: dict,       # 'x', pixels, and 'y', (B, 24)
@@ -194,7 +194,7 @@ def species_batches(
     def extra(i, rng): return {'y': targets[i]}
     return PictureBatches(scenes, images, extra, **kwargs)
 
-# %% ../../nbs/pretraining/01_encoders.ipynb #fd730fb8
+# %% ../../nbs/pretraining/01_encoders.ipynb #bd8500f7
 NFNET_CONFIG = dict(channels=(64, 128, 256, 512), depths=(1, 1, 1, 1), stem_type='3x3')
 
 def nfnet_model(
@@ -228,7 +228,7 @@ def caption_tokens(
     return tokenizer(ended, padding='max_length', truncation=True, max_length=length,
                      return_tensors='pt').input_ids
 
-# %% ../../nbs/pretraining/01_encoders.ipynb #1dc9cc3c
+# %% ../../nbs/pretraining/01_encoders.ipynb #649bd213
 def contrastive_loss(
     model: CLIP,      # of open_clip
     batch: dict,      # 'x', pixels (B, 3, H, W), and 'text', token ids (B, CAPTION)
@@ -252,7 +252,7 @@ def contrastive_batches(
     def extra(i, rng): return {'text': tokens[i, rng.integers(n_captions, size=len(i))]}
     return PictureBatches(scenes, images, extra, **kwargs)
 
-# %% ../../nbs/pretraining/01_encoders.ipynb #21046751
+# %% ../../nbs/pretraining/01_encoders.ipynb #09a3234f
 def half_weights(
     state: dict,  # name -> tensor
 ) -> dict:        # name -> tensor; floats in fp16
@@ -276,7 +276,7 @@ def save_timm(
                   model_args=model_args, pretrained_cfg=transform)
     (folder/'config.json').write_text(json.dumps(config, indent=1))
 
-# %% ../../nbs/pretraining/01_encoders.ipynb #23f6b9ed
+# %% ../../nbs/pretraining/01_encoders.ipynb #e401905b
 def save_clip(
     model: CLIP,         # of open_clip
     tokenizer: object,   # that its captions were encoded with

@@ -69,7 +69,7 @@ class Documents:
         "One document."
         return self.ids[self.starts[i]:self.starts[i + 1]]
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #3bcf6f22
+# %% ../../nbs/pretraining/00_language_models.ipynb #eff520c4
 @patch
 def packed_rows(
     self: Documents,
@@ -83,7 +83,7 @@ def packed_rows(
     ids = torch.from_numpy(ids.astype(np.int64))
     return {'input_ids': ids, 'labels': ids}
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #b05d288e
+# %% ../../nbs/pretraining/00_language_models.ipynb #46ae6448
 def similar_lengths(
     lengths: np.ndarray,      # (n,) tokens of each text
     tokens: int,              # that a batch holds, about
@@ -105,7 +105,7 @@ def pad_rows(
     tensors = [torch.from_numpy(row.astype(np.int64)) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value)
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #32f05dad
+# %% ../../nbs/pretraining/00_language_models.ipynb #e4743a05
 @patch
 def single_rows(
     self: Documents,
@@ -116,7 +116,7 @@ def single_rows(
     labels = pad_rows([self.document(i)[:1024] for i in rows], -100)    # (rows, T)
     return {'input_ids': labels.clamp_min(0), 'labels': labels}
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #962fdb22
+# %% ../../nbs/pretraining/00_language_models.ipynb #1b30a417
 def _texts(seed, kinds, without):
     "The texts of a stream, without end."
     for i in count():
@@ -151,7 +151,7 @@ def _attention_fp32(module, query, key, value, attention_mask, **kwargs):
 AttentionInterface.register('sdpa_fp32', _attention_fp32)
 AttentionMaskInterface.register('sdpa_fp32', AttentionMaskInterface()['sdpa'])
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #7aa6c41c
+# %% ../../nbs/pretraining/00_language_models.ipynb #d6171323
 def vocabulary_config(
     tokenizer: PreTrainedTokenizerFast, # of the model
 ) -> dict:                              # arguments of a configuration of transformers
@@ -168,7 +168,7 @@ def _opt(shape, width):
                        attention_dropout=0.)
     return OPTForCausalLM(config)
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #34bb855f
+# %% ../../nbs/pretraining/00_language_models.ipynb #44500d53
 def lm_model(
     name: str,                          # 'llama', or 'llama-' and more; or 'opt'
     tokenizer: PreTrainedTokenizerFast, # for the vocabulary and the special tokens
@@ -188,7 +188,7 @@ def lm_model(
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=.08)
     return model
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #bea7fcec
+# %% ../../nbs/pretraining/00_language_models.ipynb #45cb0c1e
 def next_token_loss(
     model: PreTrainedModel, # of transformers, called with the batch
     batch: dict,            # `input_ids` and `labels`, both (rows, T) ...
@@ -208,7 +208,7 @@ def t5_tokenizer(
     tokenizer.add_tokens(sentinels, special_tokens=True)
     return tokenizer
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #0f847605
+# %% ../../nbs/pretraining/00_language_models.ipynb #706a9fe7
 def t5_model(
     tokenizer: PreTrainedTokenizerFast, # for the vocabulary and the special tokens
     width: int = 128,                   # d
@@ -226,7 +226,7 @@ def t5_model(
         decoder_start_token_id=tokenizer.pad_token_id)
     return T5ForConditionalGeneration(config)
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #165a02c3
+# %% ../../nbs/pretraining/00_language_models.ipynb #3ce65717
 def _partition(total, parts, rng):
     "`total` as the sum of `parts` random lengths of at least one."
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
@@ -252,7 +252,7 @@ def with_gaps(
         position = gap + hide
     return np.array(encoder_ids), np.array(decoder_ids)
 
-# %% ../../nbs/pretraining/00_language_models.ipynb #bd286126
+# %% ../../nbs/pretraining/00_language_models.ipynb #80a5b680
 @dataclass
 class Gaps:
     "Documents with gaps. Called with a step it gives the batch of that step."

@@ -28,14 +28,14 @@ from frozen_nb.core.zoo import (
 from ..core.sam import SAM_SIZES
 from ..core.training import History, train, TrainConfig
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #3076dd18
+# %% ../../nbs/pretraining/06_recipes.ipynb #c8bad4a4
 from ..world.scenes import scene, SPECIES
 from ..world.captions import conversation, particulars
 from frozen_nb.pretraining.language_models import (
     Gaps, lm_model, make_tokenizer, next_token_loss, t5_model, t5_tokenizer, tokenised,
 )
 from frozen_nb.pretraining.encoders import (
-    BEIT_CONFIG, beit_model, contrastive_batches, clip_model, contrastive_loss, half_weights,
+    BEIT_CONFIG, beit_model, clip_model, contrastive_batches, contrastive_loss, half_weights,
     masked_batches, masked_patch_loss, MaskedPatches, MEAN, NFNET_CONFIG, nfnet_model,
     patch_codes, pictures, save_clip, save_timm, SIDE, species_batches, species_loss, STD,
     training_pictures,
@@ -70,7 +70,7 @@ class Recipe:
 
 RECIPES = {}
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #c1587c5f
+# %% ../../nbs/pretraining/06_recipes.ipynb #503daf66
 _lm_training = TrainConfig(
     2500, 3e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01, optimizer='muon',
     precision='auto', min_lr=1e-4, checkpoint_every=250)
@@ -90,7 +90,7 @@ RECIPES['t5'] = replace(
     batch='4,096 tokens', without='Choices:',
     never_seen=(*_no_images, 'a question with choices'))
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #9432324a
+# %% ../../nbs/pretraining/06_recipes.ipynb #b8be457d
 _vit_training = TrainConfig(
     6000, 4e-3, 'cosine', warmup=200, weight_decay=.05, optimizer='muon', precision='auto',
     checkpoint_every=250)
@@ -112,7 +112,7 @@ RECIPES['nfnet'] = replace(
     RECIPES['beit-ft'], model=nfnet_model,
     train=replace(_vit_training, lr=2e-3, optimizer='adamw', precision='fp32'))
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #eeba4027
+# %% ../../nbs/pretraining/06_recipes.ipynb #6a326568
 RECIPES['llava'] = Recipe(
     kind='lmm', model=lmm_model, loss=chat_loss,
     train=replace(_lm_training, steps=5000, lr=1.5e-3, min_lr=5e-5),
@@ -129,7 +129,7 @@ RECIPES['timesformer'] = Recipe(
           'the end', 'what `beit-ft` has seen'),
     never_seen=('any word', 'any sound', 'labels of size, place, time', 'held-out combinations'))
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #b45e5186
+# %% ../../nbs/pretraining/06_recipes.ipynb #97877155
 RECIPES['ast'] = Recipe(
     kind='encoder', model=ast_model, loss=labels_loss,
     train=replace(_vit_training, steps=800, lr=2e-3, warmup=100),
@@ -144,7 +144,7 @@ RECIPES['sam'] = Recipe(
     seen=('pictures', 'masks of their parts'),
     never_seen=('any word', 'what a part is', 'held-out combinations'))
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #dc3ccd75
+# %% ../../nbs/pretraining/06_recipes.ipynb #9bcf492f
 def _image_model(recipe, images):
     "What is trained: the encoder, with the head that its loss needs."
     if recipe.loss is masked_patch_loss:
@@ -197,7 +197,7 @@ def _loss_curve(history):
         curve.append([step, round(float(np.mean(recent)), 4)])
     return curve
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #f9df1915
+# %% ../../nbs/pretraining/06_recipes.ipynb #9758b51c
 def write_card(
     name: str,           # of the model
     folder: str | Path,  # where its weights are
@@ -245,7 +245,7 @@ class _Run:
         model.half().save_pretrained(self.folder)
         processor.save_pretrained(self.folder)
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #2e0ffd60
+# %% ../../nbs/pretraining/06_recipes.ipynb #1936b0ba
 def _pretrain_lm(run):
     tokenizer = make_tokenizer()
     seed_everything(run.config.seed)
@@ -265,7 +265,7 @@ def _pretrain_t5(run):
     run.save(model, tokenizer)
     return history
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #88db9014
+# %% ../../nbs/pretraining/06_recipes.ipynb #f07b54f9
 def _pretrain_encoder(run):
     scenes, images = training_pictures(run.items)
     start = load_encoder(run.other('beit')).model if run.name == 'beit-ft' else None
@@ -291,7 +291,7 @@ def _pretrain_labelled(run):
     run.save(model, frames if of_clips else ast_extractor())
     return history
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #137c7028
+# %% ../../nbs/pretraining/06_recipes.ipynb #5edb1c9c
 def _chat_images(items):
     "Scenes of one, two and three animals in shares of 1/5, 2/5 and 2/5, and their images."
     parts = [pictures(items*fifths//5, n_animals=n) for n, fifths in ((1, 1), (2, 2), (3, 2))]
@@ -309,7 +309,7 @@ def _chats(chat, scenes, images, processor, k, seed):
     rows = [(i, *chat_ids(processor, chat(s, i), k)) for i, s in enumerate(scenes)]
     return Chats(rows, images, seed=seed)
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #35a620db
+# %% ../../nbs/pretraining/06_recipes.ipynb #c3e4f82c
 def _pretrain_lmm(run):
     encoder, lm = load_encoder(run.other('clip')), load_lm(run.other('llama'))
     processor = lmm_processor(lm.tokenizer)
@@ -330,7 +330,7 @@ def _pretrain_lmm(run):
     run.save(model, processor)
     return History(first.losses + second.losses, seconds=first.seconds + second.seconds)
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #6ee936f2
+# %% ../../nbs/pretraining/06_recipes.ipynb #21bfd3da
 def _pretrain_sam(run):
     pairs = [owners(scene(i), SAM_SIZES['size']) for i in range(run.items)]
     images, parts = np.stack([x for x, _ in pairs]), np.stack([x for _, x in pairs])
@@ -342,7 +342,7 @@ def _pretrain_sam(run):
     save_file(half_weights(model.state_dict()), run.folder/'model.safetensors')
     return history
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #17398676
+# %% ../../nbs/pretraining/06_recipes.ipynb #cfd32725
 def _labelled_probes(encoder):
     "Beside each probe stands that of the same architecture with random weights."
     random = sense_probes(load_encoder(f'{encoder.name}-random'))
