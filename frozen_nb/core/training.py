@@ -38,7 +38,7 @@ class TrainConfig:
     clip: float = 1.            # largest norm of the whole gradient; 0: no clipping
     precision: str = 'fp32'     # 'fp32', 'bf16' or 'auto'
     seed: int = 0               # of random numbers during the run, such as dropout
-    checkpoint_every: int = 0   # steps between checkpoints; 0: only at the end
+    checkpoint_every: int = field(default=0, hash=False) # steps between them; 0: one at the end
     min_lr: float = 0.          # where 'cosine_with_min_lr' ends
 
     def __post_init__(self): _check_config(self)
