@@ -61,7 +61,7 @@ def check_question(
     if wrong: raise BadInput(f'{m.question[:60]!r}: {wrong}')
     return m
 
-# %% ../nbs/15_pinto.ipynb #802f63fc
+# %% ../nbs/15_pinto.ipynb #1e4dfeb8
 def _published(row):
     "A row of CommonsenseQA, OpenBookQA or QASC in this library's form."
     try:
@@ -76,7 +76,7 @@ def _published(row):
     answer = None if key is None else labels.index(key)
     return dict(question=stem, choices=choices, answer=answer)
 
-# %% ../nbs/15_pinto.ipynb #36cc7f51
+# %% ../nbs/15_pinto.ipynb #0073f08a
 def _split_letter(choice):
     "The letter of a choice in brackets, as in '(A) fox', and the rest; '' where there is none."
     m = re.match(r'(\([A-Z]\))\s*', choice)
@@ -104,7 +104,7 @@ def _table_row(line):
     rationales = [written if k == answer else '' for k in range(len(choices))]
     return dict(question=question, choices=choices, answer=answer, rationales=rationales)
 
-# %% ../nbs/15_pinto.ipynb #e111c7d5
+# %% ../nbs/15_pinto.ipynb #4ed28d4b
 def _own_form(row):
     "A row of a data set in this library's form."
     if not isinstance(row, dict): raise BadInput("no object with a text under 'question'")
@@ -128,7 +128,7 @@ def _answer_number(answer, choices, answered):
         raise BadInput(f'its answer {answer!r} is neither a number nor a choice')
     return answer
 
-# %% ../nbs/15_pinto.ipynb #437f9e4e
+# %% ../nbs/15_pinto.ipynb #03c90e5b
 def as_question(
     row: dict,             # question, choices, answer (a number from 0, or the text of a choice)
                            # and perhaps rationales; or as it was published
@@ -150,7 +150,7 @@ def as_question(
     return check_question(MCQ(row['question'], choices, answer, rationales,
                               str(row.get('dataset', 'own'))))
 
-# %% ../nbs/15_pinto.ipynb #e04d2491
+# %% ../nbs/15_pinto.ipynb #086af1cc
 def _rows_of(path):
     "The lines of a file, or the list in a .json file."
     try:
@@ -175,7 +175,7 @@ def _read_row(row, kind, answered):
     elif kind != '.json': row = json.loads(row)
     return as_question(row, answered)
 
-# %% ../nbs/15_pinto.ipynb #33a46a37
+# %% ../nbs/15_pinto.ipynb #bf4f7feb
 def read_questions(
     path: str | Path,      # a JSON object in each line; .tsv: question and options, answer,
                            # rationale; .json: a list
@@ -222,7 +222,7 @@ def _check_prompt(line, stop):
     if not stop or not all(stop):
         raise BadInput('the prompt has no stop string: give one, such as a line break')
 
-# %% ../nbs/15_pinto.ipynb #a0933361
+# %% ../nbs/15_pinto.ipynb #c4a578dc
 @dataclass(frozen=True)
 class Prompt:
     "Examples, and a last line with places for a question and one of its choices."
@@ -245,7 +245,7 @@ class Prompt:
         text = json.dumps(asdict(self))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/15_pinto.ipynb #b9601172
+# %% ../nbs/15_pinto.ipynb #0d84b379
 def read_prompt(
     source: str | Path, # a name of `data/prompts`, or a JSON file with examples, line and stop
 ) -> Prompt:
@@ -294,7 +294,7 @@ class Rationales:
             raise BadInput(f'{self.path}: the rationales in this file cannot be read ({error}); '
                            'delete it, and they are made anew') from None
 
-# %% ../nbs/15_pinto.ipynb #690254cd
+# %% ../nbs/15_pinto.ipynb #3dfacc81
 @patch
 def get(
     self: Rationales,
@@ -319,7 +319,7 @@ def put(
         db.executemany('INSERT OR REPLACE INTO rationales VALUES (?, ?)', rationales.items())
     db.close()
 
-# %% ../nbs/15_pinto.ipynb #f5e5e995
+# %% ../nbs/15_pinto.ipynb #e8de6782
 def _generate(lm, prompt, rows, tokens, batch_size, kept):
     "Rationales for prompts that end with `rows`: line -> rationale. `kept` keeps them, or None."
     texts = kept.get(rows) if kept else {}
@@ -333,7 +333,7 @@ def _generate(lm, prompt, rows, tokens, batch_size, kept):
         texts |= new
     return texts
 
-# %% ../nbs/15_pinto.ipynb #1522a6e3
+# %% ../nbs/15_pinto.ipynb #a9d80880
 def rationalize(
     lm: LM,                          # frozen
     questions: list,                 # of `MCQ`
@@ -371,7 +371,7 @@ class Encoded:
 
 def _used(mask): return int(mask.flatten(0, -2).any(0).nonzero().max()) + 1 # columns of (..., T)
 
-# %% ../nbs/15_pinto.ipynb #628a36c1
+# %% ../nbs/15_pinto.ipynb #d2c1078c
 @patch
 def __getitem__(self: Encoded, i):
     "Some of the questions, without columns that only padding is in."
@@ -390,7 +390,7 @@ def to(
     "The same on another device."
     return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
-# %% ../nbs/15_pinto.ipynb #eb661401
+# %% ../nbs/15_pinto.ipynb #555cc9c7
 def asked(
     m: MCQ,   # a question
 ) -> tuple:   # two texts
@@ -408,7 +408,7 @@ class _ChoiceTokens:
     n_prompt: int    # and so many question and choices; the rest is the rationale
     cut: bool        # whether the rationale is too long
 
-# %% ../nbs/15_pinto.ipynb #42580dc8
+# %% ../nbs/15_pinto.ipynb #56450991
 def _tokenize(tokenizer, m, rationales, length):
     "A question as one `_ChoiceTokens` for each choice."
     def ids(text): return tokenizer(text, add_special_tokens=False).input_ids
@@ -429,7 +429,7 @@ def _pad(rows, value):
     rows = [torch.tensor(row, dtype=torch.long) for row in rows]
     return pad_sequence(rows, batch_first=True, padding_value=value)
 
-# %% ../nbs/15_pinto.ipynb #1e3f81a4
+# %% ../nbs/15_pinto.ipynb #a5004c96
 def _collate(rows, answers, pad_id):
     """Pad and stack N lists of up to K `_ChoiceTokens`. A choice that is not there is a copy of
     the first, and left out of every score."""
@@ -447,7 +447,7 @@ def _collate(rows, answers, pad_id):
     gold = torch.tensor([-1 if a is None else a for a in answers])      # (N,)
     return Encoded(ids, mask, rationale, question, targets, real, gold)
 
-# %% ../nbs/15_pinto.ipynb #8f7b9a6e
+# %% ../nbs/15_pinto.ipynb #2f094eb2
 def _warn(cut, empty, length):
     "The caller of `encode_questions`."
     if cut: warnings.warn(
@@ -456,7 +456,7 @@ def _warn(cut, empty, length):
     if empty: warnings.warn(
         f'{empty} rationales are empty: their choices are read without one', stacklevel=3)
 
-# %% ../nbs/15_pinto.ipynb #3f5199bb
+# %% ../nbs/15_pinto.ipynb #f762f7e6
 def encode_questions(
     tokenizer: object,              # of a T5
     questions: list,                # N of `MCQ`
@@ -476,7 +476,7 @@ def encode_questions(
     _warn(batch.cut, empty, length)
     return batch
 
-# %% ../nbs/15_pinto.ipynb #a5d7b1cc
+# %% ../nbs/15_pinto.ipynb #b3bb834c
 def choice_scores(
     model: torch.nn.Module, # a T5
     batch: Encoded,         # N questions
@@ -542,7 +542,7 @@ def smoothed_loss(
     log_probabilities = scores.log_softmax(1).masked_fill(~exists, 0)
     return -(target*log_probabilities).sum(1).mean()
 
-# %% ../nbs/15_pinto.ipynb #fd0986ba
+# %% ../nbs/15_pinto.ipynb #278101e6
 @dataclass(frozen=True)
 class Regularizer:
     "Counterfactual regularization, with the numbers of the published code."
@@ -564,7 +564,7 @@ def _turn(seed, order, step, batch, n):
         parts.append(shuffled[position[position//n == k] % n])
     return torch.from_numpy(np.concatenate(parts))
 
-# %% ../nbs/15_pinto.ipynb #0a1da6f0
+# %% ../nbs/15_pinto.ipynb #b4046f9e
 def _hide_questions(batch, rng, probability):
     "Hide the question from attention in some of the examples."
     off = torch.from_numpy(rng.random((len(batch), 1, 1)) < probability)
@@ -588,7 +588,7 @@ def _reasoning_loss(regularizer):
         return total + regularizer.weight*other_loss
     return loss
 
-# %% ../nbs/15_pinto.ipynb #90b6f9e3
+# %% ../nbs/15_pinto.ipynb #630ceb6d
 def train_reasoner(
     base: Seq2Seq,                                  # a T5; it stays as it is
     encoded: Encoded,                               # to train on, with answers
@@ -613,7 +613,7 @@ def _fine_tuned(base, batches, loss, config, folder, progress):
     train(model, batches, loss, config, frozen=[base.model], folder=folder, progress=progress)
     return model.eval()
 
-# %% ../nbs/15_pinto.ipynb #ca1d99a0
+# %% ../nbs/15_pinto.ipynb #793e9d4a
 def _reasoning_batches(base, encoded, seed, regularizer, batch, hide_question):
     "step -> tensors of whole questions, and of damaged ones, which come in an order of their own."
     def part(order, step): return encoded[_turn(seed, order, step, batch, len(encoded))]
@@ -627,7 +627,7 @@ def _reasoning_batches(base, encoded, seed, regularizer, batch, hide_question):
         return tensors | _tensors(other, 'damaged_')
     return batches
 
-# %% ../nbs/15_pinto.ipynb #29c6a1e7
+# %% ../nbs/15_pinto.ipynb #1b39a939
 @torch.no_grad()
 def probabilities(
     model: torch.nn.Module, # a T5
@@ -655,7 +655,7 @@ def _writing_batches(tokenizer, pairs, seed, batch, length):
         return dict(input_ids=input_ids, attention_mask=(read >= 0).long(), labels=labels)
     return batches
 
-# %% ../nbs/15_pinto.ipynb #53a13bd2
+# %% ../nbs/15_pinto.ipynb #5f48b5d4
 def train_writer(
     base: Seq2Seq,                      # a T5; it stays as it is
     pairs: list,                        # of texts: what is read, what is to be written
@@ -671,7 +671,7 @@ def train_writer(
     def loss(model, tensors): return model(**tensors, use_cache=False).loss
     return _fine_tuned(base, batches, loss, config, folder, progress)
 
-# %% ../nbs/15_pinto.ipynb #0610b713
+# %% ../nbs/15_pinto.ipynb #9547c5f0
 @torch.no_grad()
 def written(
     model: torch.nn.Module, # a T5
@@ -695,7 +695,7 @@ def written(
             out[i] = ' '.join(text.split())
     return out
 
-# %% ../nbs/15_pinto.ipynb #e3381ef8
+# %% ../nbs/15_pinto.ipynb #69dd60c7
 ANSWER = 'So the answer is'
 
 def answer_in(
@@ -733,7 +733,7 @@ def guesses(
         right[name] = (guessed == np.asarray(answers)).astype(float)
     return right
 
-# %% ../nbs/15_pinto.ipynb #2cecdd2e
+# %% ../nbs/15_pinto.ipynb #a269f5d1
 def train_simulator(
     base: Seq2Seq,                             # a T5; it stays as it is
     encoded: Encoded,                          # N questions that a model has answered
@@ -763,7 +763,7 @@ class _ReasonerFields:
     tokens: int = 48       # of a rationale, at most
     length: int = 128      # of what is read, at most
 
-# %% ../nbs/15_pinto.ipynb #6e11764a
+# %% ../nbs/15_pinto.ipynb #f81f0ad5
 class Reasoner(_ReasonerFields):
     "A trained reasoning model, and where its rationales come from."
     def probabilities(self,
@@ -786,7 +786,7 @@ class Reasoner(_ReasonerFields):
             f'({lm.fingerprint[:12]}): load that one, in the same precision')
         return rationalize(lm, questions, self.prompt, self.tokens, **how)
 
-# %% ../nbs/15_pinto.ipynb #e7297506
+# %% ../nbs/15_pinto.ipynb #273d64c3
 def _holds_reasoner(folder): return (folder/'pinto.json').is_file()
 
 def _check_reasoner_place(folder):
@@ -810,7 +810,7 @@ def save_reasoner(
         (new/'pinto.json').write_text(json.dumps(fields, indent=1) + '\n')
     return folder
 
-# %% ../nbs/15_pinto.ipynb #22643356
+# %% ../nbs/15_pinto.ipynb #0ef698ff
 def _read_fields(path):
     "What `pinto.json` says: the fields of a `Reasoner` without its model, and the fingerprint."
     try:
@@ -837,7 +837,7 @@ def load_reasoner(
         f'{folder}: these weights are not those that pinto.json belongs to; copy the folder again')
     return Reasoner(t5.model, t5.tokenizer, **fields)
 
-# %% ../nbs/15_pinto.ipynb #dbba486f
+# %% ../nbs/15_pinto.ipynb #f4e021db
 @dataclass
 class Explanation:
     "What a question is answered with, and why."
@@ -888,7 +888,7 @@ class PintoFit:
     dtype: str | None = None            # 'fp32' (the default), 'bf16' or 'fp16'.
     def __post_init__(self): _check_fit(self)
 
-# %% ../nbs/15_pinto.ipynb #56f55de7
+# %% ../nbs/15_pinto.ipynb #a355b1ae
 def _check_fit(fit):
     "Refuse numbers that are too small."
     for option in fields(fit):
@@ -903,7 +903,7 @@ def train_config(self: PintoFit) -> TrainConfig:
     return replace(PINTO_RECIPE, steps=steps, warmup=min(PINTO_RECIPE.warmup, steps//10),
                    seed=self.seed, lr=self.lr or PINTO_RECIPE.lr, checkpoint_every=50)
 
-# %% ../nbs/15_pinto.ipynb #7835fd2d
+# %% ../nbs/15_pinto.ipynb #2ff531e6
 @patch
 def lines(
     self: PintoFit,
@@ -918,7 +918,7 @@ def lines(
         lines.append(f"held out, {name}: {share} right; chance {result['chance']:.2f}")
     return lines
 
-# %% ../nbs/15_pinto.ipynb #35b5aa30
+# %% ../nbs/15_pinto.ipynb #5070767a
 def _split_questions(questions, path):
     "A tenth of the questions, held out, and the others; one that comes again is on one side."
     groups = {}
@@ -941,7 +941,7 @@ def _check_own(questions, path):
         'stands alone would give the answer away: write one for each, or leave out own=True to '
         'prompt for them')
 
-# %% ../nbs/15_pinto.ipynb #28c1b3b9
+# %% ../nbs/15_pinto.ipynb #929a8929
 def _score_held_out(model, tokenizer, questions, rationales, length):
     "Right answers with rationales and without, (questions,) of 0 and 1 each."
     answers = np.array([m.answer for m in questions])
@@ -959,7 +959,7 @@ def _rationales_of(fit, lm, prompt, parts):
     with guard(lm.model):
         return {name: rationales(part) for name, part in parts.items()}
 
-# %% ../nbs/15_pinto.ipynb #6120bffa
+# %% ../nbs/15_pinto.ipynb #5847be07
 def _train_kept(fit, t5, lm, prompt, encoded):
     "A trained T5, and the folder in the cache where an interrupted training goes on."
     regularizer, config = Regularizer(weight=fit.weight), fit.train_config
@@ -969,7 +969,7 @@ def _train_kept(fit, t5, lm, prompt, encoded):
                            progress=True)
     return model, folder
 
-# %% ../nbs/15_pinto.ipynb #eaf64c96
+# %% ../nbs/15_pinto.ipynb #cef439c6
 def fit_questions(
     fit: PintoFit, # data, place, models, steps ...
 ) -> dict:         # numbers of questions, and right answers (0 or 1) on those held out
