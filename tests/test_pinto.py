@@ -274,16 +274,27 @@ def test_damaged_folders(t5, tmp_path):
 def test_own_questions(tmp_path):
     rows = [dict(question=f'{m.question} {i % 14}', choices=m.choices, answer=m.answer, rationales=m.rationales) for i, m in enumerate(mcq(i, 'strategy', seed=9) for i in range(40))]
     (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    found = fit_questions(tmp_path/'q.jsonl', tmp_path/'out', config=replace(SHORT, checkpoint_every=1), batch=4, device='cpu', own=True)
+    found = fit_questions(PintoFit(tmp_path/'q.jsonl', tmp_path/'out', steps=3, batch=4, device='cpu', own=True))
     assert found['questions'] == 40 and found['chance'] == .5 and len(found['right']['with rationales']) == found['held_out'] > 0
     assert (tmp_path/'out'/'pinto.json').is_file() and not (tmp_path/'out'/'checkpoints').exists()
+    lines = PintoFit(tmp_path/'q.jsonl', tmp_path/'out', steps=3).lines(found)
+    assert lines[0] == f"40 questions, {found['held_out']} of them held out; 3 steps: {tmp_path/'out'}" and [l.split(':')[0] for l in lines[1:]] == ['held out, with rationales', 'held out, without']
     (tmp_path/'few.jsonl').write_text('\n'.join(map(json.dumps, rows[:5])))
-    with pytest.raises(BadInput, match='5 different questions; ten or more'): fit_questions(tmp_path/'few.jsonl', tmp_path/'new')
+    with pytest.raises(BadInput, match='5 different questions; ten or more'): fit_questions(PintoFit(tmp_path/'few.jsonl', tmp_path/'new'))
     del rows[3]['rationales']; (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    with pytest.raises(BadInput, match='has no rationale for each of its choices'): fit_questions(tmp_path/'q.jsonl', tmp_path/'new', own=True)
+    with pytest.raises(BadInput, match='has no rationale for each of its choices'): fit_questions(PintoFit(tmp_path/'q.jsonl', tmp_path/'new', own=True))
     (tmp_path/'q.tsv').write_text('\n'.join(f'what runs {i}?\\nOptions:\\n- fox\\n- stone\tfox\tFoxes do.' for i in range(20)))    # what people wrote about the right choice alone
-    with pytest.raises(BadInput, match='would give the answer away'): fit_questions(tmp_path/'q.tsv', tmp_path/'new', own=True)
+    with pytest.raises(BadInput, match='would give the answer away'): fit_questions(PintoFit(tmp_path/'q.tsv', tmp_path/'new', own=True))
     assert not (tmp_path/'new').exists()
+
+@pytest.mark.parametrize('option, value, least', [('weight', -1, 0), ('steps', 0, 1), ('batch', 0, 1), ('length', 7, 8), ('lr', 0., 1e-12)])
+def test_options_that_are_too_small(option, value, least):
+    with pytest.raises(BadInput, match=f'{option} {value}: give {least} or more'): PintoFit('q.jsonl', 'out', **{option: value})
+
+def test_the_recipe_of_a_fit():
+    config = PintoFit('q.jsonl', 'out').train_config
+    assert config == replace(PINTO_RECIPE, checkpoint_every=50)
+    assert PintoFit('q.jsonl', 'out', steps=50, lr=.1, seed=3).train_config == replace(config, steps=50, warmup=5, lr=.1, seed=3)
 
 # Published formats
 
