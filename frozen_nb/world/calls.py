@@ -18,7 +18,7 @@ from ..core.frozen import BadInput
 from .captions import an, number_word, phrase, Question, trait_question
 from .scenes import SIZES, SPECIES, SPLITS, TRAITS
 
-# %% ../../nbs/world/04_calls.ipynb #7f969c92
+# %% ../../nbs/world/04_calls.ipynb #e7118142
 @dataclass(frozen=True)
 class Voice:
     "How a species sounds."
@@ -46,7 +46,7 @@ goat      | bleat   | 470  | 1 1.05 1 .95            | .38 | .9  | .12 | 10
 sheep     | bleat   | 330  | 1 1.02 1 .95            | .48 | .9  | .12 | 7
 '''
 
-# %% ../../nbs/world/04_calls.ipynb #bb0e40e9
+# %% ../../nbs/world/04_calls.ipynb #fa2c2325
 _other_voices = '''
 deer      | bellow  | 250  | 1.15 1 .9 .7            | .40 | 1.  | .30 | 16
 giraffe   | hum     | 95   | 1 1.03 1                | .50 | 2.2 | .04 | 0
@@ -62,7 +62,7 @@ penguin   | honk    | 620  | .8 1.1 1 1.1 .8         | .36 | .7  | .20 | 26
 crocodile | hiss    | 60   | 1 1                     | .48 | 1.  | .97 | 0
 '''
 
-# %% ../../nbs/world/04_calls.ipynb #2e138a4c
+# %% ../../nbs/world/04_calls.ipynb #d2286162
 def _read_voice(line):
     "A row of the table: the name of a species and its voice."
     name, verb, pitch, contour, *rest = [part.strip() for part in line.split('|')]
@@ -91,7 +91,7 @@ class Call:
     @property
     def voice(self): return VOICES[self.species]
 
-# %% ../../nbs/world/04_calls.ipynb #491c04e8
+# %% ../../nbs/world/04_calls.ipynb #8eb85345
 def held_out_call(
     species: str, # a key of `VOICES`
     size: str,    # 'small' or 'large'
@@ -107,7 +107,7 @@ def _call_allowed(c, split):
     bucket = crc32(repr(replace(c, seed=0)).encode()) % 20
     return bucket in SPLITS[split] and not held
 
-# %% ../../nbs/world/04_calls.ipynb #1157f5bf
+# %% ../../nbs/world/04_calls.ipynb #cc3880ed
 def call(
     i: int,               # index in the stream
     split: str = 'train', # 'train', 'val', 'test' or 'unseen' ('text' is left unused)
@@ -141,7 +141,7 @@ def _breath(rng, v, n):
     noise = rng.normal(size=n)                                           # (n,)
     return noise if v.breath >= .9 else np.convolve(noise, np.hanning(9), 'same')
 
-# %% ../../nbs/world/04_calls.ipynb #4651ad81
+# %% ../../nbs/world/04_calls.ipynb #451ad808
 def _loudness(v, n):
     "How loud a cry of `n` samples is from its beginning to its end."
     t = np.linspace(0, 1, n)
@@ -155,7 +155,7 @@ def _cry(rng, v, pitch, pace):
     mixed = (1 - v.breath)*tone/tone.std() + v.breath*breath/breath.std()
     return _loudness(v, n)*mixed                                         # (n,)
 
-# %% ../../nbs/world/04_calls.ipynb #6f8266f5
+# %% ../../nbs/world/04_calls.ipynb #5497c099
 def _sequence(rng, c, n):
     "The cries of a call with short gaps between them, somewhere in `n` samples."
     out = np.zeros(n)
@@ -176,7 +176,7 @@ def _from_far(sound):
     dull = np.fft.irfft(np.fft.rfft(sound)/(1 + (hertz/1200)**2), len(sound))
     return .3*(dull + .4*np.roll(dull, int(.09*RATE)))
 
-# %% ../../nbs/world/04_calls.ipynb #e7891a93
+# %% ../../nbs/world/04_calls.ipynb #cf1d8c1c
 def waveform(
     c: Call,            # a call
     seconds: float = 2, # length
@@ -235,7 +235,7 @@ def call_caption(
     ))
     return ' '.join(sentence.split())
 
-# %% ../../nbs/world/04_calls.ipynb #07daa0b5
+# %% ../../nbs/world/04_calls.ipynb #035d889d
 def call_captions(
     c: Call,    # a call
     n: int = 5, # how many
@@ -244,7 +244,7 @@ def call_captions(
     rng = random.Random(f'captions/{c}')
     return [call_caption(c, rng) for _ in range(n)]
 
-# %% ../../nbs/world/04_calls.ipynb #387dd4d1
+# %% ../../nbs/world/04_calls.ipynb #e94142a8
 def call_questions(
     c: Call, # a call
 ) -> list:   # of `Question`s: what, count, size, distance, yesno and property

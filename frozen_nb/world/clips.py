@@ -33,7 +33,7 @@ ACTIONS = {
 }
 FRAMES = 8   # of a clip
 
-# %% ../../nbs/world/03_clips.ipynb #a9cdf0ff
+# %% ../../nbs/world/03_clips.ipynb #b9de63b0
 @dataclass(frozen=True)
 class Clip:
     "All there is to know about one clip."
@@ -44,7 +44,7 @@ class Clip:
     @property
     def animal(self): return self.scene.animals[0]
 
-# %% ../../nbs/world/03_clips.ipynb #0366e700
+# %% ../../nbs/world/03_clips.ipynb #09d15c04
 def clip(
     i: int,                    # index in the stream
     split: str = 'train',      # as in `scene`
@@ -70,7 +70,7 @@ class Moment:
     scale: float = 1.  # its size, 1 being that of the scene
     lying: float = 0.  # 0: upright, 1: lying
 
-# %% ../../nbs/world/03_clips.ipynb #a739b3a2
+# %% ../../nbs/world/03_clips.ipynb #8ab2c4ed
 DISTANCES_COVERED = dict(walk=.15, run=.40)   # fractions of the image width
 STRIDES = {                                   # gaits of one step
     'walk': (-1, 0, 1, 0),
@@ -92,7 +92,7 @@ def _gaits(c):
     stride = STRIDES.get(c.action, (c.phase % 3 - 1,))
     return np.array([stride[(k + c.phase) % len(stride)] for k in range(FRAMES)])    # (8,)
 
-# %% ../../nbs/world/03_clips.ipynb #c2137c15
+# %% ../../nbs/world/03_clips.ipynb #246d84ba
 def _facings(c):
     "Which way the animal faces in each frame."
     a, before = c.animal, 3 + c.phase % 3 if c.action == 'turn' else 0
@@ -104,7 +104,7 @@ def _scales(action, t):
     if action == 'come': return .55 + .45*t
     return 1 - .45*t if action == 'go' else np.ones(FRAMES)                          # (8,)
 
-# %% ../../nbs/world/03_clips.ipynb #0d5365c7
+# %% ../../nbs/world/03_clips.ipynb #546efc3d
 def moments(
     c: Clip, # what happens
 ) -> list:   # of 8 `Moment`s
@@ -130,7 +130,7 @@ def _posed(c, m, pixels):
         image = image.resize((width, height), Image.Resampling.NEAREST)
     return image, sprite_corner(image, m.x, m.y - m.lift, pixels)
 
-# %% ../../nbs/world/03_clips.ipynb #f141f2d8
+# %% ../../nbs/world/03_clips.ipynb #a5caadb6
 def frames(
     c: Clip,        # what to draw
     size: int = 64, # width of a frame in pixels
@@ -148,7 +148,7 @@ def frames(
         out.append(canvas.to_rgb(palette, k))
     return out
 
-# %% ../../nbs/world/03_clips.ipynb #bb7fae43
+# %% ../../nbs/world/03_clips.ipynb #54d8e41d
 def track(
     c: Clip,       # a clip
 ) -> np.ndarray:   # (8, 4): left, top, right, bottom, fractions of the image
@@ -171,7 +171,7 @@ def _progressive(c):
     verb, *rest = _present(c).split()
     return ' '.join([_PARTICIPLES.get(c.action, c.action + 'ing'), *rest])
 
-# %% ../../nbs/world/03_clips.ipynb #701f0e37
+# %% ../../nbs/world/03_clips.ipynb #7b2071d4
 def clip_caption(
     c: Clip,                          # a clip
     rng: random.Random | None = None, # None: the first paraphrase
@@ -192,7 +192,7 @@ def clip_caption(
     ))
     return ' '.join(sentence.split()) + tail
 
-# %% ../../nbs/world/03_clips.ipynb #c718f410
+# %% ../../nbs/world/03_clips.ipynb #ceaac66b
 def clip_captions(
     c: Clip,    # a clip
     n: int = 5, # how many
@@ -201,7 +201,7 @@ def clip_captions(
     rng = random.Random(f'captions/{c}')
     return [clip_caption(c, rng) for _ in range(n)]
 
-# %% ../../nbs/world/03_clips.ipynb #e4fb4fe1
+# %% ../../nbs/world/03_clips.ipynb #51550f2c
 def clip_questions(
     c: Clip, # a clip
 ) -> list:   # of `Question`s: what, colour, action, side, place, yesno and property

@@ -46,7 +46,7 @@ def _ellipsoid(
     axes = np.pad(axes.T, (0, 1)) + np.diag([0, 0, 1.])                    # (3, 3)
     return [*polygon.mean(0), z], axes, [*radii, thickness*radii.min()]
 
-# %% ../../nbs/world/05_clouds.ipynb #64182fee
+# %% ../../nbs/world/05_clouds.ipynb #64531224
 def _layers(species, gait):
     "(parts, z, thickness) of the middle, and of both sides."
     a = Anatomy(species, gait)
@@ -67,7 +67,7 @@ def _body(species, gait):
         out += [_ellipsoid(polygon, z, thickness) for polygon in _polygons(parts)]
     return Ellipsoids(*map(np.array, zip(*out)))
 
-# %% ../../nbs/world/05_clouds.ipynb #ce1d483b
+# %% ../../nbs/world/05_clouds.ipynb #c9860155
 def _areas(
     radii, # (k, 3)
 ):         # (k,)
@@ -89,7 +89,7 @@ def _outside(body, points):
     scaled = np.einsum('kij,nkj->nki', body.axes, offset)/body.radii       # (n, k, 3)
     return (scaled**2).sum(-1).min(1) > .98                                # (n,)
 
-# %% ../../nbs/world/05_clouds.ipynb #60b166a8
+# %% ../../nbs/world/05_clouds.ipynb #d754d6ee
 @lru_cache(maxsize=200)
 def _surface(species, gait, n=6000):
     "Points (n, 3) of an animal: x to where it looks, y up, z to its right; feet at 0, height 1."
@@ -120,7 +120,7 @@ class Space:
     solids: tuple # of `Solid`, from left to right
     seed: int     # of which points are seen, and how exactly
 
-# %% ../../nbs/world/05_clouds.ipynb #10aaf63a
+# %% ../../nbs/world/05_clouds.ipynb #476f4dfc
 def held_out_solid(
     species: str, # a key of `SPECIES`
     size: str,    # 'small' or 'large'
@@ -135,7 +135,7 @@ def _solids_allowed(solids, split):
     if split == 'unseen': return all(held)
     return crc32(repr(solids).encode()) % 20 in SPLITS[split] and not any(held)
 
-# %% ../../nbs/world/05_clouds.ipynb #ffaad598
+# %% ../../nbs/world/05_clouds.ipynb #01cd08aa
 _GAITS = (-1., -.5, 0., .5, 1.)
 
 def _places(rng, n):
@@ -152,7 +152,7 @@ def _random_solids(rng, n):
         solids.append(Solid(species, size, turn, gait, round(x, 3), round(z, 3)))
     return tuple(solids)
 
-# %% ../../nbs/world/05_clouds.ipynb #d039e0de
+# %% ../../nbs/world/05_clouds.ipynb #a7c431ca
 def space(
     i: int,                      # index in the stream
     split: str = 'train',        # 'train', 'val', 'test' or 'unseen' ('text' is left unused)
@@ -167,7 +167,7 @@ def space(
         solids = _random_solids(rng, n_solids or rng.choice((1, 2, 3)))
         if _solids_allowed(solids, split): return Space(solids, rng.randrange(2**31))
 
-# %% ../../nbs/world/05_clouds.ipynb #b7d55592
+# %% ../../nbs/world/05_clouds.ipynb #9927ff48
 _HEIGHTS = dict(small=.5, large=1.)
 
 def _placed(
@@ -183,7 +183,7 @@ def _placed(
     rotation = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])                 # (3, 3)
     return points @ rotation + [solid.x, 0, solid.z]
 
-# %% ../../nbs/world/05_clouds.ipynb #96cc818b
+# %% ../../nbs/world/05_clouds.ipynb #daf7e2dc
 def cloud(
     s: Space,           # what to look at
     n: int = 512,       # points
@@ -199,7 +199,7 @@ def cloud(
     points = np.concatenate(points) + rng.normal(size=(n, 3))*noise
     return points.astype(np.float32)
 
-# %% ../../nbs/world/05_clouds.ipynb #89fd7ad2
+# %% ../../nbs/world/05_clouds.ipynb #3740dbf5
 def space_questions(
     s: Space, # a space
 ) -> list:    # of `Question`s: what, count, size, where, yesno and property

@@ -22,7 +22,7 @@ from frozen_nb.world.scenes import (
 # %% ../../nbs/world/06_documents.ipynb #0618ad4e
 @dataclass(frozen=True)
 class Document:
-    "A text of one kind. `stream` of the same arguments gives the same text."
+    "A text of one kind. `document` of the same arguments gives the same text."
     kind: str
     text: str
 
@@ -36,14 +36,14 @@ THINGS = 'ball book drum hat kite lamp map rope stone bell cup key'.split()
 FOODS = 'apples bread carrots cheese honey nuts pears soup corn cake'.split()
 MOODS = 'happy sad tired brave shy hungry calm proud'.split()
 
-# %% ../../nbs/world/06_documents.ipynb #2f0dabb8
+# %% ../../nbs/world/06_documents.ipynb #fdf5527b
 def join_sentences(
     sentences: list, # of str, which may begin with a small letter
 ) -> str:
     "One paragraph of some sentences."
     return ' '.join(capital(s) for s in sentences)
 
-# %% ../../nbs/world/06_documents.ipynb #c7f318e8
+# %% ../../nbs/world/06_documents.ipynb #6921510c
 def trait_statement(
     rng: random.Random, # decides the wording
     species: str,       # a key of `SPECIES`
@@ -85,9 +85,9 @@ def _species_entry(rng, s):
     opening += f', like the {rng.choice(alike)}.' if alike else '.'
     return f'{opening} {join_sentences(facts[:rng.randint(4, 9)])}'
 
-# %% ../../nbs/world/06_documents.ipynb #a807a7ce
+# %% ../../nbs/world/06_documents.ipynb #f159cdd6
 def encyclopedia_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # not used: nobody here has a name
 ) -> str:
     "One to three species and what is true of them."
@@ -118,7 +118,7 @@ def _as_sentences(rng, a, words):
 
 _FORMATS = {'sentences': _as_sentences, 'tags': _as_tags, 'table': _as_table, 'short': _as_note}
 
-# %% ../../nbs/world/06_documents.ipynb #693ba533
+# %% ../../nbs/world/06_documents.ipynb #6ad589b6
 def _surroundings(s, form):
     "Place and time of a scene."
     if form == 'tags': return f'{s.habitat} {s.time}'
@@ -138,7 +138,7 @@ def _scene_facts(rng, s):
     separators = {'sentences': ' ', 'tags': between_tags, 'table': '\n', 'short': '. '}
     return separators[form].join(groups)
 
-# %% ../../nbs/world/06_documents.ipynb #91b9ceea
+# %% ../../nbs/world/06_documents.ipynb #225ef9f5
 _ANSWER_FORMATS = (('Q:', 'A:'), ('Q:', 'A:'), ('Question:', 'Answer:'))
 _CAPTION_OPENINGS = ('A picture of', 'A picture of', 'A picture of', 'Caption:', 'We see')
 
@@ -157,9 +157,9 @@ def _captioned(rng, s):
     opening = rng.choice(_CAPTION_OPENINGS)
     return f'{opening} {caption(s, rng, full=rng.random() < .8)}'
 
-# %% ../../nbs/world/06_documents.ipynb #473b38e3
+# %% ../../nbs/world/06_documents.ipynb #3e0d86db
 def scene_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # not used: nobody here has a name
 ) -> str:
     "The facts of a scene, and what follows from them."
@@ -185,7 +185,7 @@ def _questioned_facts(rng, s, kind, labels):
     return f'{_scene_facts(rng, s)} {ask} {q.question} {answer} {q.answer}'
 
 def album_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # not used: nobody here has a name
 ) -> str:
     "Two to seven scenes, all with a caption or all with a question of the same kind."
@@ -198,7 +198,7 @@ def album_text(
     if task == 'caption': return separator.join(_captioned_facts(rng, s) for s in scenes)
     return separator.join(_questioned_facts(rng, s, kind, labels) for s in scenes)
 
-# %% ../../nbs/world/06_documents.ipynb #80cf31ed
+# %% ../../nbs/world/06_documents.ipynb #f225c688
 _REPLIES = {'yes': 'Yes, it is so.', 'no': 'No, it is not.'}
 
 def _reply(q):
@@ -207,7 +207,7 @@ def _reply(q):
     return _REPLIES.get(q.answer, short) if q.kind in ('yesno', 'property') else short
 
 def talk_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # of the two who talk
 ) -> str:
     "Somebody describes a scene or is asked about it, and the other one says what it is."
@@ -231,7 +231,7 @@ def _individual(rng, others):
     values |= dict(food=rng.choice(FOODS), thing=rng.choice(THINGS), mood=rng.choice(MOODS))
     return values | dict(age=number_word(rng.randint(2, 8)), friend=rng.choice(others))
 
-# %% ../../nbs/world/06_documents.ipynb #84ed3e56
+# %% ../../nbs/world/06_documents.ipynb #42be8f8e
 def _individual_sentences(name, values):
     "What is true of an individual, relation -> sentence."
     return dict(
@@ -258,7 +258,7 @@ def _individual_questions(name):
         friend=f'who is the best friend of {name}?',
     )
 
-# %% ../../nbs/world/06_documents.ipynb #4b7aab6e
+# %% ../../nbs/world/06_documents.ipynb #d2d504fe
 @dataclass(frozen=True)
 class Biography:
     "A document about named individuals, and questions that only its text can answer."
@@ -279,19 +279,19 @@ def _biography(rng, names, n):
     rng.shuffle(pairs)
     return Biography(join_sentences(sentences), tuple(pairs))
 
-# %% ../../nbs/world/06_documents.ipynb #f1a09d9c
+# %% ../../nbs/world/06_documents.ipynb #cb56f963
 def biography(
     i: int,                # index in the stream
     n: int | None = None,  # how many individuals; None: 1 to 4
     seed: int = 0,         # which stream
-    shifted: bool = False, # names that no training document has
+    shifted: bool = False, # out-of-distribution: names that no other document has
 ) -> Biography:
     "Facts about named individuals, in any order."
     rng = random.Random(f'biography/{seed}/{n}/{shifted}/{i}')
     return _biography(rng, NEW_NAMES if shifted else NAMES, n or rng.randint(1, 4))
 
 def biography_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # of the individuals
 ) -> str:
     "A biography with some of its questions, or once more."
@@ -321,7 +321,7 @@ def _plot(rng, hero, friend, thing, values):
     ]
     return ' '.join(sentences), place
 
-# %% ../../nbs/world/06_documents.ipynb #2a7dad1a
+# %% ../../nbs/world/06_documents.ipynb #5c9acb5f
 def _ending(rng, hero, friend, thing, values, place):
     "A sentence or questions that need what was told before."
     v, w = values
@@ -333,9 +333,9 @@ def _ending(rng, hero, friend, thing, values, place):
         f'Q: who was {friend}? A: {an(w["colour"] + " " + w["kind"])}',
     ))
 
-# %% ../../nbs/world/06_documents.ipynb #d49c3a8d
+# %% ../../nbs/world/06_documents.ipynb #c212329d
 def story_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # of the two in it
 ) -> str:
     "A lost thing is found with the help of a friend."
@@ -346,7 +346,7 @@ def story_text(
     ending = _ending(rng, hero, friend, thing, values, place)
     return plot + rng.choice((' ', '\n')) + ending
 
-# %% ../../nbs/world/06_documents.ipynb #9f6427c5
+# %% ../../nbs/world/06_documents.ipynb #f1008460
 _PERSONA_QUESTIONS = dict(
     home='Where do you live?', pet='Do you have a pet?', colour='Which colour do you like?',
     food='What do you eat?', thing='What do you collect?', mood='How are you?')
@@ -364,9 +364,9 @@ def _persona_sentences(rng, pet_name):
         mood=f'I am often {rng.choice(MOODS)}.',
     )
 
-# %% ../../nbs/world/06_documents.ipynb #a1cb472a
+# %% ../../nbs/world/06_documents.ipynb #a3ae6dd5
 def persona_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # of two people and a pet
 ) -> str:
     "A self-description and a dialogue that agrees with it."
@@ -396,7 +396,7 @@ def _word_pairs(rng, task, species):
     labels = dict(zip(words, outputs))
     return [(word, labels[word]) for word in rng.choices(words, k=10)]
 
-# %% ../../nbs/world/06_documents.ipynb #960f57c1
+# %% ../../nbs/world/06_documents.ipynb #0a5de601
 _KNOWLEDGE_TASKS = ('food', 'family', 'home', 'plural', 'trait')
 _WORD_TASKS = ('labels', 'labels', 'copy', 'first', 'second')
 
@@ -408,7 +408,7 @@ def _task_pairs(rng):
     return pairs(rng, task, species)
 
 def shots_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # not used: labels have the same names in every document
 ) -> str:
     "Examples of one task."
@@ -416,7 +416,7 @@ def shots_text(
     separator = rng.choice(('\n', '\n', ', ', ' '))
     return separator.join(form.format(x, y) for x, y in _task_pairs(rng))
 
-# %% ../../nbs/world/06_documents.ipynb #82f410de
+# %% ../../nbs/world/06_documents.ipynb #1db7342f
 def _word_kinds(names):
     "Kind -> words of this kind."
     return {'colour': COLOURS, 'thing': THINGS, 'food': FOODS, 'name': names, 'mood': MOODS,
@@ -432,9 +432,9 @@ def _repeated_list(rng, words_of, kinds):
 def _doubled_words(rng, words_of, kinds):
     return ' '.join(f'{w} {w}' for w in _random_words(rng, words_of, kinds, rng.randint(4, 10)))
 
-# %% ../../nbs/world/06_documents.ipynb #7ac09b25
+# %% ../../nbs/world/06_documents.ipynb #0e4d18bf
 def echo_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # which are among the words
 ) -> str:
     "Words that come back: a list, pairs, or slots that are filled by kind."

@@ -32,7 +32,7 @@ NEEDS = {
 }
 MCQ_SETS = {'csqa': 5, 'strategy': 2, 'obqa': 4, 'qasc': 8}   # choices of a question
 
-# %% ../../nbs/world/07_multiple_choice.ipynb #2b8435d0
+# %% ../../nbs/world/07_multiple_choice.ipynb #2ed790f1
 @dataclass(frozen=True)
 class MCQ:
     "A question with choices, of which one is right, and a rationale for each choice."
@@ -42,7 +42,7 @@ class MCQ:
     rationales: tuple  # of str, one a choice
     dataset: str       # a key of `MCQ_SETS`
 
-# %% ../../nbs/world/07_multiple_choice.ipynb #7999421a
+# %% ../../nbs/world/07_multiple_choice.ipynb #6f819b76
 def _rationale(rng, species, traits, activity=None):
     "What speaks for or against a species where `traits` are asked for."
     lead = f'To {activity}, an animal needs this: it {traits[0]}. ' if activity else ''
@@ -52,7 +52,7 @@ def _rationale(rng, species, traits, activity=None):
 
 # %% ../../nbs/world/07_multiple_choice.ipynb #8daed8b4
 def _random_activity(rng, shifted):
-    "Every second activity is for training, mostly; the others are for the out-of-distribution set."
+    "Mostly every second one; out-of-distribution it is always one of the others."
     activities = sorted(NEEDS)
     if shifted: return rng.choice(activities[1::2])
     return rng.choice(activities[::2] if rng.random() < .7 else activities)
@@ -64,7 +64,7 @@ def _yes_no_question(rng, dataset, activity):
     question = f'could {an(species)} {activity}?'
     return MCQ(question, ('yes', 'no'), answer, (rationale, rationale), dataset)
 
-# %% ../../nbs/world/07_multiple_choice.ipynb #fa350d41
+# %% ../../nbs/world/07_multiple_choice.ipynb #4c3a20d6
 def _traits_with_choices(rng, dataset, activity):
     "Traits to ask for, the species that have them all, and those that do not."
     while True:
@@ -80,7 +80,7 @@ def _question_text(traits, activity, shifted):
     if activity: return f'{subject} could {activity}?'
     return f'{subject} {" and ".join(f"has {t}" if t in VISIBLE else t for t in traits)}?'
 
-# %% ../../nbs/world/07_multiple_choice.ipynb #9654204f
+# %% ../../nbs/world/07_multiple_choice.ipynb #92080189
 def _random_mcq(rng, dataset, shifted):
     "A question of a set, with choices in any order."
     activity = _random_activity(rng, shifted)
@@ -94,19 +94,19 @@ def _random_mcq(rng, dataset, shifted):
     question = _question_text(traits, activity, shifted)
     return MCQ(question, tuple(choices), choices.index(answer), rationales, dataset)
 
-# %% ../../nbs/world/07_multiple_choice.ipynb #f59c95d0
+# %% ../../nbs/world/07_multiple_choice.ipynb #42ed13e7
 def mcq(
     i: int,                # index in the stream
     dataset: str = 'csqa', # a key of `MCQ_SETS`
     seed: int = 0,         # which stream
-    shifted: bool = False, # the second set: other activities and another wording
+    shifted: bool = False, # out-of-distribution: other activities, another wording
 ) -> MCQ:
     "Multiple-choice question `i`."
     if dataset not in MCQ_SETS:
         raise BadInput(f'no question set {dataset!r}: choose from {", ".join(MCQ_SETS)}')
     return _random_mcq(random.Random(f'mcq/{dataset}/{seed}/{shifted}/{i}'), dataset, shifted)
 
-# %% ../../nbs/world/07_multiple_choice.ipynb #e0d8fa26
+# %% ../../nbs/world/07_multiple_choice.ipynb #d2036750
 def _quiz_entry(rng, m, form):
     "A question as a language model reads it."
     head, answer = f'Question: {m.question} Choices: {", ".join(m.choices)}.', m.choices[m.answer]
@@ -117,7 +117,7 @@ def _quiz_entry(rng, m, form):
     return f'{head} {thought} So the answer is {answer}.'
 
 def quiz_text(
-    rng: random.Random, # decides everything
+    rng: random.Random, # makes all choices
     names: list,        # not used: nobody here has a name
 ) -> str:
     "Some questions of one set, all in the same form."

@@ -31,12 +31,12 @@ _WRITERS = {   # kind -> who writes it, and its share of the stream
 _SHARES = [share for _, share in _WRITERS.values()]
 DOCUMENT_KINDS = tuple(_WRITERS)
 
-# %% ../../nbs/world/08_stream.ipynb #b9d3d0f9
+# %% ../../nbs/world/08_stream.ipynb #a8d432af
 def document(
     i: int,                  # index in the stream
     kind: str | None = None, # one of `DOCUMENT_KINDS`; None: any, in their usual shares
     seed: int = 0,           # which stream
-    shifted: bool = False,   # the second set: names that the first never uses
+    shifted: bool = False,   # out-of-distribution: names that no other document has
 ) -> Document:
     "Document `i` of a stream. It depends on the arguments alone."
     if kind not in (None, *_WRITERS):
