@@ -14,6 +14,7 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'FLMM_RECIPE', 'COLOURS_OF_MASKS', 'Spo
 import copy, json, math, pickle, re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,13 @@ from PIL import Image
 from torch import nn
 
 from .core.frozen import *
-from .core.folders import read_folder, write_folder
+from frozen_nb.core.folders import (
+    check_place, read_folder, read_json, schema_error, write_folder, write_whole,
+)
 from .core.stores import encode_images, feature_key, FeatureStore
 from .core.zoo import load_lmm, load_sam, messages, open_image, to_rgb
 from .core.activations import attention_rows, hidden_states
+from .core.generation import greedy
 from .core.sam import sam_decode, sam_prompts
 from .core.training import History, train, TrainConfig
 from .core.metrics import grid_oracle, mask_iou, mask_overlap
@@ -197,7 +201,8 @@ def generate_rows(
     inputs = lmm.inputs(_shown(lmm, [image]), [lmm.processor.apply_chat_template(messages(question), add_generation_prompt=True)])
     P, grid = inputs['input_ids'].shape[1], image_grids(lmm, inputs)[0][-1]
     with attention_rows(lmm.model, slice(P, None), grid.flatten()) as seen:
-        ids = lmm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[0, P:-1]      # the last one was never fed back
+        end = lmm.model.generation_config.eos_token_id
+        ids = greedy(lmm.model, lmm.tokenizer, max_new_tokens, end=end, **inputs)[0, :-1]                # the last one was never fed back
     return ids.cpu(), torch.stack([r[0] for r in seen.rows.values()]).cpu()
 
 # %% ../nbs/12_flmm.ipynb #flm00031
@@ -705,9 +710,8 @@ def load_grounder(
     return grounder
 
 # %% ../nbs/12_flmm.ipynb #flm00131
-def _json(path):
-    try: return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as e: raise BadInput(f'{path}: not a JSON file that can be read ({type(e).__name__})') from None
+_references_schema = list[dict(image_id=Any, ann_id=Any, split=str, sentences=list)]
+_coco_schema = dict(images=list, annotations=list, categories=list)
 
 class _Plain(pickle.Unpickler):
     def find_class(self, module, name): raise BadInput(f'it holds a {module}.{name}, and only numbers, texts and containers are read')
@@ -715,22 +719,20 @@ class _Plain(pickle.Unpickler):
 def _references(path):
     "What RefCOCO's `refs(...).p` holds, or the same as JSON."
     try:
-        if Path(path).suffix == '.json': found = _json(path)
+        if Path(path).suffix == '.json': found = read_json(path, schema=Any)
         else:
             with open(path, 'rb') as f: found = _Plain(f, encoding='latin1').load()
     except BadInput as e: raise e if str(path) in str(e) else BadInput(f'{path}: {e}') from None
     except Exception as e: raise BadInput(f'{path}: not a file of references that can be read ({type(e).__name__})') from None
-    good = isinstance(found, list) and all(isinstance(r, dict) and {'image_id', 'ann_id', 'split', 'sentences'} <= {*r} for r in found)
-    if not good: raise BadInput(f'{path}: not a list of references, each with image_id, ann_id, split and sentences')
+    error = schema_error(found, _references_schema)
+    if error: raise BadInput(f'{path}: not a list of references, each with image_id, ann_id, split and sentences ({error})')
     return found
 
 # %% ../nbs/12_flmm.ipynb #flma0131
 class _Instances:
     "COCO's instances: masks by number, and the images they are in."
     def __init__(self, path, images):
-        found = _json(path)
-        lacking = [k for k in ('images', 'annotations', 'categories') if k not in found]
-        if lacking: raise BadInput(f'{path}: no {lacking[0]!r} in it; give the instances of a set in COCO format')
+        found = read_json(path, 'a set in COCO format', _coco_schema, 'give its instances')
         self.images, self.folder = {i['id']: i for i in found['images']}, Path(images)
         self.annotations, self.names = {a['id']: a for a in found['annotations']}, {c['id']: c['name'] for c in found['categories']}
 
@@ -777,9 +779,9 @@ def read_narratives(
     images,     # the folder of the images
 )->list:        # of `Grounding`, one a narrative
     "Panoptic narratives: phrases of a caption with masks of things and stuff (González et al. 2021)."
-    seen = _json(panoptic); by_image, things = {a['image_id']: a for a in seen['annotations']}, {c['id'] for c in seen['categories'] if c['isthing']}
+    seen = read_json(panoptic, 'a set in COCO format', _coco_schema, 'give its panoptic segments'); by_image, things = {a['image_id']: a for a in seen['annotations']}, {c['id'] for c in seen['categories'] if c['isthing']}
     files, out = {i['id']: i['file_name'] for i in seen['images']}, []
-    for n in _json(narratives):
+    for n in read_json(narratives, 'a list of narratives', list[dict(image_id=int | str, segments=list)]):
         a, text, spans, found, kinds = by_image[int(n['image_id'])], '', [], [], []
         pixels = np.asarray(Image.open(Path(segments)/a['file_name']).convert('RGB')).astype(int) @ (1, 256, 65536)
         category = {s['id']: s['category_id'] for s in a['segments_info']}
@@ -825,15 +827,10 @@ def read_nlvr(
     return out
 
 # %% ../nbs/12_flmm.ipynb #flm00151
-import hashlib, os
+import hashlib
 from dataclasses import asdict
 
-def _for_an_flmm(out):
-    "The folder `out`, if an F-LMM can go there."
-    out = Path(out)
-    if next(p for p in (out, *out.absolute().parents) if p.exists()).is_file(): raise BadInput(f'{out}: there is a file where a folder has to be; choose another place for the F-LMM')
-    if out.is_dir() and any(out.iterdir()) and read_folder(out, 'F-LMM')[0].get('kind') != 'FLMM': raise BadInput(f'{out}: this folder holds something else than an F-LMM; choose another one')
-    return out
+def _holds_flmm(folder): return read_folder(folder, 'F-LMM')[0].get('kind') == 'FLMM'
 
 def _oracle(true, grid, padded):
     "Intersections and unions of the best masks of whole cells with masks (K, H, W), which are resized to 16 x 16 pixels a cell for it."
@@ -873,7 +870,7 @@ def fit_grounding(
 )->dict:           # what `fit.json` holds
     """Train an F-LMM on your images, and measure it on a tenth of them, held out. Resumes from the cache.
     Raises `BadInput` for data or models that cannot be used; `out` is written at the end, `fit.json` last."""
-    out, named, sizes = _for_an_flmm(out), {}, {}
+    out, named, sizes = check_place(out, 'an F-LMM', _holds_flmm), {}, {}
     lmm, sam = load_lmm(lmm, dtype, device) if isinstance(lmm, str) else lmm, load_sam(sam, dtype, device) if isinstance(sam, str) else sam
     for e in examples:
         if e.name not in named:                                                                          # an image is known by its pixels
@@ -897,6 +894,5 @@ def fit_grounding(
     if told: fit_selector(model, lmm, told, seed=config.seed)
     else: model.selector = None
     save_flmm(model, out)
-    (out/'.fit.json').write_text(json.dumps(about, indent=1) + '\n')
-    os.replace(out/'.fit.json', out/'fit.json')
+    write_whole(out/'fit.json', json.dumps(about, indent=1) + '\n')
     return about

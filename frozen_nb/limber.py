@@ -4,97 +4,130 @@
 
 # %% auto #0
 __all__ = ['LIMBER_RECIPE', 'image_features', 'new_map', 'caption_batches', 'fit_map', 'Limber', 'shot_prompt', 'first_answer',
-           'read_captions', 'fit_captions', 'read_projection', 'PaperPlan', 'paper_plan']
+           'read_captions', 'LimberFit', 'fit_captions', 'read_projection', 'PaperPlan', 'paper_plan']
 
 # %% ../nbs/10_limber.ipynb #ffef462c
-import math, re, time
-from dataclasses import dataclass, field
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from fastcore.basics import patch
 
+from .core.claims import Interval, paired_bootstrap, versions
+from .core.folders import check_place, write_whole
 from .core.frozen import *
-from .core.stores import feature_key, FeatureStore
-from frozen_nb.core.zoo import (
-    _cached, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens, visual_tokens,
-)
 from frozen_nb.core.prefix import (
     generate, LinearMap, load_map, MARK, save_map, sequence, target_log_likelihood, target_loss,
 )
-from .core.training import train, TrainConfig
-from .core.claims import paired_bootstrap, versions
+from .core.stores import feature_key, FeatureStore, run_folder
+from .core.training import History, train, TrainConfig
+from frozen_nb.core.zoo import (
+    cached_folder, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens, visual_tokens,
+)
 
 # %% ../nbs/10_limber.ipynb #85495807
 def image_features(
-    encoder,       # an `Encoder`
-    image_of,      # i -> PIL image
-    items,         # n names, one for each image; they are the keys in the store
-    k=16,          # visual tokens kept; an encoder that gives fewer keeps what it gives
-    store=None,    # a `FeatureStore`; None: the one in the cache
-    progress=True,
-)->torch.Tensor:
-    "Visual tokens of images, (n, k, e), computed once and kept."
+    encoder: Encoder,                   # of images
+    image_of: Callable,                 # i -> PIL image
+    items: list,                        # n names, one for each image; they are keys in the store
+    k: int = 16,                        # visual tokens kept, or all if the encoder gives fewer
+    store: FeatureStore | None = None,  # None: the one in the cache
+    progress: bool = True,              # show a bar where someone can see it
+) -> torch.Tensor:                      # (n, k, e)
+    "Visual tokens of images, computed once and kept."
     k = min(k, encoder.k)
+    def encode(indices):
+        pixels = encoder.preprocess([image_of(i) for i in indices])
+        return pool_tokens(encoder.encode(pixels), k, encoder.grid).cpu()
+
     def compute(todo):
-        batches = [todo[lo:lo + 64] for lo in range(0, len(todo), 64)]
-        return torch.cat([pool_tokens(encoder.encode(encoder.preprocess([image_of(i) for i in b])), k, encoder.grid).cpu() for b in batches])
-    return (store or FeatureStore()).features(feature_key(encoder, k=k), items, compute, progress=progress)[:]
+        batches = [todo[start:start + 64] for start in range(0, len(todo), 64)]
+        return torch.cat([encode(batch) for batch in batches])
+
+    store, key = store or FeatureStore(), feature_key(encoder, k=k)
+    return store.features(key, items, compute, progress=progress)[:]
 
 # %% ../nbs/10_limber.ipynb #16884d97
-LIMBER_RECIPE = TrainConfig(steps=800, lr=1e-2, schedule='cosine', warmup=30, optimizer='muon', precision='auto')
+LIMBER_RECIPE = TrainConfig(
+    steps=800, lr=1e-2, schedule='cosine', warmup=30, optimizer='muon', precision='auto',
+)
 
 def new_map(
-    encoder,      # an `Encoder`, or None for a blind map
-    lm,           # an `LM`
-    features,     # (n, k, e) of the training set
-    prompt='A picture of',
-    seed=0,
-    kind=LinearMap,# its class
-    **kwargs,     # further arguments of `LinearMap`: out_tokens, dropout ...
-)->LinearMap:
+    encoder: Encoder | None,      # None for a blind map
+    lm: LM,                       # what the map writes for
+    features: torch.Tensor,       # (n, k, e) of the training set
+    prompt: str = 'A picture of', # between image and caption
+    seed: int = 0,                # of the weights
+    kind: type = LinearMap,       # its class
+    **kwargs: object,             # further arguments of `LinearMap`: out_tokens, dropout ...
+) -> LinearMap:
     "An untrained map between two frozen models, started at the scale of the token embeddings."
-    flat = features.float().flatten(0, 1)
+    flat = features.float().flatten(0, 1)                              # (n k, e)
+    about = dict(encoder='blind', encoder_fingerprint='', lm=lm.name, lm_fingerprint=lm.fingerprint)
+    about |= dict(k=features.shape[1], prompt=prompt)
+    if encoder: about |= dict(encoder=encoder.name, encoder_fingerprint=encoder.fingerprint)
+    std = flat.std(0) if encoder else torch.ones(flat.shape[1])
+    scale = lm.embeddings.weight.float().std().item()
     with seeded(seed):
-        return kind(features.shape[-1], lm.width, mean=flat.mean(0), std=flat.std(0) if encoder else torch.ones(flat.shape[1]), scale=lm.embeddings.weight.float().std().item(),
-                         encoder=encoder.name if encoder else 'blind', encoder_fingerprint=encoder.fingerprint if encoder else '', lm=lm.name, lm_fingerprint=lm.fingerprint, k=features.shape[1], prompt=prompt, **kwargs).to(lm.device)
+        untrained = kind(features.shape[-1], lm.width, mean=flat.mean(0), std=std, scale=scale,
+                         **about, **kwargs)
+    return untrained.to(lm.device)
 
+# %% ../nbs/10_limber.ipynb #e0b46a03
 def caption_batches(
-    features,     # (n, k, e)
-    captions,     # n lists of paraphrases
-    batch_size=32,
-    seed=0,
-):
-    "step -> a batch of features and of one paraphrase each; a function of the step, so that a resumed run sees the same batches."
+    features: torch.Tensor,  # (n, k, e)
+    captions: list,          # n lists of paraphrases
+    batch_size: int = 32,    # images in a batch
+    seed: int = 0,           # of their order
+) -> Callable:               # step -> a batch of features and of one paraphrase each
+    "Batches as a function of the step, so that a resumed run sees the same ones."
     def batch(step):
         rng = np.random.default_rng([seed, step])
         i = rng.choice(len(features), min(batch_size, len(features)), replace=False)
-        return {'features': features[torch.from_numpy(i)], 'texts': [' ' + captions[j][rng.integers(len(captions[j]))] for j in i]}
+        texts = [' ' + captions[j][rng.integers(len(captions[j]))] for j in i]
+        return {'features': features[torch.from_numpy(i)], 'texts': texts}
     return batch
 
 # %% ../nbs/10_limber.ipynb #f1tmap00
 def fit_map(
-    encoder,      # an `Encoder`, or None for a blind map
-    lm,           # an `LM`
-    features,     # (n, k, e), from `image_features`
-    captions,     # n lists of one or more captions
-    config=LIMBER_RECIPE,# a `TrainConfig`; its seed starts the map and orders the batches
-    prompt='A picture of',
-    batch_size=32,
-    folder=None,  # for checkpoints
-    desc='',
-    end=True,     # whether captions are learnt with an end token
-    **kwargs,     # further arguments of `LinearMap`: out_tokens, dropout ...
-):
-    "Train the one linear map: (`LinearMap`, `History`). Both models are checked to be the same bytes before and after."
-    m = new_map(encoder, lm, features, prompt, config.seed, **kwargs)
-    def loss(m, b): # a sum and its count: several processes then divide by the tokens of all
-        seq = sequence(lm, m(b['features']), prompt, b['texts'], end=end)
-        n = (seq.labels[:, 1:] != -100).sum()
-        return target_loss(lm, seq) * n, n
+    encoder: Encoder | None,             # None for a blind map
+    lm: LM,                              # what the map writes for
+    features: torch.Tensor,              # (n, k, e), from `image_features`
+    captions: list,                      # n times a text, or a list of one or more
+    config: TrainConfig = LIMBER_RECIPE, # its seed starts the map and orders the batches
+    prompt: str = 'A picture of',        # between image and caption
+    batch_size: int = 32,                # images in a step
+    folder: Path | None = None,          # for checkpoints
+    desc: str = '',                      # what a progress bar says
+    end: bool = True,                    # whether captions are learnt with an end token
+    **kwargs: object,                    # further arguments of `LinearMap`: out_tokens ...
+) -> tuple:                              # `LinearMap`, `History`
+    "Train the one linear map. Both models are checked to be the same bytes before and after."
+    captions = [[c] if isinstance(c, str) else list(c) for c in captions]
+    untrained = new_map(encoder, lm, features, prompt, config.seed, **kwargs)
+    batches = caption_batches(features, captions, batch_size, config.seed)
+    loss = _CaptionLoss(lm, prompt, end)
     frozen = [lm.model] + ([encoder.model] if encoder else [])
-    history = train(m, caption_batches(features, captions, batch_size, config.seed), loss, config, frozen=frozen, folder=folder, desc=desc)
-    return freeze(m), history
+    history = train(untrained, batches, loss, config, frozen=frozen, folder=folder, desc=desc)
+    return freeze(untrained), history
+
+@dataclass
+class _CaptionLoss:
+    "Sum over the tokens of captions, and their number: several processes divide by those of all."
+    lm: LM
+    prompt: str
+    end: bool
+    def __call__(self, linear_map, batch):
+        prefix = linear_map(batch['features'])
+        seq = sequence(self.lm, prefix, self.prompt, batch['texts'], end=self.end)
+        n = (seq.labels[:, 1:] != -100).sum()
+        return target_loss(self.lm, seq) * n, n
 
 # %% ../nbs/10_limber.ipynb #d195b7ec
 @dataclass
@@ -106,188 +139,360 @@ class Limber:
 
     @classmethod
     def load(cls,
-        map=None,     # folder of a map; None: the shipped one
-        encoder=None, # name, folder or hub id; None: what the map was made for
-        lm=None,      # likewise
-        device=None, dtype=None,
-    ):
+        map: str | Path | None = None,            # folder of a map; None: the shipped one
+        encoder: str | Path | None = None,        # name, folder or hub id; None: that of the map
+        lm: str | Path | None = None,             # likewise
+        device: str | torch.device | None = None, # None: CUDA if it is there
+        dtype: str | torch.dtype | None = None,   # None: fp32
+    ) -> 'Limber':
         "Load a captioner. A map made for other models is refused."
         folder = Path(map or data_path('zoo', 'limber'))
         made_for = load_map(folder).made_for
-        encoder, lm = load_encoder(encoder or made_for['encoder'], dtype, device), load_lm(lm or made_for['lm'], dtype, device)
+        encoder = load_encoder(encoder or made_for['encoder'], dtype, device)
+        lm = load_lm(lm or made_for['lm'], dtype, device)
         return cls(encoder, load_map(folder, encoder, lm).to(lm.device), lm)
 
-    @torch.no_grad()
-    def prefix(self,
-        images, # B PIL images
-    )->torch.Tensor:
-        "The images as embeddings of the language model, (B, k, d)."
-        features = self.encoder.encode(self.encoder.preprocess(images))
-        return self.map(pool_tokens(features, min(self.map.made_for.get('k', self.encoder.k), self.encoder.k), self.encoder.grid).to(self.lm.device))
+# %% ../nbs/10_limber.ipynb #399f1ae2
+@patch
+@torch.no_grad()
+def prefix(
+    self: Limber,
+    images: list,     # B PIL images
+) -> torch.Tensor:    # (B, k, d)
+    "The images as embeddings of the language model."
+    pixels = self.encoder.preprocess(images)
+    k = min(self.map.made_for.get('k', self.encoder.k), self.encoder.k)
+    features = pool_tokens(self.encoder.encode(pixels), k, self.encoder.grid)  # (B, k, e)
+    return self.map(features.to(self.lm.device))
 
-    def caption(self,
-        images,            # B PIL images
-        prompt=None,       # None: the one that the map was trained with
-        max_new_tokens=32,
-    )->list:
-        "One caption an image, greedy."
-        return [t.strip() for t in generate(self.lm, self.prefix(images), prompt or self.map.made_for.get('prompt', 'A picture of'), max_new_tokens)]
+@patch
+def caption(
+    self: Limber,
+    images: list,              # B PIL images
+    prompt: str | None = None, # None: the one that the map was trained with
+    max_new_tokens: int = 32,  # of each caption
+) -> list:                     # B texts
+    "One caption an image, greedy."
+    prompt = prompt or self.map.made_for.get('prompt', 'A picture of')
+    texts = generate(self.lm, self.prefix(images), prompt, max_new_tokens)
+    return [text.strip() for text in texts]
 
-    def ask(self,
-        images,            # B PIL images
-        question,          # one question for all
-        examples=(),       # (PIL image, question, answer) to go before it, for a few-shot prompt
-        max_new_tokens=8,
-    )->list:
-        "Short answers to a question about each image, in the paper's format `Q: ... A:`."
-        x = self.prefix([*(im for im, _, _ in examples), *images])                  # (S + B, k, d)
-        shots, last = x[:len(examples)], x[len(examples):, None]
-        x = torch.cat([shots.expand(len(last), *shots.shape), last], 1)             # (B, S + 1, k, d)
-        return [first_answer(t) for t in generate(self.lm, x, shot_prompt(question, [(q, a) for _, q, a in examples]), max_new_tokens)]
+# %% ../nbs/10_limber.ipynb #1573c4b9
+@patch
+def ask(
+    self: Limber,
+    images: list,             # B PIL images
+    question: str,            # one question for all
+    examples: tuple = (),     # (PIL image, question, answer) before it, for a few-shot prompt
+    max_new_tokens: int = 8,  # of each answer
+) -> list:                    # B texts
+    "Short answers to a question about each image, in the paper's format `Q: ... A:`."
+    x = self.prefix([*(image for image, _, _ in examples), *images])  # (S + B, k, d)
+    shots, last = x[:len(examples)], x[len(examples):, None]
+    x = torch.cat([shots.expand(len(last), *shots.shape), last], 1)   # (B, S + 1, k, d)
+    prompt = shot_prompt(question, [(q, a) for _, q, a in examples])
+    return [first_answer(text) for text in generate(self.lm, x, prompt, max_new_tokens)]
 
 # %% ../nbs/10_limber.ipynb #vq000001
 def shot_prompt(
-    question,     # about the last image
-    examples=(),  # (question, answer) about the images before it
-)->str:
-    "The paper's format, with a mark for every image: `<image> Q: ... A: ...` for each example, then the question."
-    return '\n'.join([*(f'{MARK} Q: {q} A: {a}' for q, a in examples), f'{MARK} Q: {question} A:'])
+    question: str,        # about the last image
+    examples: tuple = (), # (question, answer) about the images before it
+) -> str:
+    "The paper's format, with a mark for every image: `<image> Q: ... A: ...`, then the question."
+    shots = [f'{MARK} Q: {q} A: {a}' for q, a in examples]
+    return '\n'.join([*shots, f'{MARK} Q: {question} A:'])
 
 def first_answer(
-    text, # what a language model goes on to say
-)->str:
+    text: str, # what a language model goes on to say
+) -> str:
     "The answer, without what comes after it."
     return re.split(r'\n| Q:|' + re.escape(MARK), text)[0].strip()
 
 # %% ../nbs/10_limber.ipynb #f1tdata1
-import hashlib, json, os
-from dataclasses import asdict
-
-import pandas as pd
-
-
-def _lines(path):
-    "(number, path of the image, texts) of each line that is not blank."
-    try: text = Path(path).read_text(encoding='utf-8-sig')
-    except FileNotFoundError: raise BadInput(f'{path}: no such file; check the path') from None
-    except IsADirectoryError: raise BadInput(f'{path}: this is a folder; give a file with a JSON object a line') from None
-    except UnicodeDecodeError: raise BadInput(f'{path}: not a text file in UTF-8; save it as JSON lines') from None
-    for n, line in enumerate(text.split('\n'), 1):
-        if not line.strip(): continue
-        try: found = json.loads(line)
-        except ValueError as e: raise BadInput(f'{path}: line {n} is no JSON ({e}); it takes {_EXAMPLE}') from None
-        image, texts = (found.get('image'), found.get('caption')) if isinstance(found, dict) else (None, None)
-        if not isinstance(image, str) or not image.strip(): raise BadInput(f'{path}: line {n} has no "image" with a path; it takes {_EXAMPLE}')
-        texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise BadInput(f'{path}: line {n} has no "caption" with a text or a list of texts, none of them blank; it takes {_EXAMPLE}')
-        yield n, Path(path).parent/image, [t.strip() for t in texts]
-
 _EXAMPLE = '{"image": "a.jpg", "caption": "a dog"}'
 
+def _read_text(path):
+    try: return Path(path).read_text(encoding='utf-8-sig')
+    except FileNotFoundError: raise BadInput(f'{path}: no such file; check the path') from None
+    except IsADirectoryError: raise BadInput(
+        f'{path}: this is a folder; give a file with a JSON object a line') from None
+    except UnicodeDecodeError: raise BadInput(
+        f'{path}: not a text file in UTF-8; save it as JSON lines') from None
+
+def _are_texts(texts): return all(isinstance(t, str) and t.strip() for t in texts)
+
+def _parse_line(line):
+    "Image and texts of a line. Raises `ValueError` that says what the line lacks."
+    try: values = json.loads(line)
+    except ValueError as error: raise ValueError(f'is no JSON ({error})') from None
+    if not isinstance(values, dict): values = {}
+    image, texts = values.get('image'), values.get('caption')
+    if isinstance(texts, str): texts = [texts]
+    if not isinstance(image, str) or not image.strip():
+        raise ValueError('has no "image" with a path')
+    if not isinstance(texts, list) or not texts or not _are_texts(texts):
+        raise ValueError('has no "caption" with a text or a list of texts, none of them blank')
+    return image, [text.strip() for text in texts]
+
+# %% ../nbs/10_limber.ipynb #e764dcfe
+def _lines(path):
+    "(number, path of the image, texts) of each line that is not blank."
+    for n, line in enumerate(_read_text(path).split('\n'), 1):
+        if not line.strip(): continue
+        try: image, texts = _parse_line(line)
+        except ValueError as error:
+            raise BadInput(f'{path}: line {n} {error}; it takes {_EXAMPLE}') from None
+        yield n, Path(path).parent/image, texts
+
 def read_captions(
-    path,    # JSON lines with `image` (a path, absolute or from the file's folder) and `caption` (a text, or a list of them)
-)->tuple:    # n paths, and n lists of captions
-    "Images and their captions; lines with the same image are put together. Raises `BadInput` naming the line that cannot be used."
-    found = {}
+    path: str | Path, # JSON lines with `image` (a path) and `caption` (a text, or several)
+) -> tuple:           # n paths, and n lists of captions
+    """Images and their captions; lines with the same image are put together. Paths are absolute or
+    from the file's folder. Raises `BadInput` naming the line that cannot be used."""
+    captions = {}
     for n, image, texts in _lines(path):
-        if not image.is_file(): raise BadInput(f'{path}: line {n}: {image}: no such file; paths start at the folder of {Path(path).name}')
-        found.setdefault(image, []).extend(texts)
-    if not found: raise BadInput(f'{path}: this file is empty; it takes lines such as {_EXAMPLE}')
-    return list(found), list(found.values())
+        if not image.is_file(): raise BadInput(
+            f'{path}: line {n}: {image}: no such file; paths start at the folder of '
+            f'{Path(path).name}')
+        captions.setdefault(image, []).extend(texts)
+    if not captions: raise BadInput(
+        f'{path}: this file is empty; it takes lines such as {_EXAMPLE}')
+    return list(captions), list(captions.values())
 
 # %% ../nbs/10_limber.ipynb #f1tdata4
-def _for_a_map(out):
-    "The folder `out`, if a map can go there."
-    out = Path(out)
-    if next(p for p in (out, *out.absolute().parents) if p.exists()).is_file(): raise BadInput(f'{out}: there is a file where a folder has to be; choose another place for the map')
-    if out.is_dir() and any(out.iterdir()):
-        try: load_map(out)
-        except (BadInput, KeyError): raise BadInput(f'{out}: this folder holds something else than a map; choose another one') from None
-    return out
+def _number(default, least, **limits):
+    "A field that is a number; with its metadata the shell checks it, too."
+    return field(default=default, metadata=dict(min=least) | limits)
 
-def _caption_losses(lm, m, features, prompt, captions, batch_size=32):
+def _named(default, metavar): return field(default=default, metadata=dict(metavar=metavar))
+
+def _check_limits(fit):
+    "Refuse numbers that are too small or too large."
+    for option in fields(fit):
+        value, limits = getattr(fit, option.name), option.metadata
+        if value is None or 'min' not in limits: continue
+        if value < limits['min']:
+            raise BadInput(f"{option.name} {value}: give {limits['min']} or more")
+        if value > limits.get('max', value):
+            raise BadInput(f"{option.name} {value}: give {limits['max']} or less")
+
+# %% ../nbs/10_limber.ipynb #5e25f317
+@dataclass
+class LimberFit:
+    "How a map is trained on a file of images with captions."
+    # A JSON object a line: "image", a path (absolute, or from the folder of FILE), and "caption",
+    # a text or a list of texts.
+    data: Path = field(metadata=dict(metavar='FILE'))
+    out: Path = field(metadata=dict(metavar='DIR')) # Where the map goes.
+    # Image encoder: a name that ships, a folder or a hub id.
+    encoder: str | Path | Encoder = _named('clip', 'E')
+    lm: str | Path | LM = _named('llama', 'L')      # Language model, likewise.
+    k: int = _number(16, 1) # Visual tokens, a square number; 1: one vector for the image.
+    prompt: str = _named('A picture of', 'TEXT')    # What stands between image and caption.
+    out_tokens: int = _number(1, 1)                 # Embeddings made of each visual token.
+    steps: int | None = _number(None, 1)   # Training steps; by default the recipe's, 800.
+    batch: int = _number(32, 1)            # Images in a step.
+    lr: float | None = _number(None, 1e-12) # Highest learning rate; by default the recipe's, 0.01.
+    optimizer: str | None = _named(None, 'muon|adamw')           # By default the recipe's, muon.
+    dropout: float = _number(0., 0, max=.99, metavar='P')        # On the projected tokens.
+    # On the encoder's features: 0.5 and more where images are few and features wide.
+    feature_dropout: float = _number(0., 0, max=.99, metavar='P')
+    seed: int = _number(0, 0)              # Of the start and of the order of the images.
+    device: str | None = _named(None, 'D') # 'cpu', 'cuda' ...; by default CUDA where there is one.
+    dtype: str | None = _named(None, 'T')  # 'fp32' (the default), 'bf16' or 'fp16'.
+
+    def __post_init__(self):
+        _check_limits(self)
+        self.train_config # refuses an optimizer that there is not
+
+# %% ../nbs/10_limber.ipynb #5fd67c2d
+@patch(as_prop=True)
+def train_config(self: LimberFit) -> TrainConfig:
+    "The recipe with these steps."
+    steps = self.steps or LIMBER_RECIPE.steps
+    warmup = min(LIMBER_RECIPE.warmup, steps // 10)
+    lr, optimizer = self.lr or LIMBER_RECIPE.lr, self.optimizer or LIMBER_RECIPE.optimizer
+    return replace(LIMBER_RECIPE, steps=steps, warmup=warmup, seed=self.seed, lr=lr,
+                   optimizer=optimizer, checkpoint_every=100)
+
+@patch(as_prop=True)
+def map_options(self: LimberFit) -> dict:
+    "Further arguments of `LinearMap`."
+    names = 'out_tokens', 'dropout', 'feature_dropout'
+    return {name: getattr(self, name) for name in names}
+
+# %% ../nbs/10_limber.ipynb #9908d79c
+@patch
+def lines(
+    self: LimberFit,
+    result: dict, # of `fit_captions`
+) -> list:        # of texts
+    "What there is to say about a result."
+    data, losses = result['data'], result['held_out']
+    losses = {name: Interval(i['value'], *i['ci']) for name, i in losses.items()}
+    no_use = '' if losses['difference'].low > 0 else ', which shows no use of the image'
+    return [
+        f"{data['images']:,} images with {data['captions']:,} captions, "
+        f"{data['held_out_images']:,} of the images held out; {result['steps']:,} steps: {self.out}",
+        f"held out: {losses['right']} nats a token, behind another image {losses['another']}; "
+        f"difference {losses['difference']}{no_use}",
+    ]
+
+# %% ../nbs/10_limber.ipynb #48784d1f
+def _read_images(data):
+    "The different images of a file, in the order of the hashes of their bytes."
+    by_hash = {}
+    for path, texts in zip(*read_captions(data)):
+        with open(path, 'rb') as f: digest = hashlib.file_digest(f, 'sha256').hexdigest()
+        by_hash.setdefault(digest, (path, []))[1].extend(texts)
+    if len(by_hash) < 10: raise BadInput(
+        f'{data}: {len(by_hash)} different images; at least 10 are needed, of which 2 are held out')
+    hashes = sorted(by_hash)
+    paths, captions = zip(*(by_hash[digest] for digest in hashes))
+    return hashes, paths, captions
+
+def _check_fits(fit, encoder, lm, captions):
+    "Refuse a `k` that the encoder has no grid for, and captions longer than the context."
+    k = min(fit.k, encoder.k)
+    pool_tokens(torch.empty(1, encoder.k, 1), k, encoder.grid)
+    texts = [text for texts in captions for text in texts]
+    longest = max(texts, key=lambda text: len(lm.tokenizer(text).input_ids))
+    prefix = torch.empty(1, k * fit.out_tokens, lm.width, device=lm.device)
+    sequence(lm, prefix, fit.prompt, [f' {longest}'])
+
+def _open_image(data, path):
+    try: return open_image(path)
+    except BadInput as error:
+        line = next(n for n, image, _ in _lines(data) if image == path)
+        raise BadInput(f'{data}: line {line}: {error}') from None
+
+# %% ../nbs/10_limber.ipynb #b0de829a
+def _caption_losses(lm, linear_map, features, prompt, captions, batch_size=32):
     "Nats a token of each image's captions, (n,)."
-    pairs, nats, tokens = [(i, f' {t}') for i, texts in enumerate(captions) for t in texts], np.zeros(len(captions)), np.zeros(len(captions))
-    for lo in range(0, len(pairs), batch_size):
-        i, texts = zip(*pairs[lo:lo + batch_size])
-        with torch.no_grad(): ll, length = target_log_likelihood(lm, sequence(lm, m(features[list(i)].to(lm.device)), prompt, list(texts)))
-        np.add.at(nats, list(i), -ll.double().cpu().numpy()); np.add.at(tokens, list(i), length.cpu().numpy())
+    pairs = [(i, f' {text}') for i, texts in enumerate(captions) for text in texts]
+    nats, tokens = np.zeros(len(captions)), np.zeros(len(captions))
+    for start in range(0, len(pairs), batch_size):
+        i, texts = map(list, zip(*pairs[start:start + batch_size]))
+        with torch.no_grad():
+            prefix = linear_map(features[i].to(lm.device))
+            log_likelihood, length = target_log_likelihood(lm, sequence(lm, prefix, prompt, texts))
+        np.add.at(nats, i, -log_likelihood.double().cpu().numpy())
+        np.add.at(tokens, i, length.cpu().numpy())
     return nats / tokens
 
-def fit_captions(
-    data,            # a file as `read_captions` takes it
-    out,             # folder for the map and `fit.json`
-    encoder='clip',  # name, folder or hub id; or an `Encoder`
-    lm='llama',      # likewise; or an `LM`
-    k=16,            # visual tokens kept; an encoder that gives fewer keeps what it gives
-    config=LIMBER_RECIPE,   # a `TrainConfig`
-    prompt='A picture of',
-    batch_size=32,
-    device=None, dtype=None, # for models that are given by name
-    store=None,      # a `FeatureStore`; None: the one in the cache
-    progress=True,   # show what is being done where someone can see it
-    **kwargs,        # further arguments of `LinearMap`: out_tokens, dropout, feature_dropout
-)->dict:             # what `fit.json` holds
-    """Train a map on images with captions, and measure it on a tenth of the images, held out: nats a token with the right image and with another.
-    Resumes from the cache. Raises `BadInput` for data or models that cannot be used; `out` is written at the end, `fit.json` last."""
-    out, found = _for_a_map(out), {}
-    for path, texts in zip(*read_captions(data)):
-        with open(path, 'rb') as f: found.setdefault(hashlib.file_digest(f, 'sha256').hexdigest(), (path, []))[1].extend(texts)
-    hashes = sorted(found)
-    paths, texts = zip(*(found[h] for h in hashes))
-    n = max(2, len(hashes) // 10)
-    if len(hashes) < 10: raise BadInput(f'{data}: {len(hashes)} different images; at least 10 are needed, of which 2 are held out')
-    encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder, dtype, device)
-    lm = lm if isinstance(lm, LM) else load_lm(lm, dtype, device)
-    k = min(k, encoder.k)
-    pool_tokens(torch.empty(1, encoder.k, 1), k, encoder.grid)                                      # refuses a k that does not fit
-    longest = max((t for ts in texts for t in ts), key=lambda t: len(lm.tokenizer(t).input_ids))
-    sequence(lm, torch.empty(1, k * kwargs.get('out_tokens', 1), lm.width, device=lm.device), prompt, [f' {longest}'])   # refuses what does not fit into the context
-    def image_of(i):
-        try: return open_image(paths[i])
-        except BadInput as e: raise BadInput(f'{data}: line {next(line for line, path, _ in _lines(data) if path == paths[i])}: {e}') from None
-    features = image_features(encoder, image_of, hashes, k, store, progress and not progress_bar(0).disable)
-    about = dict(config=asdict(config), prompt=prompt, batch_size=batch_size, k=k, **kwargs, models=dict(encoder=encoder.fingerprint, lm=lm.fingerprint))
-    run = hashlib.sha256(json.dumps([{**about, 'config': about['config'] | {'checkpoint_every': 0}}, encoder.preprocessing, hashes, texts], default=str).encode()).hexdigest()[:16]
-    m, history = fit_map(encoder, lm, features[n:], texts[n:], config, prompt, batch_size, cache_path('runs', 'limber', f'fit-{run}'), 'map', **kwargs)
-    right, wrong = (_caption_losses(lm, m, x, prompt, texts[:n]) for x in (features[:n], features[:n].roll(1, 0)))
-    held_out = {name: dict(value=i.value, ci=[i.low, i.high]) for name, i in dict(right=paired_bootstrap(right), another=paired_bootstrap(wrong), difference=paired_bootstrap(wrong, right)).items()}
+def _held_out(lm, linear_map, features, prompt, captions):
+    "Losses behind the right images and behind others, with intervals."
+    right = _caption_losses(lm, linear_map, features, prompt, captions)
+    another = _caption_losses(lm, linear_map, features.roll(1, 0), prompt, captions)
+    intervals = dict(right=paired_bootstrap(right), another=paired_bootstrap(another),
+                     difference=paired_bootstrap(another, right))
+    return {name: dict(value=i.value, ci=[i.low, i.high]) for name, i in intervals.items()}
+
+# %% ../nbs/10_limber.ipynb #32133ce6
+def _train_fit(fit, encoder, lm, features, captions, n):
+    "Train on all images but the first `n`: the map, and what `fit.json` says about its training."
+    config, options = fit.train_config, fit.map_options
+    inputs = encoder, lm, features[n:], captions[n:], config, fit.prompt, fit.batch, options
+    trained, history = fit_map(
+        encoder, lm, features[n:], captions[n:], config, fit.prompt, fit.batch,
+        run_folder('limber', 'fit', *inputs), 'map', **options)
+    data = dict(images=len(captions), captions=sum(map(len, captions)),
+                training_images=len(captions) - n, held_out_images=n)
     every = max(1, history.steps // 60)
-    about = dict(data=dict(images=len(hashes), captions=sum(map(len, texts)), training_images=len(hashes) - n, held_out_images=n), **about, steps=history.steps, seconds=round(history.seconds, 1),
-                 losses=[[i, round(history.losses[i], 4)] for i in range(0, history.steps, every)], held_out=held_out, unit='nats a token', versions=versions())
+    losses = [[i, round(history.losses[i], 4)] for i in range(0, history.steps, every)]
+    about = dict(data=data, config=asdict(config), prompt=fit.prompt, batch_size=fit.batch)
+    about |= dict(k=features.shape[1], **options)
+    about |= dict(models=dict(encoder=encoder.fingerprint, lm=lm.fingerprint), steps=history.steps)
+    return trained, about | dict(seconds=round(history.seconds, 1), losses=losses)
+
+# %% ../nbs/10_limber.ipynb #d8da1178
+def fit_captions(
+    fit: LimberFit,                    # data, models, training
+    store: FeatureStore | None = None, # None: the one in the cache
+    progress: bool = True,             # show what is being done where someone can see it
+) -> dict:                             # what `fit.json` holds
+    """Train a map on images with captions, and measure it on a tenth of the images, held out: nats
+    a token with the right image and with another. Resumes from the cache. Raises `BadInput` for
+    data or models that cannot be used; the folder is written at the end, `fit.json` last."""
+    out = check_place(fit.out, 'a map', load_map)
+    hashes, paths, captions = _read_images(fit.data)
+    encoder, lm = fit.encoder, fit.lm
+    if not isinstance(encoder, Encoder): encoder = load_encoder(encoder, fit.dtype, fit.device)
+    if not isinstance(lm, LM): lm = load_lm(lm, fit.dtype, fit.device)
+    _check_fits(fit, encoder, lm, captions)
+    bar = progress and not progress_bar(0).disable
+    image_of = lambda i: _open_image(fit.data, paths[i])
+    features = image_features(encoder, image_of, hashes, fit.k, store, bar)  # (n, k, e)
+    n = max(2, len(hashes) // 10)
+    trained, about = _train_fit(fit, encoder, lm, features, captions, n)
+    held_out = _held_out(lm, trained, features[:n], fit.prompt, captions[:n])
+    about |= dict(held_out=held_out, unit='nats a token', versions=versions())
     (out/'fit.json').unlink(missing_ok=True)
-    save_map(m, out)
-    (out/'.fit.json').write_text(json.dumps(about, indent=1) + '\n')
-    os.replace(out/'.fit.json', out/'fit.json')
+    save_map(trained, out)
+    write_whole(out/'fit.json', json.dumps(about, indent=1) + '\n')
     return about
 
 # %% ../nbs/10_limber.ipynb #pr0j0001
-def read_projection(
-    path,        # a pickled state dict with one matrix and one vector, as in the authors' `proj.ckpt`
-    encoder,     # the `Encoder` that it was trained behind
-    lm,          # the `LM` that it was trained in front of
-    prompt='A picture of',
-)->LinearMap:    # frozen
-    "A projection of the authors as a map. Raises `BadInput` for a file with code or anything but weight and bias of a linear layer between these two models."
+def _load_state(path):
+    "A pickled state dict, read without running code."
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError: raise BadInput(f'{path}: no such file; check the path') from None
-    except IsADirectoryError: raise BadInput(f'{path}: this is a folder; give the file in it') from None
-    except Exception as e:
-        if 'Unsupported global' in str(e) or 'Unsupported class' in str(e): raise BadInput(f'{path}: reading it would run code, which a file of weights never needs; save the state_dict() of the layer alone') from None
-        raise BadInput(f'{path}: damaged, or not a file that torch saved; copy it again') from None
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()): raise BadInput(f'{path}: not a state dict of tensors; save the state_dict() of the linear layer')
-    weight, bias = ([name for name, t in state.items() if t.ndim == ndim] for ndim in (2, 1))
-    extra = [name for name in state if name not in weight[:1] + bias[:1]]
-    if extra: raise BadInput(f'{path}: {", ".join(map(str, extra[:3]))}: more than the weight and bias of one linear layer; give a file with these two')
-    if not weight or not bias: raise BadInput(f'{path}: no {"weight" if not weight else "bias"} of a linear layer in it ({", ".join(map(str, state)) or "it is empty"})')
-    weight, bias = state[weight[0]].float(), state[bias[0]].float()
-    if weight.shape[0] != len(bias) or weight.shape[1] != encoder.width or len(bias) % lm.width or not len(bias):
-        raise BadInput(f'{path}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} lead from width {weight.shape[1]} to {weight.shape[0]}, but {encoder.name} has {encoder.width} and {lm.name} {lm.width} (or a multiple): choose the models it was made for')
-    if not (weight.isfinite().all() and bias.isfinite().all()): raise BadInput(f'{path}: holds NaN or infinity; copy it again')
-    m = LinearMap(encoder.width, lm.width, len(bias) // lm.width, encoder=encoder.name, encoder_fingerprint=encoder.fingerprint, lm=lm.name, lm_fingerprint=lm.fingerprint, k=encoder.k, prompt=prompt)
-    m.linear.load_state_dict(dict(weight=weight, bias=bias))
-    return freeze(m).to(lm.device)
+    except IsADirectoryError:
+        raise BadInput(f'{path}: this is a folder; give the file in it') from None
+    except Exception as error:
+        if re.search('Unsupported (global|class)', str(error)): raise BadInput(
+            f'{path}: reading it would run code, which a file of weights never needs; '
+            'save the state_dict() of the layer alone') from None
+        raise BadInput(
+            f'{path}: damaged, or not a file that torch saved; copy it again') from None
+    tensors = state.values() if isinstance(state, dict) else [None]
+    if not all(isinstance(t, torch.Tensor) for t in tensors): raise BadInput(
+        f'{path}: not a state dict of tensors; save the state_dict() of the linear layer')
+    return state
+
+# %% ../nbs/10_limber.ipynb #9134b38e
+def _names_of(state, ndim): return [name for name, t in state.items() if t.ndim == ndim]
+
+def _read_layer(path):
+    "Weight and bias of the one linear layer in a file."
+    state = _load_state(path)
+    weights, biases = _names_of(state, 2), _names_of(state, 1)
+    extra = [str(name) for name in state if name not in weights[:1] + biases[:1]]
+    if extra: raise BadInput(
+        f"{path}: {', '.join(extra[:3])}: more than the weight and bias of one linear layer; "
+        'give a file with these two')
+    if not weights or not biases:
+        lacking, names = 'bias' if weights else 'weight', ', '.join(map(str, state))
+        raise BadInput(
+            f"{path}: no {lacking} of a linear layer in it ({names or 'it is empty'})")
+    return state[weights[0]].float(), state[biases[0]].float()
+
+def _check_layer(path, weight, bias, encoder, lm):
+    "Refuse a layer that is not one between these two models."
+    wide_enough = len(bias) and len(bias) % lm.width == 0
+    if tuple(weight.shape) != (len(bias), encoder.width) or not wide_enough: raise BadInput(
+        f'{path}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} lead from width '
+        f'{weight.shape[1]} to {weight.shape[0]}, but {encoder.name} has {encoder.width} and '
+        f'{lm.name} {lm.width} (or a multiple): choose the models it was made for')
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise BadInput(f'{path}: holds NaN or infinity; copy it again')
+
+# %% ../nbs/10_limber.ipynb #35584d71
+def read_projection(
+    path: str | Path,             # a pickled state dict with one matrix and one vector
+    encoder: Encoder,             # that it was trained behind
+    lm: LM,                       # that it was trained in front of
+    prompt: str = 'A picture of', # that it was trained with
+) -> LinearMap:                   # frozen
+    """A projection of the authors, `proj.ckpt`, as a map. Raises `BadInput` for a file with code
+    or anything but weight and bias of a linear layer between these two models."""
+    weight, bias = _read_layer(path)  # (d, e), (d,)
+    _check_layer(path, weight, bias, encoder, lm)
+    about = dict(encoder=encoder.name, encoder_fingerprint=encoder.fingerprint,
+                 lm=lm.name, lm_fingerprint=lm.fingerprint, k=encoder.k, prompt=prompt)
+    linear_map = LinearMap(encoder.width, lm.width, len(bias) // lm.width, **about)
+    linear_map.linear.load_state_dict(dict(weight=weight, bias=bias))
+    return freeze(linear_map).to(lm.device)
 
 # %% ../nbs/10_limber.ipynb #pap3r001
 @dataclass
@@ -319,11 +524,11 @@ def paper_plan()->PaperPlan:
     *encoders, (name, repo, _, gptj) = _meta_models()
     width, million = gptj.get_input_embeddings().embedding_dim, lambda model: sum(p.numel() for p in model.parameters()) / 1e6
     size = lambda model: {'parameters (M)': f'{million(model):,.1f}', 'bf16 (GB)': f'{million(model) * 2 / 1000:.2f}'}
-    rows, missing = [], ['CC3M as JSON lines (3.3 million pictures with captions)'] + [f'the weights of {name}'] * (_cached(repo, None, True) is None)
+    rows, missing = [], ['CC3M as JSON lines (3.3 million pictures with captions)'] + [f'the weights of {name}'] * (cached_folder(repo) is None)
     for encoder, at, pixels, model in encoders:
         x, _ = visual_tokens(model.eval(), torch.empty(1, 3, pixels, pixels, device='meta'))   # (1, k, e)
         rows.append({'model': encoder, 'pixels': pixels, 'visual tokens': f'{x.shape[1]} x {x.shape[2]}', 'map': f'{x.shape[2]} -> {width}', 'trained': f'{x.shape[2] * width + width:,}', **size(model)})
-        if _cached(at, None, True) is None: missing.append(f'the weights of {encoder}')
+        if cached_folder(at) is None: missing.append(f'the weights of {encoder}')
     rows.append({'model': name, 'pixels': '', 'visual tokens': f'{gptj.config.n_layer} layers', 'map': f'width {width}', 'trained': '0', **size(gptj)})
     recipe = ('AdamW with betas 0.9 and 0.95, no weight decay, rate 8e-4, gradients clipped at 1, bf16, dropout 0.1 on the projected tokens, 15,000 steps of 2,048 captions (16 GPUs x 16 x 8) on CC3M, no words between image and caption. '
               'Different here: the rate falls on a cosine (the authors: almost flat), an end token follows every caption, a batch goes through in one piece (lower --batch where it does not fit), and the NF-ResNet is loaded with the transform of its card.')

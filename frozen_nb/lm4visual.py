@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core.frozen import *
-from .core.folders import read_folder, write_folder
+from .core.folders import check_place, read_folder, read_json, write_folder
 from .core.zoo import configuration, find_model, open_image, shipped
 from .core.activations import blocks, final_norm
 from .core.training import History, train, TrainConfig
@@ -85,7 +85,9 @@ def read_tensors(
     "Some tensors of a checkpoint and nothing else. Raises `BadInput` for one that it does not hold."
     from safetensors import safe_open
     folder, index = Path(folder), Path(folder)/'model.safetensors.index.json'
-    if index.is_file(): where = json.loads(index.read_text())['weight_map']
+    schema = dict(weight_map=dict[str, str])
+    if index.is_file():
+        where = read_json(index, 'an index of weights', schema, 'copy it again')['weight_map']
     elif (folder/'model.safetensors').is_file():
         with safe_open(folder/'model.safetensors', 'pt') as f: where = dict.fromkeys(f.keys(), 'model.safetensors')
     else: raise BadInput(f'{folder}: no model.safetensors and no index of its parts; save the model as safetensors')
@@ -560,6 +562,8 @@ def load_classifier(
     model.load_state_dict(tensors, strict=False); model.names = names
     return model.eval().to(pick_device(device))
 
+def _holds_classifier(folder): return read_folder(folder, 'classifier', dict(names=list))
+
 def read_classes(
     folder,    # one folder for each class, with its images
     size=None, # side in pixels to which all are resized; None: all have one size already
@@ -589,6 +593,7 @@ def fit_folder(
     **shape,        # size, patch, width, depth ... as in `new_classifier`; by default of the images' size
 )->dict:            # arm -> which of the held-out images are right, (N,)
     "Train an encoder with a frozen block on a folder of images; a tenth of each class is held out. A run that was stopped goes on; with other images, another model or another batch size it begins anew."
+    check_place(out, 'a classifier', _holds_classifier)
     images, labels, names, _ = read_classes(data, shape.get('size'))
     seen = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     rng, test = np.random.default_rng(0), torch.zeros(len(labels), dtype=torch.bool)

@@ -4,211 +4,297 @@
 
 # %% auto #0
 __all__ = ['SLOTS', 'TENSORS', 'SPREADS', 'PINTO_RECIPE', 'ANSWER', 'check_question', 'as_question', 'read_questions', 'Prompt',
-           'read_prompt', 'continuations', 'Rationales', 'rationalize', 'Encoded', 'asked', 'encode_questions',
-           'choice_scores', 'damaged', 'smoothed_loss', 'Regularizer', 'train_reasoner', 'probabilities',
-           'train_writer', 'written', 'answer_in', 'views', 'train_simulator', 'guesses', 'Reasoner', 'save_reasoner',
-           'load_reasoner', 'Explanation', 'explain', 'fit_questions']
+           'read_prompt', 'rationale_store', 'rationalize', 'Encoded', 'asked', 'encode_questions', 'choice_scores',
+           'damaged', 'smoothed_loss', 'Regularizer', 'train_reasoner', 'probabilities', 'train_writer', 'written',
+           'answer_in', 'views', 'guesses', 'train_simulator', 'Reasoner', 'save_reasoner', 'load_reasoner',
+           'Explanation', 'explain', 'PintoFit', 'fit_questions']
 
 # %% ../nbs/15_pinto.ipynb #pin00002
-import copy, hashlib, inspect, json, os, re, shutil, sqlite3, string, tempfile, warnings
-from dataclasses import asdict, dataclass, field, replace
+import copy
+import hashlib
+import json
+import re
+import shutil
+import string
+import warnings
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain, islice
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
+from torch.nn.utils.rnn import pad_sequence
 
+from .core.claims import paired_bootstrap
+from .core.folders import check_place, read_json, whole_folder
 from .core.frozen import *
-from .core.zoo import _quiet, load_lm, load_seq2seq
+from .core.generation import continuations, greedy
+from .core.stores import run_folder, TextStore
 from .core.training import train, TrainConfig
+from .core.zoo import LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq
 from .world.multiple_choice import MCQ
 
 # %% ../nbs/15_pinto.ipynb #pin00021
+def _wrong_choices(choices):
+    "What is wrong with the choices of a question, or None."
+    if not choices: return 'no choices; give two or more'
+    if len(choices) < 2: return 'one choice; give two or more'
+    if not all(choices): return 'a choice is blank; leave it out or say what it is'
+    lower = [c.lower() for c in choices]
+    twice = next((c for i, c in enumerate(choices) if lower[i] in lower[:i]), None)
+    if twice is not None: return f'the choice {twice!r} is there twice; leave one out'
+    if len(choices) > 26: return f'{len(choices)} choices; at most 26 can be lettered'
+
 def check_question(
-    m, # an `MCQ`
-):     # the same
-    "Raises `BadInput` for a question without words, without choices, with one choice, with equal or blank ones, and for an answer that is none of them."
-    choices = [' '.join(str(c).split()) for c in m.choices]
-    twice = next((c for i, c in enumerate(choices) if c.lower() in [d.lower() for d in choices[:i]]), None)
-    head = f'{m.question[:60]!r}'
+    m: MCQ, # a question, with an answer or without
+) -> MCQ:   # the same
+    """Raises `BadInput` for a question without words, without choices, with one choice, with equal
+    or blank ones, and for an answer that is none of them."""
     if not m.question.strip(): raise BadInput('a question without words: say what is asked')
-    if len(choices) < 2: raise BadInput(f"{head}: {'no choices' if not choices else 'one choice'}; give two or more")
-    if not all(choices): raise BadInput(f'{head}: a choice is blank; leave it out or say what it is')
-    if twice is not None: raise BadInput(f'{head}: the choice {twice!r} is there twice; leave one out')
-    if len(choices) > 26: raise BadInput(f'{head}: {len(choices)} choices; at most 26 can be lettered')
-    if m.answer is not None and not 0 <= m.answer < len(choices): raise BadInput(f'{head}: its answer is number {m.answer} of {len(choices)} choices; count from 0')
+    choices = [' '.join(str(c).split()) for c in m.choices]
+    wrong = _wrong_choices(choices)
+    if wrong is None and m.answer is not None and not 0 <= m.answer < len(choices):
+        wrong = f'its answer is number {m.answer} of {len(choices)} choices; count from 0'
+    if wrong: raise BadInput(f'{m.question[:60]!r}: {wrong}')
     return m
 
+# %% ../nbs/15_pinto.ipynb #1e4dfeb8
 def _published(row):
     "A row of CommonsenseQA, OpenBookQA or QASC in this library's form."
-    try: asked, key = row['question'], row.get('answerKey') or None; labels, choices = [c['label'] for c in asked['choices']], [c['text'] for c in asked['choices']]; stem = asked['stem']
-    except (KeyError, TypeError): raise BadInput("an object under 'question' without stem and choices with label and text") from None
-    if key is not None and key not in labels: raise BadInput(f'{stem[:60]!r}: its answer {key!r} is none of the choices')
-    return dict(question=stem, choices=choices, answer=None if key is None else labels.index(key))
+    try:
+        published, key = row['question'], row.get('answerKey') or None
+        labels = [c['label'] for c in published['choices']]
+        choices, stem = [c['text'] for c in published['choices']], published['stem']
+    except (KeyError, TypeError):
+        raise BadInput("an object under 'question' without stem and choices with label and "
+                       'text') from None
+    if key is not None and key not in labels:
+        raise BadInput(f'{stem[:60]!r}: its answer {key!r} is none of the choices')
+    answer = None if key is None else labels.index(key)
+    return dict(question=stem, choices=choices, answer=answer)
 
-def _table(line):
-    "A line of a table: question with options, answer, what somebody wrote about the right choice."
+# %% ../nbs/15_pinto.ipynb #0073f08a
+def _split_letter(choice):
+    "The letter of a choice in brackets, as in '(A) fox', and the rest; '' where there is none."
+    m = re.match(r'(\([A-Z]\))\s*', choice)
+    return (m[1], choice[m.end():]) if m else ('', choice)
+
+def _options(text):
+    "The options of a question in a table, with the letters in front of them if there are any."
+    if not text.strip(): return ['yes', 'no']
+    return [re.sub(r'^-\s*', '', line.strip()) for line in text.strip().split('\n')]
+
+def _table_row(line):
+    "A line of a table: question with options, answer, what was written about the right choice."
     cells = line.split('\t')
-    if len(cells) != 3: raise BadInput(f'{len(cells)} columns; a table has question with options, answer, rationale')
+    if len(cells) != 3:
+        raise BadInput(f'{len(cells)} columns; a table has question with options, answer, '
+                       'rationale')
     question, _, options = cells[0].replace('\\n', '\n').partition('\nOptions:')
-    choices = [re.sub(r'^-\s*', '', c.strip()) for c in options.strip().split('\n')] if options.strip() else ['yes', 'no']
-    named = [re.match(r'\(([A-Z])\)\s*', c) for c in choices]
-    answer = next((k for k, (c, m) in enumerate(zip(choices, named)) if cells[1].strip() == c or m and cells[1].strip() == f'({m[1]})'), None)
-    if answer is None: raise BadInput(f'{question[:60]!r}: its answer {cells[1].strip()!r} is none of the choices')
-    return dict(question=question, choices=[c[m.end():] if m else c for c, m in zip(choices, named)], answer=answer, rationales=[cells[2].strip() if k == answer else '' for k in range(len(choices))])
+    given, written = cells[1].strip(), cells[2].strip()
+    lines = _options(options)
+    letters, choices = zip(*map(_split_letter, lines))
+    names = [(whole, letter or whole) for whole, letter in zip(lines, letters)]
+    answer = next((k for k, name in enumerate(names) if given in name), None)
+    if answer is None:
+        raise BadInput(f'{question[:60]!r}: its answer {given!r} is none of the choices')
+    rationales = [written if k == answer else '' for k in range(len(choices))]
+    return dict(question=question, choices=choices, answer=answer, rationales=rationales)
 
-def as_question(
-    row,            # a dict with question, choices, answer (number from 0, or the text of a choice) and perhaps rationales
-    answered=True,  # whether it has to have an answer
-)->MCQ:
-    "A question from a row of a data set: this library's form, that of CommonsenseQA, OpenBookQA and QASC, or that of StrategyQA. Raises `BadInput` for what cannot be used."
-    if isinstance(row, dict) and isinstance(row.get('question'), dict): row = _published(row)
-    if isinstance(row, dict) and isinstance(row.get('answer'), bool) and 'choices' not in row: row = row | dict(choices=('yes', 'no'), answer='yes' if row['answer'] else 'no')
-    if not isinstance(row, dict) or not isinstance(row.get('question'), str): raise BadInput("no object with a text under 'question'")
-    if not isinstance(row.get('choices'), (list, tuple)): raise BadInput(f"{row['question'][:60]!r}: no list under 'choices'")
-    choices, answer, why = tuple(map(str, row['choices'])), row.get('answer'), row.get('rationales') or ()
-    if answer is None and answered: raise BadInput(f"{row['question'][:60]!r}: no answer; give 'answer', the number of a choice from 0 or its text")
+# %% ../nbs/15_pinto.ipynb #4ed28d4b
+def _own_form(row):
+    "A row of a data set in this library's form."
+    if not isinstance(row, dict): raise BadInput("no object with a text under 'question'")
+    if isinstance(row.get('question'), dict): row = _published(row)
+    if isinstance(row.get('answer'), bool) and 'choices' not in row:
+        row = row | dict(choices=('yes', 'no'), answer='yes' if row['answer'] else 'no')
+    if not isinstance(row.get('question'), str):
+        raise BadInput("no object with a text under 'question'")
+    if not isinstance(row.get('choices'), (list, tuple)):
+        raise BadInput(f"{row['question'][:60]!r}: no list under 'choices'")
+    return row
+
+def _answer_number(answer, choices, answered):
+    "The number of the right choice, None where it is not known; `BadInput` says what is wrong."
+    if answer is None and answered:
+        raise BadInput("no answer; give 'answer', the number of a choice from 0 or its text")
     if isinstance(answer, str):
-        if answer not in choices: raise BadInput(f"{row['question'][:60]!r}: its answer {answer!r} is none of the choices")
-        answer = choices.index(answer)
-    if answer is not None and (isinstance(answer, bool) or not isinstance(answer, int)): raise BadInput(f"{row['question'][:60]!r}: its answer {answer!r} is neither a number nor a choice")
-    if why and len(why) != len(choices): raise BadInput(f"{row['question'][:60]!r}: {len(why)} rationales for {len(choices)} choices; give one each")
-    return check_question(MCQ(row['question'], choices, answer, tuple(map(str, why)), str(row.get('dataset', 'own'))))
+        if answer in choices: return choices.index(answer)
+        raise BadInput(f'its answer {answer!r} is none of the choices')
+    if isinstance(answer, bool) or not isinstance(answer, int | None):
+        raise BadInput(f'its answer {answer!r} is neither a number nor a choice')
+    return answer
 
+# %% ../nbs/15_pinto.ipynb #03c90e5b
+def as_question(
+    row: dict,             # question, choices, answer (a number from 0, or the text of a choice)
+                           # and perhaps rationales; or as it was published
+    answered: bool = True, # whether it has to have an answer
+) -> MCQ:                  # its `dataset` is 'own' if the row has none
+    """A question from a row of a data set: this library's form, that of CommonsenseQA, OpenBookQA
+    and QASC, or that of StrategyQA. Raises `BadInput` for what cannot be used."""
+    row = _own_form(row)
+    choices, rationales = tuple(map(str, row['choices'])), row.get('rationales') or ()
+    head = repr(row['question'][:60])
+    try:
+        answer = _answer_number(row.get('answer'), choices, answered)
+    except BadInput as error:
+        raise BadInput(f'{head}: {error}') from None
+    if rationales and len(rationales) != len(choices):
+        raise BadInput(f'{head}: {len(rationales)} rationales for {len(choices)} choices; '
+                       'give one each')
+    rationales = tuple(map(str, rationales))
+    return check_question(MCQ(row['question'], choices, answer, rationales,
+                              str(row.get('dataset', 'own'))))
+
+# %% ../nbs/15_pinto.ipynb #086af1cc
+def _rows_of(path):
+    "The lines of a file, or the list in a .json file."
+    try:
+        text = Path(path).read_text(encoding='utf-8-sig')
+    except (FileNotFoundError, IsADirectoryError):
+        raise BadInput(f'{path}: no such file; give one with a JSON object in each line') from None
+    except UnicodeDecodeError:
+        raise BadInput(f'{path}: not a text file in UTF-8; save it as plain text') from None
+    if Path(path).suffix != '.json': return text.split('\n')
+    way_out = 'or a .jsonl file with one in each line'
+    try:
+        rows = json.loads(text)
+    except ValueError:
+        raise BadInput(f'{path}: not JSON; give a list of questions, {way_out}') from None
+    if not isinstance(rows, list):
+        raise BadInput(f'{path}: no list of questions; give one, {way_out}')
+    return rows
+
+def _read_row(row, kind, answered):
+    "A question from a line of a file, or from an object of a .json file."
+    if kind == '.tsv': row = _table_row(row)
+    elif kind != '.json': row = json.loads(row)
+    return as_question(row, answered)
+
+# %% ../nbs/15_pinto.ipynb #bf4f7feb
 def read_questions(
-    path,          # a file with a JSON object in each line; a .tsv file with question and options, answer, rationale; or a .json file with a list
-    answered=True, # whether each has to have an answer
-)->list:           # of `MCQ`
-    "Questions from a file. A line that cannot be used is said in a warning and passed over. Raises `BadInput` if none is left."
-    try: text = Path(path).read_text(encoding='utf-8-sig'); lines = text.split('\n')
-    except (FileNotFoundError, IsADirectoryError): raise BadInput(f'{path}: no such file; give one with a JSON object in each line') from None
-    except UnicodeDecodeError: raise BadInput(f'{path}: not a text file in UTF-8; save it as plain text') from None
-    found, wrong, kind = [], [], Path(path).suffix
-    if kind == '.json':
-        try: lines = json.loads(text)
-        except ValueError: raise BadInput(f'{path}: not JSON; give a list of questions, or a .jsonl file with one in each line') from None
-        if not isinstance(lines, list): raise BadInput(f'{path}: no list of questions; give one, or a .jsonl file with one in each line')
-    for i, line in enumerate(lines, 1):
-        if isinstance(line, str) and not line.strip(): continue
-        try: found.append(as_question(line if kind == '.json' else _table(line) if kind == '.tsv' else json.loads(line), answered))
-        except ValueError as e: wrong.append(f"line {i}: {e if isinstance(e, BadInput) else 'no JSON'}")
-    if wrong: warnings.warn(f'{path}: {len(wrong)} of {len(wrong) + len(found)} lines passed over; {wrong[0]}', stacklevel=2)
-    if not found: raise BadInput(f"{path}: no question that can be used{'; ' + wrong[0] if wrong else ''}")
-    return found
+    path: str | Path,      # a JSON object in each line; .tsv: question and options, answer,
+                           # rationale; .json: a list
+    answered: bool = True, # whether each has to have an answer
+) -> list:                 # of `MCQ`
+    """Questions from a file. A line that cannot be used is said in a warning and passed over.
+    Raises `BadInput` if none is left."""
+    questions, wrong, kind = [], [], Path(path).suffix
+    for i, row in enumerate(_rows_of(path), 1):
+        if isinstance(row, str) and not row.strip(): continue
+        try:
+            questions.append(_read_row(row, kind, answered))
+        except BadInput as error:
+            wrong.append(f'line {i}: {error}')
+        except ValueError:
+            wrong.append(f'line {i}: no JSON')
+    lines = len(wrong) + len(questions)
+    if wrong: warnings.warn(f'{path}: {len(wrong)} of {lines} lines passed over; {wrong[0]}',
+                            stacklevel=2)
+    reason = f'; {wrong[0]}' if wrong else ''
+    if not questions: raise BadInput(f'{path}: no question that can be used{reason}')
+    return questions
 
 # %% ../nbs/15_pinto.ipynb #pin00024
 SLOTS = 'question', 'choices', 'choice'
 
+def _slots(line):
+    "Names of the places in the last line of a prompt."
+    try:
+        return [name for _, name, *_ in string.Formatter().parse(line) if name is not None]
+    except ValueError as error:
+        raise BadInput(f'the line {line[:60]!r} of the prompt: {error}; double the braces that '
+                       'are meant') from None
+
+def _check_prompt(line, stop):
+    slots, listed = _slots(line), ', '.join(f'{{{slot}}}' for slot in SLOTS)
+    missing = [slot for slot in ('question', 'choice') if slot not in slots]
+    unknown = [slot for slot in slots if slot not in SLOTS]
+    if missing: raise BadInput(
+        f'the prompt has no place for the {missing[0]}: write {{{missing[0]}}} into its line '
+        f'{line[:60]!r}')
+    if unknown: raise BadInput(
+        f'the prompt has a place {{{unknown[0]}}} that nothing goes into: use {listed}')
+    if not stop or not all(stop):
+        raise BadInput('the prompt has no stop string: give one, such as a line break')
+
+# %% ../nbs/15_pinto.ipynb #c4a578dc
 @dataclass(frozen=True)
 class Prompt:
     "Examples, and a last line with places for a question and one of its choices."
-    examples: str        # ends with a line break, or is empty
-    line: str            # with {question}, {choices} and {choice}
+    examples: str         # ends with a line break, or is empty
+    line: str             # with {question}, {choices} and {choice}
     stop: tuple = ('\n',) # a rationale ends where one of these begins
 
-    def __post_init__(self):
-        try: slots = [name for _, name, *_ in string.Formatter().parse(self.line) if name is not None]
-        except ValueError as e: raise BadInput(f'the line {self.line[:60]!r} of the prompt: {e}; double the braces that are meant') from None
-        missing, unknown = [s for s in SLOTS if s not in slots and s != 'choices'], [s for s in slots if s not in SLOTS]
-        if missing: raise BadInput(f"the prompt has no place for the {missing[0]}: write {{{missing[0]}}} into its line {self.line[:60]!r}")
-        if unknown: raise BadInput(f"the prompt has a place {{{unknown[0]}}} that nothing goes into: use {', '.join('{' + s + '}' for s in SLOTS)}")
-        if not self.stop or not all(self.stop): raise BadInput("the prompt has no stop string: give one, such as a line break")
+    def __post_init__(self): _check_prompt(self.line, self.stop)
 
-    def ask(self, m, k): return self.line.format(question=m.question, choices=', '.join(m.choices), choice=m.choices[k])
+    def ask(self,
+        m: MCQ, # the question
+        k: int, # number of the choice, from 0
+    ) -> str:
+        "The last line for one choice of a question."
+        choices = ', '.join(m.choices)
+        return self.line.format(question=m.question, choices=choices, choice=m.choices[k])
+
     @property
-    def key(self): return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+    def key(self) -> str: # 16 hexadecimal digits
+        text = json.dumps(asdict(self))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+# %% ../nbs/15_pinto.ipynb #0d84b379
 def read_prompt(
-    source, # a name of `data/prompts`, or a JSON file with examples, line and stop
-)->Prompt:
+    source: str | Path, # a name of `data/prompts`, or a JSON file with examples, line and stop
+) -> Prompt:
     "A prompt from a file. Raises `BadInput` for a missing file and for missing places."
-    path = data_path('prompts', f'{source}.json') if data_path('prompts', f'{source}.json').is_file() else Path(source)
+    path = data_path('prompts', f'{source}.json')
+    if not path.is_file(): path = Path(source)
     if not path.is_file():
-        names = sorted(p.stem for p in data_path('prompts').glob('*.json'))
-        raise BadInput(f"{source}: no such prompt; give a file, or one of {', '.join(names)}")
-    try: found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError: raise BadInput(f'{path}: not JSON; a prompt is an object with examples, line and stop') from None
-    if not isinstance(found, dict) or not isinstance(found.get('line'), str) or not isinstance(found.get('examples', ''), str): raise BadInput(f'{path}: a prompt is an object with the texts examples and line, and a list stop')
-    try: return Prompt(found.get('examples', ''), found['line'], tuple(found.get('stop', ('\n',))))
-    except BadInput as e: raise BadInput(f'{path}: {e}') from None
+        names = ', '.join(sorted(p.stem for p in data_path('prompts').glob('*.json')))
+        raise BadInput(f'{source}: no such prompt; give a file, or one of {names}')
+    schema = dict(line=str, examples=NotRequired[str], stop=NotRequired[list[str]])
+    way_out = 'give an object with the texts examples and line, and a list stop'
+    content = read_json(path, 'a prompt', schema, way_out)
+    stop = tuple(content.get('stop', ('\n',)))
+    try:
+        return Prompt(content.get('examples', ''), content['line'], stop)
+    except BadInput as error:
+        raise BadInput(f'{path}: {error}') from None
 
 # %% ../nbs/15_pinto.ipynb #pin00027
-def _until(text, stop): return ' '.join(text[:min([i for s in stop if (i := text.find(s)) >= 0], default=None)].split())
-
-@torch.no_grad()
-def continuations(
-    lm,            # a frozen `LM`
-    prefix,        # a text in front of all
-    rows,          # n texts
-    stop=('\n',),  # a continuation ends where one of these begins
-    tokens=48,     # at most
-    batch_size=64,
-    shared=True,   # the prefix is read once; False: once a row
-)->list:           # n texts
-    "Greedy continuations of texts with a common beginning."
-    tok, device = lm.tokenizer, lm.device
-    start = [tok.bos_token_id] if tok.bos_token_id is not None else []
-    head, tails, out = start + tok(prefix, add_special_tokens=False).input_ids, [tok(r, add_special_tokens=False).input_ids for r in rows], []
-    limit, most = getattr(lm.model.config, 'max_position_embeddings', None), max(map(len, tails), default=0)
-    if limit and len(head) + most + tokens > limit: raise BadInput(f'a prompt of {len(head)} tokens, a question of {most} and a rationale of up to {tokens} do not fit into the {limit} of {lm.name}: take fewer examples')
-    how = dict(max_new_tokens=tokens, do_sample=False, pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id, stop_strings=list(stop), tokenizer=tok)
-    name = 'cache' if 'cache' in inspect.signature(lm.model.forward).parameters else 'past_key_values'            # transformers 5.24 renamed it
-    kept = getattr(lm.model(input_ids=torch.tensor([head], device=device), use_cache=True, logits_to_keep=1), name) if shared and head and rows else None
-    for lo in range(0, len(rows), batch_size):
-        part = tails[lo:lo + batch_size]; longest = max(map(len, part))
-        ids = torch.tensor([head + [tok.pad_token_id]*(longest - len(t)) + t for t in part], device=device)
-        mask = torch.tensor([[1]*len(head) + [0]*(longest - len(t)) + [1]*len(t) for t in part], device=device)
-        past = copy.deepcopy(kept)
-        if past is not None: past.batch_repeat_interleave(len(part))
-        said = lm.model.generate(input_ids=ids, attention_mask=mask, **{name: past}, **how)[:, ids.shape[1]:]
-        out += [_until(t, stop) for t in tok.batch_decode(said, skip_special_tokens=True)]
-    return out
-
-class Rationales:
-    "Rationales that were said once: a file of SQLite, for one language model, one prompt and one length."
-    def __init__(self,
-        lm, prompt,
-        tokens=48,
-        folder=None, # None: `rationales` in the cache
-    ):
-        self.path = Path(folder or cache_path('rationales'))/f'{hashlib.sha256(f"{lm.fingerprint}/{prompt.key}/{tokens}".encode()).hexdigest()[:16]}.sqlite'
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-    def _open(self):
-        try:
-            db = sqlite3.connect(self.path, timeout=60)
-            db.execute('CREATE TABLE IF NOT EXISTS rationales (asked TEXT PRIMARY KEY, said TEXT NOT NULL)')
-            return db
-        except sqlite3.DatabaseError as e: raise BadInput(f'{self.path}: the rationales in this file cannot be read ({e}); delete it, and they are made anew') from None
-    def get(self, rows): # texts -> those that are there, text -> rationale
-        with self._open() as db: found = {r: s for r in dict.fromkeys(rows) for s, in db.execute('SELECT said FROM rationales WHERE asked = ?', (r,))}
-        db.close(); return found
-    def put(self, said):
-        with self._open() as db: db.executemany('INSERT OR REPLACE INTO rationales VALUES (?, ?)', said.items())
-        db.close()
+def rationale_store(
+    lm: LM,           # a language model
+    prompt: Prompt,   # what it is prompted with
+    tokens: int = 48, # of a rationale, at most
+    folder: str | Path | bool = True, # True: `texts` in the cache; False: nothing is kept
+) -> TextStore:
+    "Rationales that were generated once, for one language model, one prompt and one length."
+    return TextStore('rationale', lm.fingerprint, prompt, tokens, folder=folder)
 
 def rationalize(
-    lm,            # a frozen `LM`
-    questions,     # of `MCQ`
-    prompt,        # a `Prompt`
-    tokens=48,     # of a rationale, at most
-    batch_size=64,
-    store=True,    # keep what is said, and say nothing twice; a folder, True for the cache, or False
-)->list:           # one tuple of K rationales a question
+    lm: LM,                          # frozen
+    questions: list,                 # of `MCQ`
+    prompt: Prompt,                  # examples of rationales
+    tokens: int = 48,                # of a rationale, at most
+    batch_size: int = 64,            # prompts
+    store: bool | str | Path = True, # generate nothing twice: a folder, True for the cache; False
+) -> list:                           # one tuple of K rationales a question
     "A rationale for each choice of each question. The answers are not looked at."
-    for m in questions: check_question(m)
+    for m in questions:
+        check_question(m)
     rows = [prompt.ask(m, k) for m in questions for k in range(len(m.choices))]
-    kept = Rationales(lm, prompt, tokens, None if store is True else store) if store else None
-    said = kept.get(rows) if kept else {}
-    todo = sorted(dict.fromkeys(r for r in rows if r not in said), key=len, reverse=True)                       # what does not fit is found at once
-    for lo in range(0, len(todo), 4*batch_size):
-        part = todo[lo:lo + 4*batch_size]
-        new = dict(zip(part, continuations(lm, prompt.examples, part, prompt.stop, tokens, batch_size)))
-        if kept: kept.put(new)
-        said |= new
-    it = iter(rows)
-    return [tuple(said[next(it)] for _ in m.choices) for m in questions]
+    def generate(part):
+        return continuations(lm, prompt.examples, part, prompt.stop, tokens, batch_size)
+    texts = rationale_store(lm, prompt, tokens, store or False).texts(rows, generate, 4*batch_size)
+    rationales = iter(texts)
+    return [tuple(islice(rationales, len(m.choices))) for m in questions]
 
 # %% ../nbs/15_pinto.ipynb #pin00034
+TENSORS = 'ids', 'mask', 'rationale', 'question', 'targets', 'real', 'gold'
+
 @dataclass
 class Encoded:
     "N questions for a reasoning model, K choices each; shorter ones are padded."
@@ -222,350 +308,628 @@ class Encoded:
     cut: int = 0            # rationales that were too long
 
     def __len__(self): return len(self.ids)
-    def __getitem__(self, i):
-        "Some of the questions, without columns that only padding is in."
-        x = {k: getattr(self, k)[i] for k in TENSORS}
-        T, U, K = int(x['mask'].any((0, 1)).nonzero().max()) + 1, int((x['targets'] >= 0).any((0, 1)).nonzero().max()) + 1, int(x['real'].any(0).nonzero().max()) + 1
-        return Encoded(**{k: t[:, :K, :U] if k == 'targets' else t[:, :K] if k == 'real' else t if k == 'gold' else t[:, :K, :T] for k, t in x.items()}, cut=self.cut)
-    def to(self, device): return replace(self, **{k: getattr(self, k).to(device) for k in TENSORS})
 
-TENSORS = 'ids', 'mask', 'rationale', 'question', 'targets', 'real', 'gold'
+def _used(mask): return int(mask.flatten(0, -2).any(0).nonzero().max()) + 1 # columns of (..., T)
 
+# %% ../nbs/15_pinto.ipynb #d2c1078c
+@patch
+def __getitem__(self: Encoded, i):
+    "Some of the questions, without columns that only padding is in."
+    x = {name: getattr(self, name)[i] for name in TENSORS}
+    T, U, K = _used(x['mask']), _used(x['targets'] >= 0), _used(x['real'])
+    for name in ('ids', 'mask', 'rationale', 'question'):
+        x[name] = x[name][:, :K, :T]
+    x['targets'], x['real'] = x['targets'][:, :K, :U], x['real'][:, :K]
+    return Encoded(**x, cut=self.cut)
+
+@patch
+def to(
+    self: Encoded,
+    device: str | torch.device, # as in 'cuda'
+) -> Encoded:
+    "The same on another device."
+    return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+
+# %% ../nbs/15_pinto.ipynb #555cc9c7
 def asked(
-    m, # an `MCQ`
-):     # two texts
+    m: MCQ,   # a question
+) -> tuple:   # two texts
     "Question and choices, as a reasoning model reads them."
-    return f'Question: {m.question}', f' Answer Choices: {" ".join(f"({string.ascii_lowercase[k]}) {c}" for k, c in enumerate(m.choices))}.'
+    lettered = zip(string.ascii_lowercase, m.choices)
+    listed = ' '.join(f'({letter}) {choice}' for letter, choice in lettered)
+    return f'Question: {m.question}', f' Answer Choices: {listed}.'
 
-def encode_questions(
-    tokenizer,       # of a T5
-    questions,       # N of `MCQ`
-    rationales=None, # N tuples of K texts; None: without
-    length=128,      # T, at most: a rationale that does not fit is cut
-)->Encoded:
-    "Questions, choices and rationales as tokens (as in the published code: pieces are tokenised apart, without an end token). A warning counts the rationales that are cut or empty."
+@dataclass
+class _ChoiceTokens:
+    "One choice of one question, before padding."
+    ids: list        # question, choices, rationale
+    targets: list    # the choice itself
+    n_question: int  # so many of the ids are the question,
+    n_prompt: int    # and so many question and choices; the rest is the rationale
+    cut: bool        # whether the rationale is too long
+
+# %% ../nbs/15_pinto.ipynb #56450991
+def _tokenize(tokenizer, m, rationales, length):
+    "A question as one `_ChoiceTokens` for each choice."
     def ids(text): return tokenizer(text, add_special_tokens=False).input_ids
-    if rationales is not None and [len(r) for r in rationales] != [len(m.choices) for m in questions]: raise BadInput('as many rationales as choices are needed, for every question')
-    rows, cut, empty = [], 0, 0
-    for m, whys in zip(questions, rationales or [None]*len(questions)):
-        question, choices = map(ids, asked(m))
-        head = question + choices
-        if len(head) > length: raise BadInput(f'{m.question[:60]!r}: question and choices take {len(head)} tokens, and {length} are allowed; make them shorter or give a larger length')
-        tails = []
-        for why in whys or [None]*len(m.choices):
-            tail = ids(f' Explanation: {why}') if why else []
-            cut, empty = cut + (len(head) + len(tail) > length), empty + (why is not None and not why)
-            tails.append(tail[:length - len(head)])
-        rows.append((len(question), head, tails, [ids(c) for c in m.choices], m.answer))
-    if cut: warnings.warn(f'{cut} rationales do not fit into {length} tokens with their question, and are cut', stacklevel=2)
-    if empty: warnings.warn(f'{empty} rationales are empty: their choices are read without one', stacklevel=2)
-    N, K = len(rows), max(len(r[3]) for r in rows)
-    T, U = max(len(h) + len(t) for _, h, ts, *_ in rows for t in ts), max(len(c) for r in rows for c in r[3])
-    x = {k: torch.zeros(N, K, T, dtype=torch.bool) for k in ('mask', 'rationale', 'question')} | dict(ids=torch.full((N, K, T), tokenizer.pad_token_id), targets=torch.full((N, K, U), -100), real=torch.zeros(N, K, dtype=torch.bool))
-    for n, (about, head, tails, choices, _) in enumerate(rows):
-        for k in range(K):                                                                                    # a choice that is not there is a copy of the first, and is left out of every score
-            tail, choice = (x[k] if k < len(x) else x[0] for x in (tails, choices))
-            end = len(head) + len(tail)
-            x['ids'][n, k, :end] = torch.tensor(head + tail); x['mask'][n, k, :end] = True
-            x['rationale'][n, k, len(head):end] = True; x['question'][n, k, :about] = True
-            x['targets'][n, k, :len(choice)] = torch.tensor(choice); x['real'][n, k] = k < len(choices)
-    return Encoded(**x, gold=torch.tensor([-1 if r[4] is None else r[4] for r in rows]), cut=cut)
+    question, choices = map(ids, asked(m))
+    head = question + choices
+    if len(head) > length: raise BadInput(
+        f'{m.question[:60]!r}: question and choices take {len(head)} tokens, and {length} are '
+        'allowed; make them shorter or give a larger length')
+    rows = []
+    for choice, rationale in zip(m.choices, rationales or [None]*len(m.choices)):
+        whole = head + (ids(f' Explanation: {rationale}') if rationale else [])
+        cut = len(whole) > length
+        rows.append(_ChoiceTokens(whole[:length], ids(choice), len(question), len(head), cut))
+    return rows
 
+def _pad(rows, value):
+    "Lists of tokens as a tensor, (rows, longest)."
+    rows = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(rows, batch_first=True, padding_value=value)
+
+# %% ../nbs/15_pinto.ipynb #a5004c96
+def _collate(rows, answers, pad_id):
+    """Pad and stack N lists of up to K `_ChoiceTokens`. A choice that is not there is a copy of
+    the first, and left out of every score."""
+    N, K = len(rows), max(map(len, rows))
+    choices = [*chain(*(row + row[:1]*(K - len(row)) for row in rows))] # N*K
+    ids = _pad([c.ids for c in choices], pad_id).view(N, K, -1)         # (N, K, T)
+    targets = _pad([c.targets for c in choices], -100).view(N, K, -1)   # (N, K, U)
+    position = torch.arange(ids.shape[-1])                              # (T,)
+    def before(counts): return position < torch.tensor(counts).view(N, K, 1)
+    mask = before([len(c.ids) for c in choices])                        # (N, K, T)
+    rationale = mask & ~before([c.n_prompt for c in choices])
+    question = before([c.n_question for c in choices])
+    n_choices = torch.tensor(list(map(len, rows)))                      # (N,)
+    real = torch.arange(K) < n_choices[:, None]                         # (N, K)
+    gold = torch.tensor([-1 if a is None else a for a in answers])      # (N,)
+    return Encoded(ids, mask, rationale, question, targets, real, gold)
+
+# %% ../nbs/15_pinto.ipynb #2f094eb2
+def _warn(cut, empty, length):
+    "The caller of `encode_questions`."
+    if cut: warnings.warn(
+        f'{cut} rationales do not fit into {length} tokens with their question, and are cut',
+        stacklevel=3)
+    if empty: warnings.warn(
+        f'{empty} rationales are empty: their choices are read without one', stacklevel=3)
+
+# %% ../nbs/15_pinto.ipynb #f762f7e6
+def encode_questions(
+    tokenizer: object,              # of a T5
+    questions: list,                # N of `MCQ`
+    rationales: list | None = None, # N tuples of K texts; None: without
+    length: int = 128,              # T, at most: a rationale that does not fit is cut
+) -> Encoded:
+    """Questions, choices and rationales as tokens (as in the published code: pieces are tokenised
+    apart, without an end token). A warning counts the rationales that are cut or empty."""
+    if rationales is None: rationales = [None]*len(questions)
+    elif list(map(len, rationales)) != [len(m.choices) for m in questions]:
+        raise BadInput('as many rationales as choices are needed, for every question')
+    pairs = zip(questions, rationales)
+    rows = [_tokenize(tokenizer, m, texts, length) for m, texts in pairs]
+    batch = _collate(rows, [m.answer for m in questions], tokenizer.pad_token_id)
+    batch.cut = sum(choice.cut for row in rows for choice in row)
+    empty = sum((texts or ()).count('') for texts in rationales)
+    _warn(batch.cut, empty, length)
+    return batch
+
+# %% ../nbs/15_pinto.ipynb #b3bb834c
 def choice_scores(
-    model, # a T5
-    e,     # an `Encoded` of N questions
-):         # (N, K), -inf where there is no such choice
+    model: torch.nn.Module, # a T5
+    batch: Encoded,         # N questions
+) -> torch.Tensor:          # (N, K), -inf where there is no such choice
     "Mean log-likelihood of the tokens of each choice."
-    N, K = e.real.shape
-    labels = e.targets.flatten(0, 1).contiguous()
-    logits = model(input_ids=e.ids.flatten(0, 1), attention_mask=e.mask.flatten(0, 1).long(), labels=labels, use_cache=False).logits
-    said = F.cross_entropy(logits.transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32)), labels, ignore_index=-100, reduction='none')            # (N*K, U)
-    return (-said.sum(1)/(labels >= 0).sum(1)).view(N, K).masked_fill(~e.real, -torch.inf)
+    labels = batch.targets.flatten(0, 1).contiguous()                   # (N*K, U)
+    logits = model(
+        input_ids=batch.ids.flatten(0, 1),
+        attention_mask=batch.mask.flatten(0, 1).long(),
+        labels=labels,
+        use_cache=False,
+    ).logits                                                            # (N*K, U, V)
+    logits = logits.transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32))
+    nll = F.cross_entropy(logits, labels, ignore_index=-100, reduction='none') # (N*K, U)
+    scores = -nll.sum(1)/(labels >= 0).sum(1)                           # (N*K,)
+    return scores.view_as(batch.real).masked_fill(~batch.real, -torch.inf)
 
 # %% ../nbs/15_pinto.ipynb #pin00037
-def _draw(e, rng, ratio, chosen):
-    "floor(ratio n) of the rationale's n positions, for the choices that are chosen: (N, K, T) bool."
-    out = torch.zeros_like(e.rationale)
+def _draw(batch, rng, ratio, chosen):
+    "A share of each rationale's n positions, rounded down, where chosen: (N, K, T) bool."
+    out = torch.zeros_like(batch.rationale)
     for n, k in zip(*np.nonzero(chosen)):
-        at = e.rationale[n, k].nonzero()[:, 0]
-        out[n, k, at[torch.from_numpy(rng.permutation(len(at))[:int(ratio*len(at) + 1e-9)])]] = True
+        positions = batch.rationale[n, k].nonzero()[:, 0]
+        order = rng.permutation(len(positions))[:int(ratio*len(positions) + 1e-9)]
+        out[n, k, positions[torch.from_numpy(order)]] = True
     return out
 
 def damaged(
-    e,               # an `Encoded`, on the CPU
-    rng,             # of numpy
-    vocab,           # tokens to draw from: 0 to vocab
-    mask_prob=.5,    # share of the rationales that are masked; the others have tokens replaced
-    mask_ratio=1.,   # share of a rationale's tokens that is masked
-    replace_ratio=.3,# or replaced
-)->Encoded:
-    "Rationales masked or with tokens replaced, choice by choice (counterfactual regularization; the ratios are those of the published code)."
-    masked = rng.random(e.real.shape) < mask_prob
-    hidden, other = _draw(e, rng, mask_ratio, masked), _draw(e, rng, replace_ratio, ~masked)
-    return replace(e, mask=e.mask & ~hidden, ids=torch.where(other, torch.from_numpy(rng.integers(0, vocab, e.ids.shape)), e.ids))
+    batch: Encoded,            # on the CPU
+    rng: np.random.Generator,  # what is damaged, and how, is drawn from it
+    vocab: int,                # tokens to draw from: 0 to vocab
+    mask_prob: float = .5,     # share of the rationales that are masked; others have some replaced
+    mask_ratio: float = 1.,    # share of a rationale's tokens that is masked
+    replace_ratio: float = .3, # or replaced
+) -> Encoded:
+    """Rationales masked or with tokens replaced, choice by choice (counterfactual regularization;
+    the ratios are those of the published code)."""
+    masked = rng.random(batch.real.shape) < mask_prob     # (N, K)
+    hidden = _draw(batch, rng, mask_ratio, masked)        # (N, K, T)
+    replaced = _draw(batch, rng, replace_ratio, ~masked)  # (N, K, T)
+    random_ids = torch.from_numpy(rng.integers(0, vocab, batch.ids.shape))
+    ids = torch.where(replaced, random_ids, batch.ids)
+    return replace(batch, mask=batch.mask & ~hidden, ids=ids)
 
 # %% ../nbs/15_pinto.ipynb #pin00040
 SPREADS = 'all', 'others'
 
 def smoothed_loss(
-    scores,       # (N, K), -inf where there is no such choice
-    gold,         # (N,)
-    eps=0.,       # share of the target that is spread
-    spread='all', # over all choices, or over the 'others'
-):                # mean over the questions
+    scores: torch.Tensor, # (N, K), -inf where there is no such choice
+    gold: torch.Tensor,   # (N,)
+    eps: float = 0.,      # share of the target that is spread
+    spread: str = 'all',  # over all choices, or over the 'others'
+) -> torch.Tensor:        # mean over the questions
     "Cross-entropy over the choices with a smoothed target."
-    if spread not in SPREADS: raise BadInput(f"no spread {spread!r}: choose {' or '.join(SPREADS)}")
-    real = scores > -torch.inf
-    one, K = F.one_hot(gold, scores.shape[1]).to(scores.dtype), real.sum(1, keepdim=True)
-    target = (1 - eps)*one + (eps*real/K if spread == 'all' else eps*(real.to(scores.dtype) - one)/(K - 1))
-    return -(target*scores.log_softmax(1).masked_fill(~real, 0)).sum(1).mean()
+    if spread not in SPREADS:
+        raise BadInput(f"no spread {spread!r}: choose {' or '.join(SPREADS)}")
+    exists = scores > -torch.inf                                  # (N, K)
+    one_hot = F.one_hot(gold, scores.shape[1]).to(scores.dtype)   # (N, K)
+    K = exists.sum(1, keepdim=True)                               # (N, 1)
+    rest = eps*exists/K                                           # (N, K)
+    if spread == 'others': rest = eps*(exists.to(scores.dtype) - one_hot)/(K - 1)
+    target = (1 - eps)*one_hot + rest
+    log_probabilities = scores.log_softmax(1).masked_fill(~exists, 0)
+    return -(target*log_probabilities).sum(1).mean()
 
+# %% ../nbs/15_pinto.ipynb #278101e6
 @dataclass(frozen=True)
 class Regularizer:
     "Counterfactual regularization, with the numbers of the published code."
-    weight: float = 1.        # of the loss on damaged rationales; 0: none
-    eps: float = .1           # of the target is spread
-    spread: str = 'all'       # 'all' or 'others'
-    mask_prob: float = .5     # the others have tokens replaced
-    mask_ratio: float = 1.
-    replace_ratio: float = .3
+    weight: float = 1.         # of the loss on damaged rationales; 0: none
+    eps: float = .1            # of the target is spread
+    spread: str = 'all'        # 'all' or 'others'
+    mask_prob: float = .5      # the others have tokens replaced
+    mask_ratio: float = 1.     # of the tokens of a masked rationale
+    replace_ratio: float = .3  # of the tokens of another one
 
 PINTO_RECIPE = TrainConfig(400, 1e-3, 'cosine', warmup=40)
 
 def _turn(seed, order, step, batch, n):
     "Which of n items a step sees: every one once, in a new order, before any comes again."
-    at = np.arange(step*batch, (step + 1)*batch)
-    return torch.from_numpy(np.concatenate([np.random.default_rng([seed, order, int(k)]).permutation(n)[at[at//n == k] % n] for k in np.unique(at//n)]))
+    position = np.arange(step*batch, (step + 1)*batch)
+    parts = []
+    for k in np.unique(position//n):
+        shuffled = np.random.default_rng([seed, order, int(k)]).permutation(n)
+        parts.append(shuffled[position[position//n == k] % n])
+    return torch.from_numpy(np.concatenate(parts))
 
+# %% ../nbs/15_pinto.ipynb #b4046f9e
+def _hide_questions(batch, rng, probability):
+    "Hide the question from attention in some of the examples."
+    off = torch.from_numpy(rng.random((len(batch), 1, 1)) < probability)
+    return replace(batch, mask=batch.mask & ~(batch.question & off))
+
+def _tensors(batch, prefix=''):
+    return {f'{prefix}{name}': getattr(batch, name) for name in TENSORS}
+
+def _encoded(tensors, prefix=''):
+    return Encoded(**{name: tensors[f'{prefix}{name}'] for name in TENSORS})
+
+def _reasoning_loss(regularizer):
+    "(model, batch) -> the loss on whole rationales, and on damaged ones where they are given."
+    def loss(model, tensors):
+        whole = _encoded(tensors)
+        total = smoothed_loss(choice_scores(model, whole), whole.gold)
+        if 'damaged_ids' not in tensors: return total
+        other = _encoded(tensors, 'damaged_')
+        scores = choice_scores(model, other)
+        other_loss = smoothed_loss(scores, other.gold, regularizer.eps, regularizer.spread)
+        return total + regularizer.weight*other_loss
+    return loss
+
+# %% ../nbs/15_pinto.ipynb #630ceb6d
 def train_reasoner(
-    base,                      # a `Seq2Seq`; it stays as it is
-    e,                         # an `Encoded` to train on, with answers
-    config=PINTO_RECIPE,
-    regularizer=Regularizer(), # or None
-    batch=16,                  # questions in a step
-    hide_question=0.,          # probability that the question of an example is hidden (the paper's `dropout_context`)
-    folder=None,               # for checkpoints
-    progress=False,
-):                             # a T5 of transformers, in eval mode
-    "Fine-tune a copy of a T5 to answer questions. Raises `BadInput` for a question without an answer."
-    if (e.gold < 0).any(): raise BadInput(f'{int((e.gold < 0).sum())} questions have no answer: leave them out of the training')
-    weight, V, N = regularizer.weight if regularizer else 0., len(base.tokenizer), len(e)
-    with seeded(config.seed): model = unfreeze(copy.deepcopy(base.model)).requires_grad_(True)
-    def part(order, step): return e[_turn(config.seed, order, step, batch, N)]
-    def batches(step):
-        rng, whole = np.random.default_rng([config.seed, 2, step]), part(0, step)
-        if hide_question:
-            off = torch.from_numpy(rng.random((len(whole), 1, 1)) < hide_question)
-            whole = replace(whole, mask=whole.mask & ~(whole.question & off))
-        out = dict(vars(whole))
-        if weight: out |= {f'damaged_{k}': v for k, v in vars(damaged(part(1, step), rng, V, regularizer.mask_prob, regularizer.mask_ratio, regularizer.replace_ratio)).items()}
-        return {k: v for k, v in out.items() if torch.is_tensor(v)}
-    def loss(model, b):
-        whole = smoothed_loss(choice_scores(model, Encoded(**{k: b[k] for k in TENSORS})), b['gold'])
-        if not weight: return whole
-        other = Encoded(**{k: b[f'damaged_{k}'] for k in TENSORS})
-        return whole + weight*smoothed_loss(choice_scores(model, other), other.gold, regularizer.eps, regularizer.spread)
+    base: Seq2Seq,                                  # a T5; it stays as it is
+    encoded: Encoded,                               # to train on, with answers
+    config: TrainConfig = PINTO_RECIPE,             # steps, learning rate, seed ...
+    regularizer: Regularizer | None = Regularizer(), # None: no damaged rationales
+    batch: int = 16,                                # questions in a step
+    hide_question: float = 0.,                      # probability (the paper's `dropout_context`)
+    folder: str | Path | None = None,               # for checkpoints
+    progress: bool = False,                         # show a bar
+) -> torch.nn.Module:                               # a T5 of transformers, in eval mode
+    "Fine-tune a copy of a T5 to answer questions. Raises `BadInput` for one without an answer."
+    unknown = int((encoded.gold < 0).sum())
+    if unknown: raise BadInput(f'{unknown} questions have no answer: leave them out of the '
+                               'training')
+    batches = _reasoning_batches(base, encoded, config.seed, regularizer, batch, hide_question)
+    return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, folder, progress)
+
+def _fine_tuned(base, batches, loss, config, folder, progress):
+    "A trained copy of a T5, in eval mode."
+    with seeded(config.seed):
+        model = unfreeze(copy.deepcopy(base.model)).requires_grad_(True)
     train(model, batches, loss, config, frozen=[base.model], folder=folder, progress=progress)
     return model.eval()
 
+# %% ../nbs/15_pinto.ipynb #793e9d4a
+def _reasoning_batches(base, encoded, seed, regularizer, batch, hide_question):
+    "step -> tensors of whole questions, and of damaged ones, which come in an order of their own."
+    def part(order, step): return encoded[_turn(seed, order, step, batch, len(encoded))]
+    def batches(step):
+        rng, whole = np.random.default_rng([seed, 2, step]), part(0, step)
+        if hide_question: whole = _hide_questions(whole, rng, hide_question)
+        tensors = _tensors(whole)
+        if regularizer is None or not regularizer.weight: return tensors
+        ratios = regularizer.mask_prob, regularizer.mask_ratio, regularizer.replace_ratio
+        other = damaged(part(1, step), rng, len(base.tokenizer), *ratios)
+        return tensors | _tensors(other, 'damaged_')
+    return batches
+
+# %% ../nbs/15_pinto.ipynb #1b39a939
 @torch.no_grad()
 def probabilities(
-    model, # a T5
-    e,     # an `Encoded` of N questions
-    batch_size=64,
-)->np.ndarray: # (N, K)
+    model: torch.nn.Module, # a T5
+    batch: Encoded,         # N questions
+    batch_size: int = 64,   # questions at a time
+) -> np.ndarray:            # (N, K)
     "Probability of each choice."
-    device, out = model.device, np.zeros(e.real.shape)
-    for lo in range(0, len(e), batch_size):
-        p = choice_scores(model, e[slice(lo, lo + batch_size)].to(device)).double().softmax(1).cpu().numpy()
-        out[lo:lo + batch_size, :p.shape[1]] = p
+    out = np.zeros(batch.real.shape)
+    for start in range(0, len(batch), batch_size):
+        part = batch[slice(start, start + batch_size)].to(model.device)
+        p = choice_scores(model, part).double().softmax(1).cpu().numpy() # (questions, K)
+        out[start:start + batch_size, :p.shape[1]] = p
     return out
 
 # %% ../nbs/15_pinto.ipynb #pin00071
+def _writing_batches(tokenizer, pairs, seed, batch, length):
+    "step -> what a T5 reads, and what it has to write."
+    def ids(text): return tokenizer(text, add_special_tokens=False).input_ids[:length]
+    inputs, outputs = (list(map(ids, side)) for side in zip(*pairs))
+    def batches(step):
+        items = _turn(seed, 0, step, batch, len(pairs)).tolist()
+        read = _pad([inputs[i] for i in items], -1)
+        labels = _pad([outputs[i] + [tokenizer.eos_token_id] for i in items], -100)
+        input_ids = read.where(read >= 0, tokenizer.pad_token_id)
+        return dict(input_ids=input_ids, attention_mask=(read >= 0).long(), labels=labels)
+    return batches
+
+# %% ../nbs/15_pinto.ipynb #5f48b5d4
 def train_writer(
-    base,          # a `Seq2Seq`; it stays as it is
-    pairs,         # of texts: what is read, what is to be written
-    config=PINTO_RECIPE,
-    batch=64,      # pairs in a step
-    length=128,    # tokens of either, at most
-    folder=None,   # for checkpoints
-    progress=False,
-):                 # a T5 of transformers, in eval mode
+    base: Seq2Seq,                      # a T5; it stays as it is
+    pairs: list,                        # of texts: what is read, what is to be written
+    config: TrainConfig = PINTO_RECIPE, # steps, learning rate, seed ...
+    batch: int = 64,                    # pairs in a step
+    length: int = 128,                  # tokens of either, at most
+    folder: str | Path | None = None,   # for checkpoints
+    progress: bool = False,             # show a bar
+) -> torch.nn.Module:                   # a T5 of transformers, in eval mode
     "Fine-tune a copy of a T5 to write one text for another. Raises `BadInput` without pairs."
     if not pairs: raise BadInput('nothing to train with: give pairs of texts')
-    tok = base.tokenizer
-    reads, writes = ([tok(text, add_special_tokens=False).input_ids[:length] for text in side] for side in zip(*pairs))
-    with seeded(config.seed): model = unfreeze(copy.deepcopy(base.model)).requires_grad_(True)
-    def padded(rows, by): return torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=by)
-    def batches(step):
-        i = _turn(config.seed, 0, step, batch, len(pairs)).tolist()
-        ids = padded([reads[k] for k in i], -1)
-        return dict(input_ids=ids.where(ids >= 0, tok.pad_token_id), attention_mask=(ids >= 0).long(), labels=padded([writes[k] + [tok.eos_token_id] for k in i], -100))
-    train(model, batches, lambda model, b: model(**b, use_cache=False).loss, config, frozen=[base.model], folder=folder, progress=progress)
-    return model.eval()
+    batches = _writing_batches(base.tokenizer, pairs, config.seed, batch, length)
+    def loss(model, tensors): return model(**tensors, use_cache=False).loss
+    return _fine_tuned(base, batches, loss, config, folder, progress)
 
+# %% ../nbs/15_pinto.ipynb #9547c5f0
 @torch.no_grad()
 def written(
-    model,      # a T5
-    tokenizer,  # its tokenizer
-    texts,      # n texts that are read
-    tokens=48,  # that are written, at most
-    length=128, # tokens that are read, at most
-    batch_size=128,
-)->list:        # n texts
+    model: torch.nn.Module, # a T5
+    tokenizer: object,      # its tokenizer
+    texts: list,            # n texts that are read
+    tokens: int = 48,       # that are written, at most
+    length: int = 128,      # tokens that are read, at most
+    batch_size: int = 128,  # texts at a time
+) -> list:                  # n texts
     "What a T5 writes, greedily."
-    rows, out = [tokenizer(t, add_special_tokens=False).input_ids[:length] for t in texts], [''] * len(texts)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for part in (order[lo:lo + batch_size] for lo in range(0, len(order), batch_size)):
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(rows[i]) for i in part], batch_first=True, padding_value=-1).to(model.device)
-        said = model.generate(input_ids=ids.where(ids >= 0, tokenizer.pad_token_id), attention_mask=(ids >= 0).long(), max_new_tokens=tokens, do_sample=False)
-        for i, text in zip(part, tokenizer.batch_decode(said, skip_special_tokens=True)): out[i] = ' '.join(text.split())
+    rows = [tokenizer(text, add_special_tokens=False).input_ids[:length] for text in texts]
+    order, out = sorted(range(len(rows)), key=lambda i: len(rows[i])), ['']*len(texts)
+    for start in range(0, len(order), batch_size):
+        part = order[start:start + batch_size]
+        read = _pad([rows[i] for i in part], -1).to(model.device)
+        inputs = dict(input_ids=read.where(read >= 0, tokenizer.pad_token_id),
+                      attention_mask=(read >= 0).long())
+        generated_ids = greedy(model, tokenizer, tokens, **inputs)
+        generated = tokenizer.batch_decode(generated_ids, skip_special_tokens=True)
+        for i, text in zip(part, generated):
+            out[i] = ' '.join(text.split())
     return out
 
+# %% ../nbs/15_pinto.ipynb #69dd60c7
 ANSWER = 'So the answer is'
+
 def answer_in(
-    text,    # a thought that ends with 'So the answer is ...'
-    choices, # K texts
-)->int:      # which of them; -1: none
+    text: str,     # a thought that ends with 'So the answer is ...'
+    choices: list, # K texts
+) -> int:          # which of them; -1: none
     "The choice that a thought comes to."
-    said = text.rpartition(ANSWER)[2].split('.')[0].split('\n')[0].strip().lower() if ANSWER in text else ''
-    return next((k for k, c in enumerate(choices) if c.strip().lower() == said), -1)
+    if ANSWER not in text: return -1
+    end = text.rpartition(ANSWER)[2]
+    given = end.split('.')[0].split('\n')[0].strip().lower()
+    return next((k for k, c in enumerate(choices) if c.strip().lower() == given), -1)
 
 # %% ../nbs/15_pinto.ipynb #pin00074
 def views(
-    e, # an `Encoded`
-)->dict: # name -> `Encoded`
-    "What a simulator is shown: question and rationale, the question alone, or the rationale alone (with the choices in all)."
-    return dict(both=e, question=replace(e, mask=e.mask & ~e.rationale), rationale=replace(e, mask=e.mask & ~e.question))
-
-def train_simulator(
-    base,        # a `Seq2Seq`; it stays as it is
-    e,           # an `Encoded` that a model has answered
-    answers,     # (N,) what it answered
-    config=PINTO_RECIPE, batch=16, folder=None, progress=False,
-):               # a T5 of transformers, in eval mode
-    "Train a T5 to guess the answers of another model, with all three `views` in equal shares."
-    shown = [replace(view, gold=torch.as_tensor(answers)) for view in views(e).values()]
-    return train_reasoner(base, replace(e, **{k: torch.cat([getattr(view, k) for view in shown]) for k in TENSORS}), config, None, batch, folder=folder, progress=progress)
+    batch: Encoded, # N questions
+) -> dict:          # name -> `Encoded`
+    """What a simulator is shown: question and rationale, the question alone, or the rationale alone
+    (with the choices in all)."""
+    return dict(
+        both=batch,
+        question=replace(batch, mask=batch.mask & ~batch.rationale),
+        rationale=replace(batch, mask=batch.mask & ~batch.question),
+    )
 
 def guesses(
-    simulator, # from `train_simulator`
-    e,         # an `Encoded` of N questions
-    answers,   # (N,) what the model answered
-)->dict:       # view -> (N,), 1 where the guess is right
-    "How often a simulator guesses what a model answered, view by view: what `leakage_adjusted_simulatability` is computed from."
-    return {name: (probabilities(simulator, view).argmax(1) == np.asarray(answers)).astype(float) for name, view in views(e).items()}
+    simulator: torch.nn.Module,                # from `train_simulator`
+    encoded: Encoded,                          # N questions
+    answers: list | np.ndarray | torch.Tensor, # (N,) what the model answered
+) -> dict:                                     # view -> (N,), 1 where the guess is right
+    """How often a simulator guesses what a model answered, view by view: what
+    `leakage_adjusted_simulatability` is computed from."""
+    right = {}
+    for name, view in views(encoded).items():
+        guessed = probabilities(simulator, view).argmax(1)
+        right[name] = (guessed == np.asarray(answers)).astype(float)
+    return right
+
+# %% ../nbs/15_pinto.ipynb #a269f5d1
+def train_simulator(
+    base: Seq2Seq,                             # a T5; it stays as it is
+    encoded: Encoded,                          # N questions that a model has answered
+    answers: list | np.ndarray | torch.Tensor, # (N,) what it answered
+    config: TrainConfig = PINTO_RECIPE,        # steps, learning rate, seed ...
+    batch: int = 16,                           # questions in a step
+    folder: str | Path | None = None,          # for checkpoints
+    progress: bool = False,                    # show a bar
+) -> torch.nn.Module:                          # a T5 of transformers, in eval mode
+    "Train a T5 to guess the answers of another model, with all three `views` in equal shares."
+    answers = torch.as_tensor(answers)
+    shown = [replace(view, gold=answers) for view in views(encoded).values()]
+    tensors = {}
+    for name in TENSORS:
+        tensors[name] = torch.cat([getattr(view, name) for view in shown])
+    examples = replace(encoded, **tensors)
+    return train_reasoner(base, examples, config, None, batch, folder=folder, progress=progress)
 
 # %% ../nbs/15_pinto.ipynb #pin00061
 @dataclass
-class Reasoner:
+class _ReasonerFields:
+    model: torch.nn.Module # a T5 of transformers
+    tokenizer: object      # its tokenizer
+    prompt: Prompt         # that rationales are generated with
+    lm: str                # fingerprint of the rationalizing model
+    lm_name: str = ''      # as it was given
+    tokens: int = 48       # of a rationale, at most
+    length: int = 128      # of what is read, at most
+
+# %% ../nbs/15_pinto.ipynb #f81f0ad5
+class Reasoner(_ReasonerFields):
     "A trained reasoning model, and where its rationales come from."
-    model: object        # a T5 of transformers
-    tokenizer: object
-    prompt: Prompt
-    lm: str              # fingerprint of the rationalizing model
-    lm_name: str = ''    # as it was asked for
-    tokens: int = 48     # of a rationale, at most
-    length: int = 128    # of what is read, at most
+    def probabilities(self,
+        questions: list,                # N of `MCQ`
+        rationales: list | None = None, # N tuples of K texts; None: without
+    ) -> np.ndarray:                    # (N, K)
+        "Probabilities of the choices, with rationales or without."
+        encoded = encode_questions(self.tokenizer, questions, rationales, self.length)
+        return probabilities(self.model, encoded)
 
-    def probabilities(self, questions, rationales=None):
-        "(N, K) probabilities of the choices, with rationales or without."
-        return probabilities(self.model, encode_questions(self.tokenizer, questions, rationales, self.length))
-
-    def rationalize(self, lm, questions, **how):
-        "Rationales for all choices. Raises `BadInput` for another language model than that of the training."
-        if lm.fingerprint != self.lm: raise BadInput(f'this reasoning model was trained with rationales of {self.lm_name or "another model"} ({self.lm[:12]}), not of {lm.name} ({lm.fingerprint[:12]}): load that one, in the same precision')
+    def rationalize(self,
+        lm: LM,          # the language model of the training
+        questions: list, # of `MCQ`
+        **how: object,   # batch_size and store, as in the function `rationalize`
+    ) -> list:           # one tuple of K rationales a question
+        "Rationales for all choices. Raises `BadInput` for another LM than that of the training."
+        if lm.fingerprint != self.lm: raise BadInput(
+            'this reasoning model was trained with rationales of '
+            f'{self.lm_name or "another model"} ({self.lm[:12]}), not of {lm.name} '
+            f'({lm.fingerprint[:12]}): load that one, in the same precision')
         return rationalize(lm, questions, self.prompt, self.tokens, **how)
 
-def _for_a_reasoner(folder):
-    "The folder, if a reasoning model can go there."
-    folder = Path(folder)
-    if next(p for p in (folder, *folder.absolute().parents) if p.exists()).is_file(): raise BadInput(f'{folder}: there is a file where a folder has to be; choose another place for the reasoning model')
-    if folder.is_dir() and not (folder/'pinto.json').is_file() and any(p.name != 'checkpoints' for p in folder.iterdir()): raise BadInput(f'{folder}: this folder holds something else than a reasoning model; choose another one')
-    return folder
+# %% ../nbs/15_pinto.ipynb #273d64c3
+def _holds_reasoner(folder): return (folder/'pinto.json').is_file()
+
+def _check_reasoner_place(folder):
+    return check_place(folder, 'a reasoning model', _holds_reasoner)
 
 def save_reasoner(
-    reasoner, # a `Reasoner`
-    folder,   # where config.json, model.safetensors, the tokenizer and pinto.json go
-)->Path:
+    reasoner: Reasoner, # to be saved
+    folder: str | Path, # where config.json, model.safetensors, the tokenizer and pinto.json go
+) -> Path:              # the folder
     "Save a reasoning model; the folder appears whole or not at all."
-    folder = _for_a_reasoner(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
-    try:
-        with _quiet(): reasoner.model.save_pretrained(tmp); reasoner.tokenizer.save_pretrained(tmp)
-        about = dict(prompt=asdict(reasoner.prompt), lm=reasoner.lm, lm_name=reasoner.lm_name, tokens=reasoner.tokens, length=reasoner.length, fingerprint=fingerprint(copy.deepcopy(reasoner.model).float()))
-        (tmp/'pinto.json').write_text(json.dumps(about, indent=1) + '\n')
-        tmp.chmod(0o755)
-        if not folder.exists(): os.replace(tmp, folder)
-        else:
-            for f in sorted(tmp.iterdir(), key=lambda f: f.name == 'pinto.json'): os.replace(f, folder/f.name)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    folder = _check_reasoner_place(folder)
+    fields = dict(
+        prompt=asdict(reasoner.prompt), lm=reasoner.lm, lm_name=reasoner.lm_name,
+        tokens=reasoner.tokens, length=reasoner.length,
+        fingerprint=fingerprint(copy.deepcopy(reasoner.model).float()),
+    )
+    with whole_folder(folder, last='pinto.json') as new:
+        with quiet_libraries():
+            reasoner.model.save_pretrained(new)
+            reasoner.tokenizer.save_pretrained(new)
+        (new/'pinto.json').write_text(json.dumps(fields, indent=1) + '\n')
     return folder
 
+# %% ../nbs/15_pinto.ipynb #0ef698ff
+def _read_fields(path):
+    "What `pinto.json` says: the fields of a `Reasoner` without its model, and the fingerprint."
+    try:
+        fields = json.loads(path.read_text(encoding='utf-8'))
+        stop = tuple(fields['prompt']['stop'])
+        kept = {name: fields[name] for name in ('lm', 'lm_name', 'tokens', 'length')}
+        prompt = Prompt(**fields['prompt'] | dict(stop=stop))
+        return dict(prompt=prompt) | kept, fields['fingerprint']
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f'{path} is damaged ({type(error).__name__}): train or copy the reasoning '
+                       'model again') from error
+
+_reasoner_schema = dict(prompt=dict(examples=str, line=str, stop=list[str]), lm=str, lm_name=str, tokens=int, length=int, fingerprint=str)
+
 def load_reasoner(
-    folder,      # made by `save_reasoner`
-    device=None, # 'cpu', 'cuda' ...
-)->Reasoner:
+    folder: str | Path,        # made by `save_reasoner`
+    device: str | None = None, # 'cpu', 'cuda' ...
+) -> Reasoner:
     "A saved reasoning model, frozen. Raises `BadInput` if it is not there or damaged."
     path = Path(folder)/'pinto.json'
-    if not path.is_file(): raise BadInput(f'no reasoning model in {folder}: it is a folder with pinto.json, as frozen-nb fit pinto makes it')
-    try: about = json.loads(path.read_text(encoding='utf-8')); prompt = Prompt(**about['prompt'] | dict(stop=tuple(about['prompt']['stop']))); rest = {k: about[k] for k in ('lm', 'lm_name', 'tokens', 'length')}; mark = about['fingerprint']
-    except (ValueError, KeyError, TypeError) as e: raise BadInput(f'{path} is damaged ({type(e).__name__}): train or copy the reasoning model again') from e
+    if not path.is_file(): raise BadInput(f'no reasoning model in {folder}: it is a folder with '
+                                          'pinto.json, as frozen-nb fit pinto makes it')
+    fields, expected = _read_fields(path)
     t5 = load_seq2seq(str(folder), device=device)
-    if t5.fingerprint != mark: raise BadInput(f'{folder}: these weights are not those that pinto.json belongs to; copy the folder again')
-    return Reasoner(t5.model, t5.tokenizer, prompt, **rest)
+    if t5.fingerprint != expected: raise BadInput(
+        f'{folder}: these weights are not those that pinto.json belongs to; copy the folder again')
+    return Reasoner(t5.model, t5.tokenizer, **fields)
 
+# %% ../nbs/15_pinto.ipynb #f4e021db
 @dataclass
 class Explanation:
     "What a question is answered with, and why."
-    choices: tuple
-    rationales: tuple
+    choices: tuple            # K texts
+    rationales: tuple         # one a choice
     probabilities: np.ndarray # (K,)
     without: np.ndarray       # (K,) with the rationales hidden
 
     @property
-    def answer(self): return self.choices[int(self.probabilities.argmax())]
+    def answer(self) -> str: return self.choices[int(self.probabilities.argmax())]
 
 def explain(
-    reasoner,  # a `Reasoner`
-    lm,        # the `LM` that it was trained with
-    question,  # a text
-    choices,   # K texts
-)->Explanation:
-    "Answer a question, with a rationale for each choice. Raises `BadInput` for what `check_question` refuses."
+    reasoner: Reasoner, # that answers
+    lm: LM,             # that it was trained with
+    question: str,      # a text
+    choices: list,      # K texts
+) -> Explanation:
+    "Answer a question, with a rationale for each choice. Raises what `check_question` raises."
     m = check_question(MCQ(question, tuple(choices), None, (), 'own'))
-    why = reasoner.rationalize(lm, [m])[0]
-    return Explanation(m.choices, why, reasoner.probabilities([m], [why])[0], reasoner.probabilities([m])[0])
+    rationales = reasoner.rationalize(lm, [m])[0]
+    chosen = reasoner.probabilities([m], [rationales])[0]
+    return Explanation(m.choices, rationales, chosen, reasoner.probabilities([m])[0])
 
 # %% ../nbs/15_pinto.ipynb #pin00064
-def fit_questions(
-    path,                      # a file with a question in each line, as for `read_questions`
-    out,                       # where the reasoning model goes
-    lm='llama',                # rationalizing model: a name, folder or hub id
-    prompt='obqa',             # a name of `data/prompts`, or a file
-    base='t5',                 # the T5 that is trained: a name, folder or hub id
-    config=PINTO_RECIPE,
-    regularizer=Regularizer(),
-    batch=16,                  # questions in a step
-    device=None, dtype=None,   # of the rationalizing model
-    tokens=48, length=128,     # of a rationale, and of what is read, at most
-    own=False,                 # take the rationales of the file, where all questions have them
-)->dict:                       # numbers of questions, and right answers (0 or 1) on those held out
-    "PINTO on a file of questions. Goes on where an earlier run of the same folder stopped. Raises `BadInput` for fewer than ten questions."
-    out, prompt, questions = _for_a_reasoner(out), read_prompt(prompt), read_questions(path)
+def _number(default, least): return field(default=default, metadata=dict(min=least))
+
+@dataclass
+class PintoFit:
+    "How PINTO is trained on a file of questions."
+    # A JSON object a line: "question", "choices" (a list), and "answer" (a choice, or its number
+    # from 0).
+    data: Path
+    out: Path                           # Where the reasoning model goes.
+    # LM that is prompted for rationales: the name of an included one, a folder or a hub id.
+    lm: str = 'llama'
+    # csqa, strategy, obqa or qasc, or a JSON file with examples, line and stop.
+    prompt: str = 'obqa'
+    t5: str = 't5'                      # T5 that is trained: a name, a folder or a hub id.
+    own: bool = False                   # Take the "rationales" of the file in place of prompting.
+    weight: float = _number(1., 0)      # Of the loss on damaged rationales; 0: no regularization.
+    steps: int | None = _number(None, 1)      # Training steps; by default the recipe's, 400.
+    batch: int = _number(16, 1)               # Questions in a step.
+    lr: float | None = _number(None, 1e-12)   # Highest learning rate; by default the recipe's.
+    tokens: int = _number(48, 1)              # Of a rationale, at most.
+    length: int = _number(128, 8)             # Tokens that the T5 reads, at most.
+    seed: int = _number(0, 0)           # Of the order of the questions and of the damage.
+    device: str | None = None           # 'cpu', 'cuda' ...; by default CUDA where there is one.
+    dtype: str | None = None            # 'fp32' (the default), 'bf16' or 'fp16'.
+    def __post_init__(self): _check_fit(self)
+
+# %% ../nbs/15_pinto.ipynb #a355b1ae
+def _check_fit(fit):
+    "Refuse numbers that are too small."
+    for option in fields(fit):
+        value, least = getattr(fit, option.name), option.metadata.get('min')
+        if None not in (value, least) and value < least:
+            raise BadInput(f'{option.name} {value}: give {least} or more')
+
+@patch(as_prop=True)
+def train_config(self: PintoFit) -> TrainConfig:
+    "Steps, learning rate and seed of the training."
+    steps = self.steps or PINTO_RECIPE.steps
+    return replace(PINTO_RECIPE, steps=steps, warmup=min(PINTO_RECIPE.warmup, steps//10),
+                   seed=self.seed, lr=self.lr or PINTO_RECIPE.lr, checkpoint_every=50)
+
+# %% ../nbs/15_pinto.ipynb #2ff531e6
+@patch
+def lines(
+    self: PintoFit,
+    result: dict, # of `fit_questions`
+) -> list:        # of texts
+    "What came of a training, for people."
+    questions, held_out = result['questions'], result['held_out']
+    lines = [f'{questions:,} questions, {held_out:,} of them held out; '
+             f'{self.train_config.steps:,} steps: {self.out}']
+    for name, right in result['right'].items():
+        share = paired_bootstrap(right) if len(right) > 1 else f'{right.mean():.2f}'
+        lines.append(f"held out, {name}: {share} right; chance {result['chance']:.2f}")
+    return lines
+
+# %% ../nbs/15_pinto.ipynb #5070767a
+def _split_questions(questions, path):
+    "A tenth of the questions, held out, and the others; one that comes again is on one side."
     groups = {}
-    for m in questions: groups.setdefault(m.question, []).append(m)                                            # the same question with other choices is on one side
-    keys = sorted(groups, key=lambda q: hashlib.sha256(q.encode()).hexdigest())
-    if len(keys) < 10: raise BadInput(f'{path}: {len(keys)} different questions; ten or more are needed, one of ten to test')
-    if own and (bare := next((m for m in questions if not m.rationales or not all(map(str.strip, m.rationales))), None)): raise BadInput(f'{path}: {bare.question[:60]!r} has no rationale for each of its choices, and one that stands alone would give the answer away: write one for each, or leave out own=True to prompt for them')
-    parts = {name: [m for q in some for m in groups[q]] for name, some in (('held', keys[:len(keys)//10]), ('kept', keys[len(keys)//10:]))}
-    reader, t5 = load_lm(lm, dtype, device), load_seq2seq(base, device=device)
-    encode_questions(t5.tokenizer, questions, None, length)                                                     # a question that is too long is refused before anything is said
-    with guard(reader.model): whys = {name: [m.rationales for m in part] if own else rationalize(reader, part, prompt, tokens) for name, part in parts.items()}
-    model = train_reasoner(t5, encode_questions(t5.tokenizer, parts['kept'], whys['kept'], length), config, regularizer, batch, folder=out/'checkpoints', progress=True)
-    held, gold = parts['held'], np.array([m.answer for m in parts['held']])
-    right = {name: (probabilities(model, encode_questions(t5.tokenizer, held, why, length)).argmax(1) == gold).astype(float) for name, why in (('with rationales', whys['held']), ('without', None))}
-    save_reasoner(Reasoner(model, t5.tokenizer, prompt, reader.fingerprint, reader.name, tokens, length), out)
-    shutil.rmtree(out/'checkpoints', ignore_errors=True)
-    return dict(questions=len(questions), held_out=len(held), right=right, chance=float(np.mean([1/len(m.choices) for m in held])))
+    for m in questions:
+        groups.setdefault(m.question, []).append(m)
+    names = sorted(groups, key=lambda question: hashlib.sha256(question.encode()).hexdigest())
+    if len(names) < 10: raise BadInput(f'{path}: {len(names)} different questions; ten or more '
+                                       'are needed, one of ten to test')
+    parts, n = {}, len(names)//10
+    for part, some in (('held_out', names[:n]), ('train', names[n:])):
+        parts[part] = [m for name in some for m in groups[name]]
+    return parts
+
+def _check_own(questions, path):
+    "Every choice of every question has to have a rationale."
+    def is_bare(m): return not m.rationales or not all(map(str.strip, m.rationales))
+    bare = next(filter(is_bare, questions), None)
+    if bare: raise BadInput(
+        f'{path}: {bare.question[:60]!r} has no rationale for each of its choices, and one that '
+        'stands alone would give the answer away: write one for each, or leave out own=True to '
+        'prompt for them')
+
+# %% ../nbs/15_pinto.ipynb #929a8929
+def _score_held_out(model, tokenizer, questions, rationales, length):
+    "Right answers with rationales and without, (questions,) of 0 and 1 each."
+    answers = np.array([m.answer for m in questions])
+    right = {}
+    for name, texts in (('with rationales', rationales), ('without', None)):
+        encoded = encode_questions(tokenizer, questions, texts, length)
+        right[name] = (probabilities(model, encoded).argmax(1) == answers).astype(float)
+    return right
+
+def _rationales_of(fit, lm, prompt, parts):
+    "Rationales of the file, or of the language model, for the questions of each part."
+    def rationales(part):
+        if fit.own: return [m.rationales for m in part]
+        return rationalize(lm, part, prompt, fit.tokens)
+    with guard(lm.model):
+        return {name: rationales(part) for name, part in parts.items()}
+
+# %% ../nbs/15_pinto.ipynb #5847be07
+def _train_kept(fit, t5, lm, prompt, encoded):
+    "A trained T5, and the folder in the cache where an interrupted training goes on."
+    regularizer, config = Regularizer(weight=fit.weight), fit.train_config
+    inputs = t5, lm, prompt, fit.tokens, fit.length, encoded, config, regularizer, fit.batch
+    folder = run_folder('pinto', 'fit', *inputs)
+    model = train_reasoner(t5, encoded, config, regularizer, fit.batch, folder=folder,
+                           progress=True)
+    return model, folder
+
+# %% ../nbs/15_pinto.ipynb #cef439c6
+def fit_questions(
+    fit: PintoFit, # data, place, models, steps ...
+) -> dict:         # numbers of questions, and right answers (0 or 1) on those held out
+    "PINTO on a file of questions. An interrupted call goes on where it stopped, given once more."
+    out, prompt = _check_reasoner_place(fit.out), read_prompt(fit.prompt)
+    questions = read_questions(fit.data)
+    parts = _split_questions(questions, fit.data)
+    if fit.own: _check_own(questions, fit.data)
+    lm, t5 = load_lm(fit.lm, fit.dtype, fit.device), load_seq2seq(fit.t5, device=fit.device)
+    encode_questions(t5.tokenizer, questions, None, fit.length) # refuses one that is too long
+    rationales = _rationales_of(fit, lm, prompt, parts)
+    encoded = encode_questions(t5.tokenizer, parts['train'], rationales['train'], fit.length)
+    model, folder = _train_kept(fit, t5, lm, prompt, encoded)
+    held_out = parts['held_out']
+    right = _score_held_out(model, t5.tokenizer, held_out, rationales['held_out'], fit.length)
+    reasoner = Reasoner(model, t5.tokenizer, prompt, lm.fingerprint, lm.name, fit.tokens,
+                        fit.length)
+    save_reasoner(reasoner, out)
+    shutil.rmtree(folder, ignore_errors=True)
+    chance = float(np.mean([1/len(m.choices) for m in held_out]))
+    return dict(questions=len(questions), held_out=len(held_out), right=right, chance=chance)

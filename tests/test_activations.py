@@ -10,7 +10,7 @@ from torch import nn
 from transformers import (AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration,
                           T5Config, T5ForConditionalGeneration)
 
-from frozen_nb.core.activations import attention_rows, blocks, hidden_states, positions
+from frozen_nb.core.activations import attention_rows, blocks, cached_length, hidden_states, positions
 from frozen_nb.core.frozen import BadInput, freeze, seeded
 
 torch.set_num_threads(1)
@@ -152,6 +152,12 @@ def test_a_cache_filled_outside_the_block():
         past = model(ids[:, :7], use_cache=True).past_key_values
         with attention_rows(model, early) as seen: model(ids[:, 7:], past_key_values=past)
         with pytest.raises(BadInput, match='ask from 7 on'): seen.rows
+
+
+def test_cached_tokens_are_counted_under_either_name():
+    past = tiny('llama')(ids[:, :7], use_cache=True).past_key_values
+    assert cached_length({}) == cached_length(dict(cache=None, past_key_values=None)) == 0
+    assert cached_length(dict(cache=past)) == cached_length(dict(past_key_values=past, cache=None)) == 7
 
 
 @pytest.fixture(scope='module')

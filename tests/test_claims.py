@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from frozen_nb.core import claims
-from frozen_nb.core.claims import Claim, ClaimsTable, Interval, KEYS, Ledger, PRESETS, Tables, VERDICTS, bootstrap, by_preset, check_record, load_records, merge, number, paired_bootstrap, preset, report, stale, unmet, verdict, write_records
+from frozen_nb.core.claims import Claim, ClaimsTable, Interval, KEYS, Ledger, PRESETS, Tables, VERDICTS, bootstrap, by_preset, check_record, claims_markdown, load_records, merge, number, paired_bootstrap, preset, report, stale, unmet, verdict, write_records
 from frozen_nb.core.frozen import BadInput
 
 settings.register_profile('shared', deadline=None, derandomize=True, max_examples=30)
@@ -217,7 +217,17 @@ def test_stale_and_unmet():
     records = recorded().records()
     assert stale(records, dict(lm='aa', other='x')) == {} == stale(records, {})
     assert stale(records, dict(lm='bb')) == {id: ['lm'] for id in ('demo.exact', 'demo.gap', 'demo.level')}
-    assert unmet(records) == [] and [r['id'] for r in unmet(a_ledger().records())] == ['demo.level']
+    assert unmet(records) == [] and [r['id'] for r in unmet([records[2] | dict(verdict='fails')])] == ['demo.level']
+
+
+@pytest.mark.parametrize('reason, counts', [('not part of the preset quick', False), ('FROZEN_NB_REAL names no folder with cifar10', False), ('out of memory', True)])
+def test_what_nobody_was_told_to_measure_is_not_unmet(reason, counts, tmp_path):
+    ledger = a_ledger()
+    assert unmet(ledger.records()) == []
+    ledger.not_run('demo.level', reason)
+    assert [r['id'] for r in unmet(ledger.records())] == ['demo.level']*counts
+    lead = re.search('class="lead">(.*?)<', report(tmp_path, ledger.records()).read_text())[1]
+    assert lead == '0 of 4 claims hold. ' + ('1 of the required claims does not.' if counts else 'All required claims that were run hold. 1 was not run.')
 
 
 def test_table():
@@ -321,3 +331,16 @@ def test_the_table_of_claims_prefers_what_ships_of_a_larger_preset(tmp_path, mon
     assert 'measured at full' in same._repr_html_() and 'measured at' not in other._repr_html_() + ClaimsTable(same.records)._repr_html_()
     monkeypatch.setenv('FROZEN_NB_PRESET', 'full')
     assert [r['verdict'] for r in table(lm='aa').records] == ['fails']
+
+
+def test_the_page_of_claims():
+    records = recorded().records()
+    own = records[1] | dict(id='demo.a', source='this library, after Figure 2', statement='a | b', per_seed=[], seeds=[])
+    other = records[2] | dict(id='limber.x', method='limber', paper='arXiv 2209.15162', statement='clip is better')
+    page = claims_markdown([*records, own, other])
+    heads, rows = re.findall('^## (.*)$', page, re.M), [line for line in page.splitlines() if line.startswith('| ') and '`' in line]
+    assert heads == ['LiMBeR', 'This library: demo'] and '| LiMBeR | [arXiv 2209.15162](https://arxiv.org/abs/2209.15162) | 1 | 1 | 0 | 0 | 0 |' in page and '[arXiv 2209.15162](https://arxiv.org/abs/2209.15162)' in page
+    assert [re.search('`(.*?)`', row)[1] for row in rows] == ['limber.x', 'demo.exact', 'demo.gap', 'demo.level', 'demo.loss', 'demo.a']   # the library's own last
+    assert all(len(re.findall(r'(?<!\\)\|', row)) == 9 for row in rows) and 'A \\| b.' in rows[-1] and "this library's own, after Figure 2" in rows[-1]
+    assert '| 3 | 50 |' in rows[3] and '*(required)*' in rows[3] and 'not part of the preset quick' in rows[4]
+    assert claims_markdown([]).startswith('# Claims')

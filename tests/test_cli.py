@@ -280,8 +280,8 @@ def documents(tmp_path_factory):
     from frozen_nb.core.zoo import load_lm
     folder = tmp_path_factory.mktemp('documents')
     for name, content in {'bella.txt': TOLD.encode(), 'edited.txt': f'\ufeff{TOLD}\r\n'.encode(), 'long.txt': (TOLD + ' ').encode()*60, 'latin.txt': 'Bär'.encode('latin-1'), 'zeros.txt': bytes(10), 'empty.txt': b' \n'}.items(): (folder/name).write_bytes(content)
-    for name in ('mine', 'more', 'nothing', 'map'): (folder/name).mkdir()
-    (folder/'mine'/'letter.txt').write_text('dear'); (folder/'more'/'letter.txt').write_text('dear'); (folder/'more'/'adapter_config.json').write_text('{}'); (folder/'map'/'config.json').write_text('{}')
+    for name in ('mine', 'map'): (folder/name).mkdir()
+    (folder/'mine'/'letter.txt').write_text('dear'); (folder/'map'/'config.json').write_text('{}')
     torch.manual_seed(0); g = Generator(load_lm('llama', device='cpu'), width=8, rank=4, chunk=20)
     for layer in g.layers: torch.nn.init.normal_(layer.out.weight, std=.05)
     save_generator(g, folder/'generator')
@@ -314,7 +314,7 @@ def test_a_long_document_as_a_process(documents, tmp_path):
 
 @pytest.mark.parametrize('line, words', [
     ('latin.txt --ask why', 'latin.txt: not a text file in UTF-8'), ('zeros.txt --ask why', 'zeros.txt: not a text file in UTF-8'), ('empty.txt --ask why', 'empty.txt: this file is empty'), ('bella.txt', '--ask QUESTION, --save DIR'), ('bella.txt --ask= --ask why', 'blank'),
-    ('bella.txt --save mine', 'mine is there already and no adapter'), ('bella.txt --save nothing', 'nothing is there already'), ('bella.txt --save more', 'letter.txt'), ('bella.txt --save empty.txt', 'empty.txt is there already'), ('bella.txt --save empty.txt/deeper', 'a file where a folder'),
+    ('bella.txt --save mine', 'mine: this folder holds something else than an adapter'), ('bella.txt --save empty.txt', 'empty.txt: there is a file where a folder'), ('bella.txt --save empty.txt/deeper', 'a file where a folder'),
     ('bella.txt --ask why --lm opt', 'generator: this generator was made for another language model than opt'), ('bella.txt --ask why --lm llama-random', 'another language model'), ('bella.txt --ask why --lm clip', 'clip'), ('bella.txt --ask why --lm lama', 'llama'), ('bella.txt --ask why --device quantum', 'quantum'), ('bella.txt --ask why --dtype int8', 'int8'),
     ('bella.txt --ask why --generator nowhere', 'no generator in nowhere'), ('bella.txt --ask why --generator map', 'map')])
 def test_adapt_refuses(shell, documents, monkeypatch, line, words):
@@ -325,7 +325,7 @@ def test_adapt_refuses(shell, documents, monkeypatch, line, words):
 
 def test_a_folder_in_the_way_is_seen_before_anything_is_read(shell, documents, monkeypatch):
     monkeypatch.chdir(documents); monkeypatch.setattr('frozen_nb.core.zoo.load_lm', lambda *args: 1/0)
-    for folder in ('mine', 'more', 'nothing', 'empty.txt'): refused(shell('adapt', 'bella.txt', '--ask', 'why?', '--save', folder, '--generator', 'generator'), folder)
+    for folder in ('mine', 'empty.txt'): refused(shell('adapt', 'bella.txt', '--ask', 'why?', '--save', folder, '--generator', 'generator'), folder)
     monkeypatch.setattr('frozen_nb.core.frozen.data_path', lambda *parts: documents.joinpath('none', *parts))
     refused(shell('adapt', 'bella.txt', '--ask', 'why?'), '--generator DIR', 'frozen-nb fit generative_adapter')
 

@@ -136,7 +136,7 @@ def test_folders_that_are_wrong(tmp_path):
     (tmp_path/'half'/'adapter_model.safetensors').write_bytes((tmp_path/'a'/'adapter_model.safetensors').read_bytes()[:500])
     with pytest.raises(BadInput, match='cannot be read'): load_adapter(tmp_path/'half', lm)
     (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'letter.txt').write_text('dear')
-    with pytest.raises(BadInput, match='no adapter'): save_adapter(adapter, lm, tmp_path/'mine')
+    with pytest.raises(BadInput, match='something else than an adapter'): save_adapter(adapter, lm, tmp_path/'mine')
     assert (tmp_path/'mine'/'letter.txt').read_text() == 'dear' and sorted(p.name for p in tmp_path.iterdir()) == ['a', 'half', 'mine']
     with pytest.raises(BadInput, match='2 adapters'): save_adapter(Adapter.of([adapter, adapter]), lm, tmp_path/'two')
     save_generator(g, tmp_path/'g'); again = load_generator(tmp_path/'g', lm)
@@ -146,8 +146,8 @@ def test_folders_that_are_wrong(tmp_path):
     with pytest.raises(BadInput, match='no whole generator'): load_generator(tmp_path/'g', lm)
     assert token_f1(['in the snow', 'a red fox', ''], ['in snow', 'blue', '']).tolist() == [1., 0., 1.]
     (tmp_path/'a'/'letter.txt').write_text('dear')
-    with pytest.raises(BadInput, match='letter.txt'): save_adapter(adapter, lm, tmp_path/'a')
-    assert (tmp_path/'a'/'letter.txt').read_text() == 'dear'
+    save_adapter(adapter, lm, tmp_path/'a')                                                                  # what else is there stays
+    assert sorted(p.name for p in (tmp_path/'a').iterdir()) == ['adapter_config.json', 'adapter_model.safetensors', 'letter.txt']
     with pytest.raises(BadInput, match='a file where a folder has to be'): save_adapter(adapter, lm, tmp_path/'a'/'letter.txt'/'deeper')
     for config in (dict(width=12), [1], dict(base=None)):
         (tmp_path/'g'/'config.json').write_text(json.dumps(config))
@@ -212,31 +212,36 @@ def texts(tmp_path):
     for i in range(12): (tmp_path/'in'/f'{i}.txt').write_text(biography(i, 1).text)
     return tmp_path/'in'
 
-TINY = dict(config=TrainConfig(3, 3e-3, 'constant', checkpoint_every=1), batch_size=4, progress=False, width=8, rank=4, chunk=20)
+TINY = dict(steps=3, batch=4, width=8, rank=4, chunk=20)
+def fit(data, out, lm, **options): return fit_texts(GeneratorFit(data, out, lm, **TINY | options), progress=False)
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))   # where trainings go on
 
 def test_a_generator_learns_from_texts_and_comes_back(texts, tmp_path):
     lm = make('llama'); hashes = tensor_hashes(lm.model)
-    found = fit_texts(texts, tmp_path/'out', lm, **TINY)
+    found = fit(texts, tmp_path/'out', lm)
     g, worth = load_generator(tmp_path/'out', lm), found['perplexity']
     assert (found['texts'], found['held_out'], found['history'].steps, found['history'].resumed_at) == (12, 1, 3, None) and tensor_hashes(lm.model) == hashes
     assert g.made_of == dict(width=8, rank=4, scale=1., part='attention', norm='svd', floor=1e-4, chunk=20) and any(layer.out.weight.any() for layer in g.layers)
     assert list(worth) == ['reconstruction', 'completion'] and all(list(x) == ['own', 'none'] and min(x.values()) > 1 for x in worth.values())                       # one text alone has no interval
-    again = fit_texts(texts, tmp_path/'out', lm, **TINY)                                                                  # nothing is left to do
+    again = fit(texts, tmp_path/'out', lm)                                                                  # nothing is left to do
     assert again['history'].resumed_at == 3 and again['perplexity'] == worth and fingerprint(load_generator(tmp_path/'out', lm)) == fingerprint(g)
     (texts/'0.txt').rename(texts/'zero.TXT'); (texts/'same.txt').write_text('\ufeff' + (texts/'1.txt').read_text() + '\r\n'); (texts/'.hidden.txt').write_bytes(b'\xff'); (texts/'notes.md').write_bytes(b'\xff')
-    again = fit_texts(texts, tmp_path/'out', lm, **TINY)                                                                  # the same texts under other names
+    again = fit(texts, tmp_path/'out', lm)                                                                  # the same texts under other names
     assert (again['texts'], again['history'].resumed_at) == (12, 3)
-    with pytest.raises(BadInput, match='name another folder'): fit_texts(texts, tmp_path/'out', lm, **TINY | dict(config=TrainConfig(4, 3e-3, 'constant')))
+    other = fit(texts, tmp_path/'out', lm, steps=4)                                                                       # another training, which the folder holds now
+    assert (other['history'].resumed_at, other['history'].steps) == (None, 4) and fingerprint(load_generator(tmp_path/'out', lm)) != fingerprint(g)
     for i in range(20, 30): (texts/f'{i}.txt').write_text(biography(i, 1).text)
-    more = fit_texts(texts, tmp_path/'out', lm, **TINY)
+    more = fit(texts, tmp_path/'out', lm)
     assert (more['texts'], more['held_out'], more['history'].resumed_at) == (22, 2, None) and all(i.low <= i.value <= i.high for x in more['perplexity'].values() for i in x.values())
     (texts/'2.txt').write_text(biography(50, 1).text)
-    assert fit_texts(texts, tmp_path/'out', lm, **TINY)['history'].resumed_at is None and fit_texts(texts, tmp_path/'out', lm, **TINY | dict(batch_size=3))['history'].resumed_at is None
+    assert fit(texts, tmp_path/'out', lm)['history'].resumed_at is None and fit(texts, tmp_path/'out', lm, batch=3)['history'].resumed_at is None
 
 def test_perplexity_is_that_of_the_tokens(texts, tmp_path):
     lm = make('llama')
     for p in list(texts.iterdir())[2:]: p.unlink()
-    found = fit_texts(texts, tmp_path/'out', lm, **TINY)
+    found = fit(texts, tmp_path/'out', lm)
     g, ids = load_generator(tmp_path/'out', lm), {p: TOKENIZER(p.read_text(), add_special_tokens=False).input_ids for p in texts.iterdir()}
     def perplexity(ids, told, said):
         row = torch.tensor([[0, *said]])
@@ -250,22 +255,24 @@ def test_perplexity_is_that_of_the_tokens(texts, tmp_path):
 
 def test_a_fit_that_was_stopped_goes_on(texts, tmp_path, monkeypatch):
     lm, calls, loss = make('llama'), [], adapter_loss
-    whole = fit_texts(texts, tmp_path/'whole', lm, **TINY)
+    monkeypatch.setattr(GeneratorFit, 'train_config', TrainConfig(3, 3e-3, 'constant', checkpoint_every=1))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv('FROZEN_NB_CACHE', str(tmp_path/'elsewhere')); whole = fit(texts, tmp_path/'whole', lm)
     def stops(*args):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt
         return loss(*args)
     monkeypatch.setattr(generative_adapter, 'adapter_loss', stops)
-    with pytest.raises(KeyboardInterrupt): fit_texts(texts, tmp_path/'out', lm, **TINY)
-    assert [p.name for p in (tmp_path/'out').iterdir()] == ['checkpoints']
-    found = fit_texts(texts, tmp_path/'out', lm, **TINY)
+    with pytest.raises(KeyboardInterrupt): fit(texts, tmp_path/'out', lm)
+    assert not (tmp_path/'out').exists()
+    found = fit(texts, tmp_path/'out', lm)
     assert len(calls) == 4 and found['history'].resumed_at == 2 and found['history'].losses == whole['history'].losses and found['perplexity'] == whole['perplexity']
     assert fingerprint(load_generator(tmp_path/'out', lm)) == fingerprint(load_generator(tmp_path/'whole', lm))
 
 def test_texts_that_cannot_be_used(texts, tmp_path):
     lm = make('llama')
     def refused(*words, data=texts, out=tmp_path/'out', **how):
-        with pytest.raises(BadInput) as e: fit_texts(data, out, lm, **TINY | how)
+        with pytest.raises(BadInput) as e: fit(data, out, lm, **how)
         assert all(w in str(e.value) for w in words) and '\n' not in str(e.value) and not (tmp_path/'out').exists(), str(e.value)
     refused('nowhere', 'no such folder', data=tmp_path/'nowhere'); refused('0.txt', 'no such folder', data=texts/'0.txt')
     refused('0.txt', 'a file where', out=texts/'0.txt'); refused('a file where', out=texts/'0.txt'/'deeper'); refused('something else', out=texts)
@@ -286,6 +293,18 @@ def test_a_language_model_whose_tokenizer_has_no_start(texts, tmp_path):
     own = make('llama'); lm = LM(own.model, load_tokenizer(tokenizer()), 'plain', own.fingerprint)
     assert lm.tokenizer.bos_token is None
     for i in range(3): (tmp_path/f'{i}.txt').write_text('a red hippo in the snow ' * (2 + i))
-    fit_texts(tmp_path, tmp_path/'out', lm, **TINY)
+    fit(tmp_path, tmp_path/'out', lm)
     said = answers(lm, ['a hippo', 'in the snow'], Memory(lm, load_generator(tmp_path/'out', lm)).add('a red hippo in the snow').adapter())
     assert len(said) == 2
+
+@pytest.mark.parametrize('options, words', [(dict(width=0), 'width 0: give 1 or more'), (dict(steps=0), 'steps 0'), (dict(lr=0.), 'lr 0'), (dict(part='head'), 'choose attention or mlp'), (dict(width=8, rank=9), 'rank 9 of a generator of width 8')])
+def test_options_of_a_fit_that_cannot_be(options, words):
+    with pytest.raises(BadInput, match=words): GeneratorFit('in', 'out', **options)
+
+def test_the_recipe_and_the_lines_of_a_fit():
+    config = GeneratorFit('in', 'out').train_config
+    assert config == replace(GENERATOR_RECIPE, checkpoint_every=100)
+    short = GeneratorFit('in', 'out', steps=50, lr=.1, seed=3)
+    assert short.train_config == replace(config, steps=50, warmup=5, lr=.1, seed=3)
+    result = dict(texts=1200, held_out=120, perplexity=dict(reconstruction=dict(own=2.345, none=30.)))
+    assert short.lines(result) == ['1,200 texts, 120 of them held out; 50 steps: out', 'held out, reconstruction: perplexity 2.35 with the adapter, 30 without']

@@ -1,5 +1,6 @@
 "LiMBeR on one's own models and data: the example of the README on every family, captions in a file, the authors' projections, the published sizes."
 import json, shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -85,6 +86,12 @@ def test_oblong_grids_are_pooled_by_place():
     for k in (0, -1, 5, 16): refused(lambda: pool_tokens(x, k, (2, 18)), f'cannot make {k} ')
     refused(lambda: pool_tokens(x[:, :8], 4), '8 visual tokens')
 
+def test_one_text_for_an_image_is_not_a_list_of_characters(root, paths):
+    encoder, lm = encoder_in(root/'clip_vit'), lm_in(root/'llama')
+    features, texts = image_features(encoder, lambda i: open_image(paths[i]), paths, k=4), [texts[0] for texts in SAID]
+    losses = [fit_map(encoder, lm, features, captions, FEW)[1].losses for captions in (texts, [[t] for t in texts], [texts[0], *([t] for t in texts[1:])])]
+    assert losses[0] == losses[1] == losses[2] and losses[0] != fit_map(encoder, lm, features, [list(t) for t in texts], FEW)[1].losses
+
 # --- captions in a file
 
 def write(folder, *lines):
@@ -146,12 +153,13 @@ def test_the_right_picture_helps(shell, menagerie, tmp_path, monkeypatch):
     assert shell('fit', 'limber', '--data', moved/'data.jsonl', *line).out == said.out
 
 def test_training_goes_on_where_it_was_stopped(menagerie, root, tmp_path, monkeypatch):
-    config, steps, real = TrainConfig(6, 1e-2, checkpoint_every=2), [], module.target_loss
+    steps, real, recipe = [], module.target_loss, LimberFit.train_config.fget
+    monkeypatch.setattr(LimberFit, 'train_config', property(lambda fit: replace(recipe(fit), checkpoint_every=2)))
     def stopped(*args):
         steps.append(1)
         if len(steps) == 5: raise MemoryError('killed')
         return real(*args)
-    fit = lambda name: fit_captions(menagerie/'data.jsonl', tmp_path/name, encoder_in(root/'clip_vit'), lm_in(root/'llama'), 4, config)
+    fit = lambda name: fit_captions(LimberFit(menagerie/'data.jsonl', tmp_path/name, encoder_in(root/'clip_vit'), lm_in(root/'llama'), 4, steps=6))
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'first'))
     monkeypatch.setattr(module, 'target_loss', stopped)
     with pytest.raises(MemoryError): fit('a')
@@ -170,12 +178,12 @@ def test_the_same_bytes_are_never_on_both_sides(menagerie, root, tmp_path, monke
     def fit(encoder, lm, features, captions, *args, **kwargs): seen.append([{*texts} for texts in captions]); raise InterruptedError
     monkeypatch.setattr(module, 'fit_map', fit)
     for order in (lines, lines[::-1]):
-        with pytest.raises(InterruptedError): fit_captions(write(tmp_path, *order), tmp_path/'map', encoder_in(root/'clip_vit'), lm_in(root/'llama'))
+        with pytest.raises(InterruptedError): fit_captions(LimberFit(write(tmp_path, *order), tmp_path/'map', encoder_in(root/'clip_vit'), lm_in(root/'llama')))
     assert len(seen[0]) == 18 and seen[0] == seen[1] and all(len(texts) == 2 and len({t.split()[0] for t in texts}) == 1 for texts in seen[0])
 
 @pytest.mark.parametrize('change, words', [
     (dict(data='few'), ['9 different images', 'at least 10']), (dict(data='broken'), ['line 3', '2.png', 'not an image']), (dict(data='long'), ['positions do not fit', 'llama']), (dict(out='taken'), ['taken', 'file']), (dict(out='taken/deeper'), ['file']),
-    (dict(out='other'), ['other', 'something else']), (dict(k=5), ['cannot make 5 ']), (dict(k=0), ['cannot make 0 ']), (dict(encoder='clap'), ['clip']), (dict(lm='lama'), ['llama']), (dict(lm='clip'), ['load_encoder'])])
+    (dict(out='other'), ['other', 'something else']), (dict(k=5), ['cannot make 5 ']), (dict(k=0), ['k 0', '1 or more']), (dict(steps=0), ['steps 0']), (dict(dropout=1), ['dropout 1', '0.99']), (dict(optimizer='sgd'), ['sgd', 'muon']), (dict(encoder='clap'), ['clip']), (dict(lm='lama'), ['llama']), (dict(lm='clip'), ['load_encoder'])])
 def test_nothing_is_written_for_what_cannot_be_used(menagerie, root, tmp_path, monkeypatch, change, words):
     lines = (menagerie/'data.jsonl').read_text().replace('"image": "', f'"image": "{menagerie}/').splitlines()
     write(tmp_path, *lines[:20]).rename(tmp_path/'good')
@@ -187,12 +195,12 @@ def test_nothing_is_written_for_what_cannot_be_used(menagerie, root, tmp_path, m
     (tmp_path/'other').mkdir()
     (tmp_path/'other'/'config.json').write_text('{"model_type": "llama"}')
     before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*'))
-    given = dict(data='good', out='map', encoder=encoder_in(root/'clip_vit'), lm=lm_in(root/'llama'), k=4) | change
+    given = dict(data='good', out='map', encoder=encoder_in(root/'clip_vit'), lm=lm_in(root/'llama'), k=4, steps=3) | change
     given.update(data=tmp_path/given['data'], out=tmp_path/given['out'], device='cpu')
     if change.get('data') == 'long':
         given['lm'] = load_lm('llama', device='cpu')
         monkeypatch.delattr(module, 'image_features')   # it is said before anything is encoded
-    refused(lambda: fit_captions(config=FEW, **given), *words)
+    refused(lambda: fit_captions(LimberFit(**given)), *words)
     assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*')) == before
 
 # --- the authors' projections

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from frozen_nb.core.activations import blocks, final_norm
+from frozen_nb.core.folders import read_folder
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.lm4visual import *
 from frozen_nb.core.training import TrainConfig
@@ -197,7 +198,7 @@ def test_a_classifier_comes_back(classes, tmp_path):
 
 def test_a_classifier_that_is_damaged(classes, tmp_path):
     fit_folder(classes, tmp_path/'out', **SMALL)
-    config, tensors = json.loads((tmp_path/'out'/'config.json').read_text()), load_file(tmp_path/'out'/'model.safetensors')
+    config, tensors = read_folder(tmp_path/'out', 'classifier')
     def saved(name, config, tensors):
         (tmp_path/name).mkdir(); (tmp_path/name/'config.json').write_text(json.dumps(config)); save_file(tensors, tmp_path/name/'model.safetensors')
         return tmp_path/name

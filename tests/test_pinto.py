@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from frozen_nb import pinto
+from frozen_nb.core.generation import continuations
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes
 from frozen_nb.world.multiple_choice import MCQ, mcq
 from frozen_nb.pinto import *
@@ -74,22 +75,22 @@ def test_a_kill_between_batches_loses_only_the_batch(tmp_path, monkeypatch):
         done.extend(rows); return real(lm, prefix, rows, *a, **k)
     monkeypatch.setattr(pinto, 'continuations', once)
     with pytest.raises(KeyboardInterrupt): rationalize(lm, ms, PROMPT, 6, 2, store=tmp_path)
-    assert len(Rationales(lm, PROMPT, 6, tmp_path).get(done)) == len(done) == 8
+    assert len(rationale_store(lm, PROMPT, 6, tmp_path).get(done)) == len(done) == 8
 
 def _write(folder, i):
     lm = type('lm', (), dict(fingerprint='x'))
-    for k in range(20): Rationales(lm, PROMPT, 6, folder).put({f'{i}/{k}': str(k), 'both': 'same'})
+    for k in range(20): rationale_store(lm, PROMPT, 6, folder).put({f'{i}/{k}': str(k), 'both': 'same'})
 
 def test_several_processes_write_one_file(tmp_path):
     ps = [multiprocessing.get_context('spawn').Process(target=_write, args=(tmp_path, i)) for i in range(3)]
     for p in ps: p.start()
     for p in ps: p.join()
     assert [p.exitcode for p in ps] == [0]*3
-    found = Rationales(type('lm', (), dict(fingerprint='x')), PROMPT, 6, tmp_path).get([f'{i}/{k}' for i in range(3) for k in range(20)] + ['both', 'none'])
+    found = rationale_store(type('lm', (), dict(fingerprint='x')), PROMPT, 6, tmp_path).get([f'{i}/{k}' for i in range(3) for k in range(20)] + ['both', 'none'])
     assert len(found) == 61
 
 def test_a_damaged_store_is_named(tmp_path):
-    lm = make('llama'); kept = Rationales(lm, PROMPT, 6, tmp_path); kept.path.write_bytes(b'nothing of the kind'*100)
+    lm = make('llama'); kept = rationale_store(lm, PROMPT, 6, tmp_path); kept.path.write_bytes(b'nothing of the kind'*100)
     with pytest.raises(BadInput, match=f'{kept.path.name}.*delete it'): rationalize(lm, [mcq(0)], PROMPT, 6, store=tmp_path)
 
 def test_too_long_for_the_model():
@@ -273,16 +274,27 @@ def test_damaged_folders(t5, tmp_path):
 def test_own_questions(tmp_path):
     rows = [dict(question=f'{m.question} {i % 14}', choices=m.choices, answer=m.answer, rationales=m.rationales) for i, m in enumerate(mcq(i, 'strategy', seed=9) for i in range(40))]
     (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    found = fit_questions(tmp_path/'q.jsonl', tmp_path/'out', config=replace(SHORT, checkpoint_every=1), batch=4, device='cpu', own=True)
+    found = fit_questions(PintoFit(tmp_path/'q.jsonl', tmp_path/'out', steps=3, batch=4, device='cpu', own=True))
     assert found['questions'] == 40 and found['chance'] == .5 and len(found['right']['with rationales']) == found['held_out'] > 0
     assert (tmp_path/'out'/'pinto.json').is_file() and not (tmp_path/'out'/'checkpoints').exists()
+    lines = PintoFit(tmp_path/'q.jsonl', tmp_path/'out', steps=3).lines(found)
+    assert lines[0] == f"40 questions, {found['held_out']} of them held out; 3 steps: {tmp_path/'out'}" and [l.split(':')[0] for l in lines[1:]] == ['held out, with rationales', 'held out, without']
     (tmp_path/'few.jsonl').write_text('\n'.join(map(json.dumps, rows[:5])))
-    with pytest.raises(BadInput, match='5 different questions; ten or more'): fit_questions(tmp_path/'few.jsonl', tmp_path/'new')
+    with pytest.raises(BadInput, match='5 different questions; ten or more'): fit_questions(PintoFit(tmp_path/'few.jsonl', tmp_path/'new'))
     del rows[3]['rationales']; (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    with pytest.raises(BadInput, match='has no rationale for each of its choices'): fit_questions(tmp_path/'q.jsonl', tmp_path/'new', own=True)
+    with pytest.raises(BadInput, match='has no rationale for each of its choices'): fit_questions(PintoFit(tmp_path/'q.jsonl', tmp_path/'new', own=True))
     (tmp_path/'q.tsv').write_text('\n'.join(f'what runs {i}?\\nOptions:\\n- fox\\n- stone\tfox\tFoxes do.' for i in range(20)))    # what people wrote about the right choice alone
-    with pytest.raises(BadInput, match='would give the answer away'): fit_questions(tmp_path/'q.tsv', tmp_path/'new', own=True)
+    with pytest.raises(BadInput, match='would give the answer away'): fit_questions(PintoFit(tmp_path/'q.tsv', tmp_path/'new', own=True))
     assert not (tmp_path/'new').exists()
+
+@pytest.mark.parametrize('option, value, least', [('weight', -1, 0), ('steps', 0, 1), ('batch', 0, 1), ('length', 7, 8), ('lr', 0., 1e-12)])
+def test_options_that_are_too_small(option, value, least):
+    with pytest.raises(BadInput, match=f'{option} {value}: give {least} or more'): PintoFit('q.jsonl', 'out', **{option: value})
+
+def test_the_recipe_of_a_fit():
+    config = PintoFit('q.jsonl', 'out').train_config
+    assert config == replace(PINTO_RECIPE, checkpoint_every=50)
+    assert PintoFit('q.jsonl', 'out', steps=50, lr=.1, seed=3).train_config == replace(config, steps=50, warmup=5, lr=.1, seed=3)
 
 # Published formats
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from frozen_nb.core.folders import file_hash
 from frozen_nb.core.frozen import BadInput, freeze, is_frozen
 from frozen_nb.core.prefix import LinearMap, MARK, choose, generate, load_map, save_map, sequence, target_log_likelihood, target_loss
 from frozen_nb.core.zoo import LM
@@ -128,6 +129,7 @@ def rewrite(change):
         weights = load_file(folder/'model.safetensors')
         change(weights)
         save_file(weights, folder/'model.safetensors')
+        config(weights_sha256=file_hash(folder/'model.safetensors'))(folder)
     return damage
 
 def config(**new): return lambda folder: (folder/'config.json').write_text(json.dumps(json.loads((folder/'config.json').read_text()) | new))

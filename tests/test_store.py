@@ -1,5 +1,9 @@
-"What a notebook cannot show well about the feature store: a kill while it writes, several processes, damage. More of it is in test_campaigns."
-import multiprocessing, os, signal, time
+"What a notebook cannot show well about the stores: a kill while they write, several processes, damage, hashes of many inputs. More of it is in test_campaigns."
+import copy, multiprocessing, os, random, signal, subprocess, sys, time
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -9,8 +13,8 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from frozen_nb.core.stores import FeatureStore
-from frozen_nb.core.frozen import BadInput
+from frozen_nb.core.frozen import BadInput, seeded
+from frozen_nb.core.stores import FeatureStore, hash_inputs, run_folder, TextStore
 
 torch.set_num_threads(1)
 fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None
@@ -216,3 +220,176 @@ def test_indexing_is_numpys(feats, whole, index):
 def test_indices_out_of_range(feats):
     for index in (320, [0, 320], -321):
         with pytest.raises(IndexError): feats[index]
+
+
+# Texts
+
+def shout(prompts): return [prompt.upper() for prompt in prompts]
+
+
+def test_texts_are_generated_once_longest_first(tmp_path):
+    batches = []
+    def generate(prompts):
+        batches.append(prompts)
+        return shout(prompts)
+    store = TextStore('key', folder=tmp_path)
+    assert store.texts(['a', 'ccc', 'bb', 'a', ''], generate, 2) == ['A', 'CCC', 'BB', 'A', '']
+    assert batches == [['ccc', 'bb'], ['a', '']]
+    assert TextStore('key', folder=str(tmp_path)).texts(['d', 'a'], generate) == ['D', 'A'] and batches[2:] == [['d']]
+    assert store.texts([], None) == [] and store.get(['a', 'a', 'x']) == {'a': 'A'}
+    store.put({'a': 'other'})
+    assert store.texts(['a'], None) == ['other']
+
+
+def test_another_key_is_another_file(tmp_path):
+    for key in (('a',), ('a', 1), ('a', '1'), (['a', 1],)): TextStore(*key, folder=tmp_path).put({'x': str(key)})
+    assert len(list(tmp_path.iterdir())) == 4 and TextStore('a', 1, folder=tmp_path).get(['x']) == {'x': "('a', 1)"}
+
+
+def test_texts_in_the_cache_and_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path))
+    nowhere = TextStore('key', folder=False)
+    assert nowhere.texts(['a', 'a'], shout) == ['A', 'A'] and nowhere.get(['a']) == {} and not list(tmp_path.iterdir())
+    TextStore('key').put({'a': 'A'})
+    assert TextStore('key').get(['a']) == {'a': 'A'} and TextStore('key').path.parent == tmp_path/'texts'
+
+
+def test_a_failure_loses_the_batch_in_hand(tmp_path):
+    def generate(prompts):
+        if 'a' in prompts: raise KeyboardInterrupt
+        return shout(prompts)
+    store = TextStore('key', folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt): store.texts(['a', 'bb', 'ccc'], generate, 1)
+    assert store.get(['a', 'bb', 'ccc']) == {'bb': 'BB', 'ccc': 'CCC'}
+    with pytest.raises(ValueError): store.texts(['dd', 'ee'], lambda prompts: ['one'])
+    assert store.get(['dd', 'ee']) == {}
+
+
+@pytest.mark.parametrize('text', ['', 'größer\0"\'; DROP TABLE texts', '\n' * 99, '\U0001f98a'])
+def test_any_text_comes_back(tmp_path, text):
+    TextStore('key', folder=tmp_path).put({text: text, 'x' + text: 'y'})
+    assert TextStore('key', folder=tmp_path).get([text]) == {text: text}
+
+
+def test_a_store_of_texts_that_is_damaged_or_in_the_way(tmp_path):
+    store = TextStore('key', folder=tmp_path)
+    store.put({'a': 'A'})
+    data = store.path.read_bytes()
+    for damaged in (b'nothing of the kind' * 100, data[:100] + bytes(len(data) - 100)):
+        store.path.write_bytes(damaged)
+        with pytest.raises(BadInput, match=f'{store.path.name}.*cannot be read.*delete it'): store.get(['a'])
+    (tmp_path/'file').write_text('')
+    with pytest.raises(BadInput, match='file.*cannot be used.*choose another folder'): TextStore('key', folder=tmp_path/'file').put({'a': 'A'})
+
+
+def _put_many(folder, i):
+    for k in range(20): TextStore('key', folder=folder).put({f'{i}/{k}': str(k), 'both': 'same'})
+
+
+@forks
+def test_several_processes_write_texts(tmp_path):
+    children = [fork.Process(target=_put_many, args=(tmp_path, i)) for i in range(3)]
+    for child in children: child.start()
+    for child in children: child.join()
+    assert [child.exitcode for child in children] == [0] * 3
+    assert len(TextStore('key', folder=tmp_path).get([f'{i}/{k}' for i in range(3) for k in range(20)] + ['both', 'none'])) == 61
+
+
+# A hash of any inputs, and kept runs
+
+@dataclass
+class Recipe:
+    steps: int
+    rates: tuple = (.1, .2)
+    every: int = field(default=0, hash=False)
+    note: str = field(default='', compare=False)
+
+
+@dataclass
+class Other:
+    steps: int
+    rates: tuple = (.1, .2)
+
+
+class Arm(NamedTuple):
+    steps: int
+
+
+class Loss(torch.nn.Linear): pass
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+nested = st.recursive(plain, lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner), max_leaves=6)
+
+
+def same(a, b):
+    "Equal with types and order: what a hash has to tell apart."
+    if type(a) is not type(b): return False
+    if isinstance(a, dict): return same(list(a.items()), list(b.items()))
+    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
+    return (a, str(a)) == (b, str(b))                            # 0. and -0. differ
+
+
+@settings(max_examples=300, deadline=None)
+@given(nested, nested)
+def test_the_hash_tells_values_apart_as_types_and_order_do(a, b):
+    assert (hash_inputs(a) == hash_inputs(b)) == same(a, b)
+    assert hash_inputs(a) == hash_inputs(copy.deepcopy(a))
+    assert hash_inputs(a, b) != hash_inputs([a, b]) and hash_inputs(a) != hash_inputs(a, a)
+
+
+def test_values_that_look_alike():
+    with_fingerprint = [SimpleNamespace(fingerprint='a'), SimpleNamespace(fingerprint='a', preprocessing='b'), SimpleNamespace(fingerprint='ab')]
+    arrays = [np.zeros(2), np.zeros((2, 1)), np.zeros(2, np.float32), np.zeros(2, np.int64), np.float64(0), np.float32(0), np.zeros(1, [('a', float)]), np.zeros(1, [('b', float)])]
+    tensors = [torch.zeros(2), torch.zeros(2, 1), torch.zeros(2).half(), torch.zeros(2).bfloat16(), torch.zeros(()), torch.zeros(2).int()]
+    with seeded(0): modules = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+    twin = Loss(2, 2)
+    twin.load_state_dict(modules[0].state_dict())
+    values = [0, 0., -0., False, None, '', '0', b'0', b'', 0j, [], (), {}, set(), frozenset(), range(0), range(1), [[]], [()], [None], Path('0'), PurePosixPath('0'), 'None', float('nan'),
+              Recipe(1), Recipe(2), Recipe(1, (.2, .1)), Other(1), Arm(1), (1,), [1], torch.Size([1]), torch.float32, torch.device('cpu'), *with_fingerprint, *arrays, *tensors, *modules, twin]
+    assert len({hash_inputs(v) for v in values}) == len(values)
+    assert len({hash_inputs(v, w) for v in values[:20] for w in values[:20]}) == 400
+
+
+def test_values_that_are_the_same():
+    wide = np.zeros((4, 6))
+    for a, b in [(torch.arange(6).view(2, 3).T, torch.tensor([[0, 3], [1, 4], [2, 5]])), (wide[::2, ::3], np.zeros((2, 2))), ({'b', 'a', 3}, {3, 'a', 'b'}), (Recipe(1, every=3, note='x'), Recipe(1)),
+                 (torch.ones(2, requires_grad=True), torch.ones(2)), (float('nan'), -float('nan'))]:
+        assert hash_inputs(a) == hash_inputs(b)
+    with seeded(0): layer = torch.nn.Linear(2, 2)
+    assert hash_inputs(layer) == hash_inputs(copy.deepcopy(layer).eval().requires_grad_(False))
+
+
+def test_the_hash_is_the_same_in_every_process():
+    code = 'import numpy as np, torch; from frozen_nb.core.stores import hash_inputs; print(hash_inputs({"b", "a", "c"}, {"x": [1, 2.5, None, True]}, torch.arange(3), np.arange(3), torch.nn.Identity()))'
+    hashes = [subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONHASHSEED=seed), capture_output=True, text=True, check=True).stdout for seed in ('1', '2')]
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 65
+
+
+LOOP = []
+LOOP.append(LOOP)
+
+
+@pytest.mark.parametrize('value', [print, lambda x: x, object(), Recipe, iter([]), torch.nn.functional.relu, random.Random(0), torch.Generator(), SimpleNamespace(a=1), np.array([object()]), np.ma.array([1.]), LOOP, sys,
+                                   torch.ones(2, device='meta'), torch.ones(2, 2).to_sparse(), torch.nn.Linear(2, 2, device='meta')], ids=lambda v: type(v).__name__)
+def test_what_has_no_content_is_refused(value):
+    for inputs in ((value,), ([1, {'a': (value,)}],), (Other(value),)):
+        with pytest.raises(BadInput) as error: hash_inputs(*inputs)
+        assert '\n' not in str(error.value)
+
+
+def test_folders_of_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path))
+    folder = run_folder('limber', Recipe(1), ['a'])
+    assert folder == tmp_path/'runs'/'limber'/hash_inputs(Recipe(1), ['a'])[:16] and not folder.exists()
+    assert len({run_folder('limber', Recipe(1)), run_folder('ima', Recipe(1)), run_folder('limber', Recipe(2)), run_folder('limber')}) == 4
+    for method in ('', 'a/b', '..', '.', 'a b'):
+        with pytest.raises(BadInput, match='no name of a method'): run_folder(method)
+
+
+def test_models_of_the_zoo_can_be_inputs():
+    from frozen_nb.core.training import TrainConfig
+    from frozen_nb.core.zoo import load_encoder, load_lm
+    lm, encoder = load_lm('llama', device='cpu'), load_encoder('nfnet', device='cpu')
+    hashes = [hash_inputs(lm), hash_inputs(load_lm('llama', device='cpu')), hash_inputs(load_lm('llama', 'bf16', 'cpu')), hash_inputs(encoder), hash_inputs(lm.model), hash_inputs(TrainConfig(3))]
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 5

@@ -3,9 +3,11 @@ import json, shutil, socket, time
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import open_clip, pytest, timm, torch, transformers
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -285,17 +287,17 @@ def test_one_shard_of_two_is_not_enough(copy, name):
 def test_download_takes_one_set_of_weights(folders, monkeypatch, tmp_path):
     asked = {}
     def download(repo, revision=None, local_files_only=False, allow_patterns=None):
-        if local_files_only: raise module.LocalEntryNotFoundError('nothing here')
+        if local_files_only: raise LocalEntryNotFoundError('nothing here')
         asked.update(repo=repo, revision=revision, files=allow_patterns)
         return str(folders.root/'llama')
     files = ['config.json', 'tokenizer.json', 'flax_model.msgpack', 'pytorch_model-00001-of-00002.bin', 'pytorch_model-00002-of-00002.bin', 'onnx/config.json', 'README.md']
     monkeypatch.setattr(module, 'hub_reachable', lambda: True)
-    monkeypatch.setattr(module, 'snapshot_download', download)
-    monkeypatch.setattr(module.HfApi, 'list_repo_files', lambda self, repo, revision=None: files)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+    monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', lambda self, repo, revision=None: files)
     assert cpu(load_lm, 'owner/llama@v2').fingerprint == cpu(load_lm, folders.root/'llama').fingerprint
     assert asked == dict(repo='owner/llama', revision='v2', files=['config.json', 'tokenizer.json', *files[3:5]])
     def gone(self, repo, revision=None): raise ConnectionError('reset by peer')
-    monkeypatch.setattr(module.HfApi, 'list_repo_files', gone)
+    monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', gone)
     refused(lambda: cpu(load_lm, 'owner/llama'), 'owner/llama', 'reset by peer')
 
 # Encoders

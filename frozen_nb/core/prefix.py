@@ -7,207 +7,293 @@ __all__ = ['MARK', 'LinearMap', 'save_map', 'load_map', 'Sequence', 'sequence', 
            'generate', 'choose']
 
 # %% ../../nbs/core/06_prefix.ipynb #3bae2dc8
-import inspect, json, math, os, tempfile
-from dataclasses import dataclass, asdict
+import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file, load_file
+from fastcore.basics import patch
 from torch import nn
 
 from .frozen import *
 from .folders import read_folder, write_folder
+from frozen_nb.core.generation import (
+    choice_log_likelihoods, greedy, log_likelihoods, position_arguments,
+)
+from .zoo import Encoder, LM
 
 # %% ../../nbs/core/06_prefix.ipynb #a181ee6c
 class LinearMap(nn.Module):
-    "One linear map from visual tokens to the embeddings of a language model. Its weight and bias are all that is trained."
+    "One linear map from visual tokens to embeddings of a language model; nothing else is trained."
     def __init__(self,
-        width_in,         # e, width of the encoder's features
-        width_out,        # d, width of the language model
-        out_tokens=1,     # embeddings made of each visual token
-        mean=None,        # (e,) mean of the features over the training set; None: 0
-        std=None,         # (e,) their standard deviation; None: 1
-        scale=0.02,       # standard deviation of the outputs at the start: that of the token embeddings
-        dropout=0.,       # on the projected embeddings while training (the paper: 0.1)
-        feature_dropout=0.,# on the standardised features while training
-        **made_for,       # what the map belongs to: encoder, encoder_fingerprint, lm, lm_fingerprint, k, prompt ...
-    ):
+        width_in: int,        # e, width of the encoder's features
+        width_out: int,       # d, width of the language model
+        out_tokens: int = 1,  # embeddings made of each visual token
+        mean: torch.Tensor | None = None, # (e,) of the features over the training set; None: 0
+        std: torch.Tensor | None = None,  # (e,) their standard deviation; None: 1
+        scale: float = .02,   # standard deviation of the outputs at first: of the token embeddings
+        dropout: float = 0.,  # on the outputs while training (the paper: 0.1)
+        **options: Any,       # `feature_dropout`, on the standardised features while training; and
+    ):                        # what the map belongs to: encoder, encoder_fingerprint, lm ...
         super().__init__()
-        self.linear, self.dropout, self.made_for = nn.Linear(width_in, width_out * out_tokens), nn.Dropout(dropout), made_for
-        self.feature_dropout = nn.Dropout(feature_dropout)
-        self.out_tokens, self.width_out = out_tokens, width_out
-        self.register_buffer('mean', torch.zeros(width_in) if mean is None else mean.float().clone())
-        self.register_buffer('std', torch.ones(width_in) if std is None else std.float().clamp_min(1e-6))
-        nn.init.normal_(self.linear.weight, std=scale / math.sqrt(width_in)); nn.init.zeros_(self.linear.bias)
+        self.linear = nn.Linear(width_in, width_out * out_tokens)
+        self.dropout = nn.Dropout(dropout)
+        self.feature_dropout = nn.Dropout(options.pop('feature_dropout', 0.))
+        self.out_tokens, self.width_out, self.made_for = out_tokens, width_out, options
+        mean = torch.zeros(width_in) if mean is None else mean.float().clone()
+        std = torch.ones(width_in) if std is None else std.float().clamp_min(1e-6)
+        self.register_buffer('mean', mean)
+        self.register_buffer('std', std)
+        nn.init.normal_(self.linear.weight, std=scale / math.sqrt(width_in))
+        nn.init.zeros_(self.linear.bias)
 
-    def forward(self,
-        features, # (B, k, e)
-    ):            # (B, k * out_tokens, d)
-        if features.shape[-1] != self.mean.numel(): raise BadInput(f'this map takes features of width {self.mean.numel()}, not {features.shape[-1]}: it was made for {self.made_for.get("encoder", "another encoder")}')
-        x = (features.to(self.mean.dtype) - self.mean) / self.std
-        return self.dropout(self.linear(self.feature_dropout(x)).reshape(len(x), -1, self.width_out))
+# %% ../../nbs/core/06_prefix.ipynb #362e191a
+@patch
+def forward(self: LinearMap,
+    features: torch.Tensor, # (B, k, e)
+) -> torch.Tensor:          # (B, k * out_tokens, d)
+    "Standardise and map. Raises `BadInput` for features of another width."
+    if features.shape[-1] != self.mean.numel(): raise BadInput(
+        f'this map takes features of width {self.mean.numel()}, not {features.shape[-1]}: '
+        f'it was made for {self.made_for.get("encoder", "another encoder")}')
+    x = (features.to(self.mean.dtype) - self.mean) / self.std                  # (B, k, e)
+    x = self.linear(self.feature_dropout(x))                                   # (B, k, tokens * d)
+    return self.dropout(x.reshape(len(x), -1, self.width_out))
 
-    @torch.no_grad()
-    def fold(self):
-        "Move mean and spread into weight and bias. The function stays the same."
-        self.linear.bias -= self.linear.weight @ (self.mean / self.std)
-        self.linear.weight /= self.std
-        self.mean.zero_(); self.std.fill_(1)
-        return self
+# %% ../../nbs/core/06_prefix.ipynb #7adc3bc8
+@patch
+@torch.no_grad()
+def fold(self: LinearMap):
+    "Move mean and standard deviation into weight and bias. The function stays the same."
+    self.linear.bias -= self.linear.weight @ (self.mean / self.std)
+    self.linear.weight /= self.std
+    self.mean.zero_()
+    self.std.fill_(1)
+    return self
 
 # %% ../../nbs/core/06_prefix.ipynb #4a9067b3
 def save_map(
-    linear_map, # a `LinearMap`; it is folded first
-    folder,     # where `config.json` and `model.safetensors` go
-)->Path:
+    linear_map: LinearMap, # it is folded first
+    folder: str | Path,    # where `config.json` and `model.safetensors` go
+) -> Path:                 # the folder
     "Save a map; the folder appears whole or not at all."
-    m = linear_map.fold()
-    config = dict(kind='LinearMap', width_in=m.linear.in_features, width_out=m.width_out, out_tokens=m.out_tokens, **m.made_for)
-    return write_folder(folder, {'weight': m.linear.weight, 'bias': m.linear.bias}, config)
+    linear_map.fold()
+    linear = linear_map.linear
+    sizes = dict(width_in=linear.in_features, width_out=linear_map.width_out,
+                 out_tokens=linear_map.out_tokens)
+    config = dict(kind='LinearMap', **sizes, **linear_map.made_for)
+    return write_folder(folder, {'weight': linear.weight, 'bias': linear.bias}, config)
+
+# %% ../../nbs/core/06_prefix.ipynb #07d68e6e
+_SIZE_KEYS = 'width_in', 'width_out', 'out_tokens'
+
+def _sizes_of(config, folder):
+    "The three sizes of a map from its configuration."
+    sizes = [config.get(k) if isinstance(config, dict) else None for k in _SIZE_KEYS]
+    if not all(isinstance(n, int) and n > 0 for n in sizes): raise BadInput(
+        f'{folder/"config.json"}: a map needs width_in, width_out and out_tokens, and here they '
+        f'are {sizes}: train or download it again')
+    return sizes
+
+def _check_made_for(made_for, role, model, folder):
+    "Refuse an encoder or a language model that the map was not trained with."
+    trained_with = made_for.get(f'{role}_fingerprint')
+    if model is None or trained_with == model.fingerprint: return
+    raise BadInput(
+        f'the map in {folder} was made for the {role} {made_for.get(role)!r} '
+        f'({str(trained_with)[:8]}), not for {model.name!r} ({model.fingerprint[:8]}): '
+        'choose that model, or train a map for this one')
+
+# %% ../../nbs/core/06_prefix.ipynb #cc0de077
+def _fault(tensor, shape):
+    "What is wrong with a tensor of a map; '' if nothing is."
+    if shape is None: return 'is not part of a map'
+    if tensor is None: return 'is missing'
+    if tensor.shape != shape: return f'has shape {tuple(tensor.shape)}, not {shape}'
+    return '' if tensor.isfinite().all() else 'holds NaN or infinity'
+
+def _check_tensors(weights, sizes, folder):
+    width_in, width_out, out_tokens = sizes
+    shapes = dict(weight=(width_out * out_tokens, width_in), bias=(width_out * out_tokens,))
+    for name in [*shapes, *(name for name in weights if name not in shapes)]:
+        fault = _fault(weights.get(name), shapes.get(name))
+        if fault: raise BadInput(
+            f'{folder/"model.safetensors"}: {name} {fault}: train or download the map again')
 
 # %% ../../nbs/core/06_prefix.ipynb #4a9067c3
 def load_map(
-    folder,       # made by `save_map`
-    encoder=None, # the `Encoder` it will be used with; checked if given
-    lm=None,      # the `LM` it will be used with; checked if given
-)->LinearMap:
-    "Load a map, frozen. One made for another encoder or language model is refused."
+    folder: str | Path,             # made by `save_map`
+    encoder: Encoder | None = None, # the encoder it will be used with; checked if given
+    lm: LM | None = None,           # the language model it will be used with; checked if given
+) -> LinearMap:                     # frozen
+    "Load a map. One made for another encoder or language model is refused."
     folder = Path(folder)
     config, weights = read_folder(folder, 'map')
-    sizes = [config.get(k) if isinstance(config, dict) else None for k in ('width_in', 'width_out', 'out_tokens')]
-    if not all(isinstance(n, int) and n > 0 for n in sizes): raise BadInput(f'{folder/"config.json"}: a map needs width_in, width_out and out_tokens, and here they are {sizes}: train or download it again')
-    made_for = {k: v for k, v in config.items() if k not in ('kind', 'width_in', 'width_out', 'out_tokens')}
-    for role, model in (('encoder', encoder), ('lm', lm)):
-        if model is not None and made_for.get(f'{role}_fingerprint') != model.fingerprint:
-            raise BadInput(f'the map in {folder} was made for the {role} {made_for.get(role)!r} ({str(made_for.get(f"{role}_fingerprint"))[:8]}), not for {model.name!r} ({model.fingerprint[:8]}): choose that model, or train a map for this one')
-    width, out = sizes[0], sizes[1] * sizes[2]
-    for key, shape in dict(weight=(out, width), bias=(out,), **{k: None for k in weights if k not in ('weight', 'bias')}).items():
-        wrong = ('is not part of a map' if shape is None else 'is missing' if key not in weights else f'has shape {tuple(weights[key].shape)}, not {shape}' if weights[key].shape != shape
-                 else '' if weights[key].isfinite().all() else 'holds NaN or infinity')
-        if wrong: raise BadInput(f'{folder/"model.safetensors"}: {key} {wrong}: train or download the map again')
-    m = LinearMap(*sizes, **made_for)
-    m.linear.load_state_dict(weights)
-    return freeze(m)
+    sizes = _sizes_of(config, folder)
+    made_for = {k: v for k, v in config.items() if k not in ('kind', *_SIZE_KEYS)}
+    _check_made_for(made_for, 'encoder', encoder, folder)
+    _check_made_for(made_for, 'lm', lm, folder)
+    _check_tensors(weights, sizes, folder)
+    linear_map = LinearMap(*sizes, **made_for)
+    linear_map.linear.load_state_dict(weights)
+    return freeze(linear_map)
 
 # %% ../../nbs/core/06_prefix.ipynb #ad84a80e
 MARK = '<image>'
 
 @dataclass
 class Sequence:
-    "A batch that a causal LM takes: `lm.model(**vars(sequence))`."
+    "A batch that a causal language model takes: `lm.model(**vars(sequence))`."
     inputs_embeds: torch.Tensor   # (B, T, d)
     attention_mask: torch.Tensor  # (B, T), 0 on padding
     labels: torch.Tensor = None   # (B, T), -100 everywhere but on targets
 
-def _token_ids(lm, prompt, n_images, k):
-    "Token ids of a prompt, with -1 at the k places of each image."
+# %% ../../nbs/core/06_prefix.ipynb #5abf311d
+_IMAGE, _PADDING = -1, -2
+
+def _prompt_ids(lm, prompt, n_images, k):
+    "Token ids of a prompt, with `_IMAGE` at the k places of each image."
     pieces = (prompt if MARK in prompt else MARK * n_images + prompt).split(MARK)
-    if len(pieces) - 1 != n_images: raise BadInput(f'the prompt marks {len(pieces) - 1} images but {n_images} are given: {prompt[:60]!r}')
+    if len(pieces) - 1 != n_images: raise BadInput(
+        f'the prompt marks {len(pieces) - 1} images but {n_images} are given: {prompt[:60]!r}')
     ids = []
     for i, piece in enumerate(pieces):
-        if i: ids += [-1] * k
+        if i: ids += [_IMAGE] * k
         if piece: ids += lm.tokenizer(piece, add_special_tokens=False).input_ids
     return ids
 
-def _continued(lm, targets):
-    "Token ids of texts that continue a prompt. A tokenizer that itself puts a space before a text (SentencePiece) gets texts without theirs."
-    adds = lm.tokenizer.convert_ids_to_tokens(lm.tokenizer('a', add_special_tokens=False).input_ids[0]).startswith('\u2581')
-    return lm.tokenizer([t.removeprefix(' ') if adds else t for t in targets], add_special_tokens=False).input_ids
+def _target_ids(lm, targets, end):
+    """Token ids of texts that continue a prompt, and of their end. A tokenizer that itself puts a
+    space in front (SentencePiece) gets the texts without theirs."""
+    first, *_ = lm.tokenizer('a', add_special_tokens=False).input_ids
+    if lm.tokenizer.convert_ids_to_tokens(first).startswith('\u2581'):         # of SentencePiece
+        targets = [target.removeprefix(' ') for target in targets]
+    ids = lm.tokenizer(list(targets), add_special_tokens=False).input_ids
+    return [row + [lm.tokenizer.eos_token_id] * end for row in ids]
+
+# %% ../../nbs/core/06_prefix.ipynb #64b74aaf
+def _arrange(prompts, targets, padding):
+    "Rows of token ids as two tensors (B, T): ids, and labels, which are -100 off the targets."
+    T = max(len(prompt) + len(target) for prompt, target in zip(prompts, targets))
+    ids, labels = torch.full((len(prompts), T), _PADDING), torch.full((len(prompts), T), -100)
+    for i, (prompt, target) in enumerate(zip(prompts, targets)):
+        n = len(prompt) + len(target)
+        start = 0 if padding == 'right' else T - n
+        ids[i, start:start + n] = torch.tensor(prompt + target, dtype=torch.long)
+        labels[i, start + len(prompt):start + n] = torch.tensor(target, dtype=torch.long)
+    return ids, labels
+
+def _embed(lm, ids, images):
+    "Token ids (B, T) as embeddings (B, T, d), with those of the images at their places."
+    embeds = lm.embeddings(ids.clamp_min(0))
+    if images is None: return embeds
+    at_image = (ids == _IMAGE)[..., None]                                    # (B, T, 1)
+    visual = images.to(embeds.dtype).reshape(-1, images.shape[-1])             # (B * n * k, d)
+    return embeds.masked_scatter(at_image, visual)
+
+def _check_length(lm, T):
+    limit = getattr(lm.model.config, 'max_position_embeddings', None)
+    if limit and T > limit: raise BadInput(
+        f'{T} positions do not fit into the {limit} of {lm.name}: '
+        'use fewer visual tokens, shots or words')
+
+# %% ../../nbs/core/06_prefix.ipynb #fb81e49c
+def _n_examples(images, prompts, targets=None):
+    if images is not None: return len(images)
+    if not isinstance(prompts, str): return len(prompts)
+    return 1 if targets is None else len(targets)
+
+def _check_counts(B, prompts, targets):
+    counts = [len(prompts)] if targets is None else [len(prompts), len(targets)]
+    if B and all(n == B for n in counts): return
+    and_targets = '' if targets is None else f' and {len(targets)} targets'
+    raise BadInput(f'{B} examples, {len(prompts)} prompts{and_targets}: '
+                   'give one of each for every example, and at least one example')
 
 # %% ../../nbs/core/06_prefix.ipynb #spl1t000
 def sequence(
-    lm,              # a frozen `LM`
-    images,          # (B, k, d) embeddings of one image each, (B, n, k, d) of n images, or None
-    prompts,         # B texts, or one for all; `<image>` marks where images go
-    targets=None,    # B texts to learn or score, or None (generation)
-    padding='right', # 'right' for a loss, 'left' for generation
-    end=True,        # whether an end token follows each target
-)->Sequence:
-    "Images and text as one batch of embeddings. Loss counts on targets and their end token only."
-    if images is not None and images.dim() == 3: images = images[:, None]
-    B = len(targets) if images is None and isinstance(prompts, str) and targets is not None else _count(images, prompts)
-    n, k = images.shape[1:3] if images is not None else (0, 0)
-    prompts = [prompts] * B if isinstance(prompts, str) else prompts
-    if not len(prompts) == B == len(prompts if targets is None else targets) or not B:
-        raise BadInput(f"{B} examples, {len(prompts)} prompts{'' if targets is None else f' and {len(targets)} targets'}: give one of each for every example, and at least one example")
-    cache = {p: _token_ids(lm, p, n, k) for p in set(prompts)}
-    heads = [cache[p] for p in prompts]
-    tails = [[]] * B if targets is None else [ids + [lm.tokenizer.eos_token_id] * end for ids in _continued(lm, targets)]
-    return _embed(lm, images, heads, tails, padding)
-
-def _count(images, prompts): return len(images) if images is not None else 1 if isinstance(prompts, str) else len(prompts)
-
-def _embed(lm, images, heads, tails, padding):
-    T = max(len(h) + len(t) for h, t in zip(heads, tails))
-    limit = getattr(lm.model.config, 'max_position_embeddings', None)
-    if limit and T > limit: raise BadInput(f'{T} positions do not fit into the {limit} of {lm.name}: use fewer visual tokens, shots or words')
-    ids, labels = torch.full((len(heads), T), -2), torch.full((len(heads), T), -100)
-    for row, lab, h, t in zip(ids, labels, heads, tails):
-        at = 0 if padding == 'right' else T - len(h) - len(t)
-        row[at:at + len(h) + len(t)] = torch.tensor(h + t); lab[at + len(h):at + len(h) + len(t)] = torch.tensor(t, dtype=torch.long)
-    ids = ids.to(lm.device)
-    embeds = lm.embeddings(ids.clamp_min(0))                                                     # (B, T, d)
-    if images is not None: embeds = embeds.masked_scatter((ids == -1)[..., None], images.to(embeds.dtype).reshape(-1, images.shape[-1]))
-    return Sequence(embeds, (ids != -2).long(), labels.to(lm.device))
+    lm: LM,                      # a frozen language model
+    images: torch.Tensor | None, # (B, k, d) embeddings of one image each, or (B, n, k, d)
+    prompts: list | str,         # B texts, or one for all; `<image>` marks where images go
+    targets: list | None = None, # B texts to learn or score; None: generation
+    padding: str = 'right',      # 'right' for a loss, 'left' for generation
+    end: bool = True,            # whether an end token follows each target
+) -> Sequence:
+    "Images and text as one batch of embeddings. Loss counts on targets and their end only."
+    if images is not None and images.dim() == 3: images = images[:, None]      # (B, 1, k, d)
+    B = _n_examples(images, prompts, targets)
+    n, k = (0, 0) if images is None else images.shape[1:3]
+    if isinstance(prompts, str): prompts = [prompts] * B
+    _check_counts(B, prompts, targets)
+    distinct = {prompt: _prompt_ids(lm, prompt, n, k) for prompt in set(prompts)}
+    prompt_ids = [distinct[prompt] for prompt in prompts]
+    target_ids = [[]] * B if targets is None else _target_ids(lm, targets, end)
+    ids, labels = _arrange(prompt_ids, target_ids, padding)
+    _check_length(lm, ids.shape[1])
+    ids, labels = ids.to(lm.device), labels.to(lm.device)
+    return Sequence(_embed(lm, ids, images), (ids != _PADDING).long(), labels)
 
 # %% ../../nbs/core/06_prefix.ipynb #ceb68c22
-def _positions(lm, seq):
-    "Positions that count from the first token, for padding on the left: models with learned positions count from the first column."
-    if seq.attention_mask[:, 0].all() or 'position_ids' not in inspect.signature(lm.model.forward).parameters: return {}
-    return dict(position_ids=(seq.attention_mask.cumsum(-1) - 1).clamp_min(0))
-
 def target_loss(
-    lm,  # a frozen `LM`
-    seq, # a `Sequence` with labels
-)->torch.Tensor:
-    "Mean cross-entropy over the target tokens (and their end) of the batch. Gradients reach the embeddings only."
-    return lm.model(**vars(seq), **_positions(lm, seq), use_cache=False).loss
+    lm: LM,        # a frozen language model
+    seq: Sequence, # with labels
+) -> torch.Tensor: # a scalar
+    "Mean cross-entropy over target tokens and their ends. Gradients reach the embeddings only."
+    positions = position_arguments(lm.model, seq.attention_mask)
+    return lm.model(**vars(seq), **positions, use_cache=False).loss
 
 def target_log_likelihood(
-    lm,  # a frozen `LM`
-    seq, # a `Sequence` with labels
-):
-    "Summed log-likelihood of each target and its number of tokens: two tensors (B,)."
-    logits = lm.model(inputs_embeds=seq.inputs_embeds, attention_mask=seq.attention_mask, **_positions(lm, seq), use_cache=False).logits[:, :-1].float()
-    labels = seq.labels[:, 1:]
-    nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction='none').view(labels.shape)   # (B, T-1)
-    return -nll.sum(-1), (labels != -100).sum(-1)
+    lm: LM,        # a frozen language model
+    seq: Sequence, # with labels
+) -> tuple:        # (B,) summed log-likelihoods, (B,) numbers of target tokens
+    "Log-likelihood of each target."
+    return log_likelihoods(lm.model, **vars(seq))
 
 # %% ../../nbs/core/06_prefix.ipynb #65a60d9d
-@torch.no_grad()
-def generate(
-    lm,                 # a frozen `LM`
-    images,             # (B, k, d), (B, n, k, d) or None
-    prompts,            # B texts, or one for all
-    max_new_tokens=32,
-    batch_size=128,
-)->list:
-    "Greedy continuations, one text an example, without the prompt and without the end."
-    out = []
-    for lo in range(0, _count(images, prompts), batch_size):
-        part = slice(lo, lo + batch_size)
-        seq = sequence(lm, None if images is None else images[part], prompts if isinstance(prompts, str) else prompts[part], padding='left')
-        ids = lm.model.generate(inputs_embeds=seq.inputs_embeds, attention_mask=seq.attention_mask, max_new_tokens=max_new_tokens, do_sample=False,
-                                eos_token_id=lm.tokenizer.eos_token_id, pad_token_id=lm.tokenizer.pad_token_id)
-        out += lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return out
+def _batches(images, prompts, batch_size):
+    "Images and prompts, some examples at a time. One prompt for all stays one."
+    for i in range(0, _n_examples(images, prompts), batch_size):
+        part = slice(i, i + batch_size)
+        some_images = None if images is None else images[part]
+        yield some_images, prompts if isinstance(prompts, str) else prompts[part]
 
 @torch.no_grad()
+def generate(
+    lm: LM,                      # a frozen language model
+    images: torch.Tensor | None, # (B, k, d) or (B, n, k, d)
+    prompts: list | str,         # B texts, or one for all
+    max_new_tokens: int = 32,    # of each text, at most
+    batch_size: int = 128,       # examples in a batch
+) -> list:                       # B texts, without the prompt and without the end
+    "Greedy continuations."
+    texts = []
+    for some_images, some_prompts in _batches(images, prompts, batch_size):
+        seq = sequence(lm, some_images, some_prompts, padding='left')
+        inputs = dict(inputs_embeds=seq.inputs_embeds, attention_mask=seq.attention_mask)
+        ids = greedy(lm.model, lm.tokenizer, max_new_tokens, **inputs)
+        texts += lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
+
+# %% ../../nbs/core/06_prefix.ipynb #42c6f45c
+@torch.no_grad()
 def choose(
-    lm,              # a frozen `LM`
-    images,          # (B, k, d), (B, n, k, d) or None
-    prompts,         # B texts, or one for all
-    choices,         # C texts that all examples choose from
-    normalise=True,  # divide by the number of tokens
-    end=True,        # whether the end token counts, too
-    batch_size=32,
-)->torch.Tensor:
-    "Log-likelihood of every choice for every example: (B, C)."
-    B, C, out = _count(images, prompts), len(choices), []
-    for lo in range(0, B, batch_size):
-        n = min(batch_size, B - lo)
-        p = prompts if isinstance(prompts, str) else [q for q in prompts[lo:lo + n] for _ in choices]
-        ll, length = target_log_likelihood(lm, sequence(lm, None if images is None else images[lo:lo + n].repeat_interleave(C, 0), p, list(choices) * n, end=end))
-        out.append((ll / length if normalise else ll).view(n, C))
-    return torch.cat(out)
+    lm: LM,                      # a frozen language model
+    images: torch.Tensor | None, # (B, k, d) or (B, n, k, d)
+    prompts: list | str,         # B texts, or one for all
+    choices: list,               # C texts that all examples choose from
+    normalise: bool = True,      # whether to divide by the number of tokens
+    end: bool = True,            # whether the end token counts, too
+    batch_size: int = 32,        # examples in a batch
+) -> torch.Tensor:               # (B, C)
+    "Log-likelihood of every choice for every example."
+    C, scores = len(choices), []
+    for some_images, some_prompts in _batches(images, prompts, batch_size):
+        n = _n_examples(some_images, some_prompts)
+        if some_images is not None: some_images = some_images.repeat_interleave(C, 0)
+        if not isinstance(some_prompts, str):
+            some_prompts = [prompt for prompt in some_prompts for _ in choices]
+        seq = sequence(lm, some_images, some_prompts, list(choices) * n, end=end)
+        score = choice_log_likelihoods(lm.model, n_choices=C, normalise=normalise, **vars(seq))
+        scores.append(score)                                                   # (n, C)
+    return torch.cat(scores)

@@ -14,14 +14,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
+from fastcore.meta import delegates
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .frozen import *
 from accelerate import Accelerator
 from accelerate.state import is_initialized
 from accelerate.utils import broadcast, gather_object, send_to_device
-
-from .frozen import *
 
 # %% ../../nbs/core/08_training.ipynb #0f3df799
 @dataclass
@@ -29,31 +30,42 @@ class TrainConfig:
     "How a module is trained. Everything but `checkpoint_every` is part of what the run computes."
     steps: int                  # optimizer steps
     lr: float = 1e-3            # highest learning rate
-    schedule: str = 'cosine'    # name of a schedule in transformers: 'constant', 'constant_with_warmup', 'linear', 'cosine', 'cosine_with_min_lr' ...
-    warmup: int = 0             # steps over which the rate rises linearly from 0 (not for 'constant')
+    schedule: str = 'cosine'    # name of a schedule in transformers
+    warmup: int = 0             # steps in which the rate rises from 0 (not for 'constant')
     weight_decay: float = 0.    # decoupled, as in AdamW
     betas: tuple = (0.9, 0.95)  # decay of AdamW's first and second moment
-    optimizer: str = 'adamw'    # 'adamw'; or 'muon': Muon for the matrices of linear and attention layers, AdamW for the rest
+    optimizer: str = 'adamw'    # 'adamw', or 'muon' for the matrices of layers
     clip: float = 1.            # largest norm of the whole gradient; 0: no clipping
-    precision: str = 'fp32'     # 'fp32'; 'bf16' for autocast; 'auto': bf16 where the processor multiplies it (CUDA, AMX), else fp32. Trained weights are float32 in all
-    seed: int = 0               # of what is drawn during the run, such as dropout
-    checkpoint_every: int = 0   # steps between checkpoints; 0: only at the end
+    precision: str = 'fp32'     # 'fp32', 'bf16' or 'auto'
+    seed: int = 0               # of random numbers during the run, such as dropout
+    checkpoint_every: int = field(default=0, hash=False) # steps between them; 0: one at the end
     min_lr: float = 0.          # where 'cosine_with_min_lr' ends
 
-    def __post_init__(self):
-        if self.precision not in ('fp32', 'bf16', 'auto'): raise BadInput(f"precision {self.precision!r} is unknown; use 'fp32', 'bf16' or 'auto'")
-        if self.steps < 0: raise BadInput(f'steps={self.steps} is negative')
-        if self.optimizer not in ('adamw', 'muon'): raise BadInput(f"optimizer {self.optimizer!r} is unknown; use 'adamw' or 'muon'")
-        if self.min_lr and 'min_lr' not in self.schedule: raise BadInput(f"schedule {self.schedule!r} has no min_lr; use 'cosine_with_min_lr'")
+    def __post_init__(self): _check_config(self)
+
+# %% ../../nbs/core/08_training.ipynb #82147974
+def _check_config(config):
+    if config.precision not in ('fp32', 'bf16', 'auto'):
+        raise BadInput(f"precision {config.precision!r} is unknown; use 'fp32', 'bf16' or 'auto'")
+    if config.steps < 0: raise BadInput(f'steps={config.steps} is negative')
+    if config.optimizer not in ('adamw', 'muon'):
+        raise BadInput(f"optimizer {config.optimizer!r} is unknown; use 'adamw' or 'muon'")
+    if config.min_lr and 'min_lr' not in config.schedule:
+        raise BadInput(f"schedule {config.schedule!r} has no min_lr; use 'cosine_with_min_lr'")
 
 # %% ../../nbs/core/08_training.ipynb #422582ca
 def _scheduler(optimizer, config):
+    "The schedule of transformers for one optimizer."
     from transformers import get_scheduler
-    if config.schedule in ('reduce_lr_on_plateau', 'greedy'):
-        raise BadInput(f'schedule {config.schedule!r} needs a validation loss; use one that depends on the step')
-    args = dict(min_lr=config.min_lr) if 'min_lr' in config.schedule else None
-    try: return get_scheduler(config.schedule, optimizer, config.warmup, config.steps, args)
-    except (TypeError, ValueError) as e: raise BadInput(f'schedule {config.schedule!r}: {e}') from None
+    name = config.schedule
+    if name in ('reduce_lr_on_plateau', 'greedy'):
+        raise BadInput(
+            f'schedule {name!r} needs a validation loss; use one that depends on the step')
+    settings = dict(min_lr=config.min_lr) if 'min_lr' in name else None
+    try:
+        return get_scheduler(name, optimizer, config.warmup, config.steps, settings)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f'schedule {name!r}: {error}') from None
 
 def learning_rates(
     config: TrainConfig, # any configuration
@@ -72,9 +84,9 @@ def learning_rates(
 class History:
     "What happened in a run, steps before a resume included."
     losses: list[float] = field(default_factory=list)             # one a step, of the whole batch
-    metrics: dict[str, list[float]] = field(default_factory=dict) # name -> one a step; nan where a step did not give it
+    metrics: dict[str, list[float]] = field(default_factory=dict) # name -> one a step, or nan
     seconds: float = 0.                                           # spent in steps
-    resumed_at: int | None = None                                 # number of steps taken over from a checkpoint
+    resumed_at: int | None = None                                 # steps taken from a checkpoint
 
     @property
     def steps(self) -> int:
@@ -86,231 +98,418 @@ class History:
         metrics: dict,  # name -> float
         seconds: float, # that the step took
     ):
-        "Add one step."
-        for name in {**self.metrics, **metrics}: self.metrics.setdefault(name, [math.nan]*self.steps).append(metrics.get(name, math.nan))
+        "Add one step; a metric that it does not give is nan."
+        for name in {**self.metrics, **metrics}:
+            column = self.metrics.setdefault(name, [math.nan]*self.steps)
+            column.append(metrics.get(name, math.nan))
         self.losses.append(loss)
         self.seconds += seconds
 
 # %% ../../nbs/core/08_training.ipynb #2bd0ff41
+def _is_nested(x):
+    "Whether the leaves are inside `x`: a tuple, or a list that holds tensors or containers."
+    inner = torch.Tensor, Mapping, tuple, list
+    return isinstance(x, tuple) or isinstance(x, list) and any(isinstance(v, inner) for v in x)
+
+def _map_leaves(f, x):
+    "`x` with `f` applied to every leaf; scalars and strings stay as they are."
+    if isinstance(x, Mapping): return {k: _map_leaves(f, v) for k, v in x.items()}
+    if _is_nested(x):
+        parts = [_map_leaves(f, v) for v in x]
+        is_namedtuple = hasattr(x, '_fields')
+        return type(x)(*parts) if is_namedtuple else type(x)(parts)
+    is_leaf = isinstance(x, list) or getattr(x, 'ndim', 0)
+    return f(x) if is_leaf else x
+
+# %% ../../nbs/core/08_training.ipynb #45bdc3ef
+def _batch_size(batch, processes):
+    "The one length of all leaves."
+    sizes = set()
+    def note(leaf):
+        sizes.add(len(leaf))
+        return leaf
+    _map_leaves(note, batch)
+    if len(sizes) != 1: raise BadInput(
+        f'a batch for {processes} processes must hold tensors or lists of one length, '
+        f'not of {sorted(sizes) or "none"}')
+    n = sizes.pop()
+    if n < processes:
+        raise BadInput(f'a batch of {n} items cannot be split between {processes} processes')
+    return n
+
+# %% ../../nbs/core/08_training.ipynb #cc5abf7b
 def split_batch(
-    batch,          # a tensor or array, a list of items, or a dict, tuple or list of such
+    batch: object,  # a tensor or array, a list of items, or a dict, tuple or list of such
     rank: int,      # which process, from 0
     processes: int, # how many
 ) -> tuple:         # (the part, its share of the items)
-    "Cut every tensor, and every list of things that are no tensors, along its first dimension. Scalars and strings stay whole. Raises `BadInput` if sizes differ or are too small."
+    """Cut every tensor, and every list of things that are no tensors, along its first dimension.
+    Scalars and strings stay whole. Raises `BadInput` if sizes differ or are too small."""
     if processes == 1: return batch, 1.
-    sizes = set()
-    def cut(x):
-        if isinstance(x, Mapping): return {k: cut(v) for k, v in x.items()}
-        nested = isinstance(x, tuple) or isinstance(x, list) and any(isinstance(v, (torch.Tensor, Mapping, tuple, list)) for v in x)
-        if nested: return type(x)(*map(cut, x)) if hasattr(x, '_fields') else type(x)(map(cut, x)) # a namedtuple takes its fields one by one
-        if not (isinstance(x, list) or getattr(x, 'ndim', 0)): return x
-        sizes.add(len(x))
-        return x[len(x)*rank//processes:len(x)*(rank + 1)//processes]
-    part = cut(batch)
-    if len(sizes) != 1: raise BadInput(f'a batch for {processes} processes must hold tensors or lists of one length, not of {sorted(sizes) or "none"}')
-    n = sizes.pop()
-    if n < processes: raise BadInput(f'a batch of {n} items cannot be split between {processes} processes')
-    return part, (n*(rank + 1)//processes - n*rank//processes)/n
+    n = _batch_size(batch, processes)
+    start, stop = n*rank//processes, n*(rank + 1)//processes
+    return _map_leaves(lambda leaf: leaf[start:stop], batch), (stop - start)/n
 
 # %% ../../nbs/core/08_training.ipynb #d77a066a
+def _hidden_matrices(module):
+    "The trained matrices of linear and attention layers, without those of embeddings."
+    matrices, tables = set(), set()
+    for layer in module.modules():
+        if isinstance(layer, nn.Embedding): tables.update(layer.parameters())
+        if not isinstance(layer, (nn.Linear, nn.MultiheadAttention)): continue
+        own = layer.parameters(recurse=False)
+        matrices.update(p for p in own if p.ndim == 2 and p.requires_grad)
+    return matrices - tables
+
+# %% ../../nbs/core/08_training.ipynb #4a0e6380
+def _check_rates(rates, names):
+    for start in rates:
+        if any(name.startswith(start) for name in names): continue
+        raise BadInput(f'rates: no trained parameter has a name that begins with {start!r}')
+
+def _groups(params, names, lr, rates):
+    "The parameters as groups of an optimizer, one for each factor on the learning rate."
+    groups = {}
+    for p in params:
+        factors = (factor for start, factor in rates.items() if names[p].startswith(start))
+        groups.setdefault(next(factors, 1.), []).append(p)
+    return [dict(params=members, lr=lr*factor) for factor, members in groups.items()]
+
+# %% ../../nbs/core/08_training.ipynb #84766abd
 def _optimizers(module, config, rates={}):
-    adamw = partial(torch.optim.AdamW, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-    params = [p for p in module.parameters() if p.requires_grad]
-    names = {p: name for name, p in module.named_parameters()}
-    unknown = [start for start in rates if not any(names[p].startswith(start) for p in params)]
-    if unknown: raise BadInput(f'rates: no trained parameter has a name that begins with {unknown[0]!r}')
-    def groups(params):
-        by_rate = {}
-        for p in params: by_rate.setdefault(next((f for start, f in rates.items() if names[p].startswith(start)), 1.), []).append(p)
-        return [dict(params=ps, lr=config.lr*f) for f, ps in by_rate.items()]
-    if config.optimizer == 'adamw': return [adamw(groups(params))]
-    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.MultiheadAttention))]
-    tables = {p for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}   # a tied output head is an embedding
-    hidden = {p for m in layers for p in m.parameters(recurse=False) if p.ndim == 2 and p.requires_grad} - tables
-    rest = [p for p in params if p not in hidden]
-    muon = partial(torch.optim.Muon, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn='match_rms_adamw')
-    return [make(groups(group)) for make, group in ((muon, [p for p in params if p in hidden]), (adamw, rest)) if group]
+    "AdamW; or Muon for the hidden matrices and AdamW for the rest, each only if it has parameters."
+    names = {p: name for name, p in module.named_parameters() if p.requires_grad}
+    _check_rates(rates, names.values())
+    lr, decay = config.lr, config.weight_decay
+    adamw = partial(torch.optim.AdamW, lr=lr, betas=config.betas, weight_decay=decay)
+    if config.optimizer == 'adamw': return [adamw(_groups(names, names, lr, rates))]
+    muon = partial(torch.optim.Muon, lr=lr, weight_decay=decay, adjust_lr_fn='match_rms_adamw')
+    hidden = _hidden_matrices(module)
+    inside = [p for p in names if p in hidden]
+    outside = [p for p in names if p not in hidden]
+    pairs = (muon, inside), (adamw, outside)
+    return [make(_groups(params, names, lr, rates)) for make, params in pairs if params]
 
 # %% ../../nbs/core/08_training.ipynb #44913c3d
+def _check_trainable(module):
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not trained: raise BadInput(
+        f'{type(module).__name__} has no parameter that requires gradients, nothing to train')
+    for name, p in trained:
+        if p.dtype.itemsize < 4: raise BadInput(
+            f'{name} is trained and in half precision; call .float() on the module, '
+            "and use precision='bf16'")
+
+# %% ../../nbs/core/08_training.ipynb #bdc4877f
 class _Run:
-    def __init__(self, module, config, rates={}):
-        self.module, self.config, self.rates, self.history = module, config, rates, History()
+    "What changes while a module is trained."
+    def __init__(self, module, config, rates=None):
+        _check_trainable(module)
+        self.module, self.config, self.rates = module, config, rates or {}
+        self.history = History()
         self.params = [p for p in module.parameters() if p.requires_grad]
-        if not self.params: raise BadInput(f'{type(module).__name__} has no parameter that requires gradients, nothing to train')
-        half = [name for name, p in module.named_parameters() if p.requires_grad and p.dtype.itemsize < 4]
-        if half: raise BadInput(f"{half[0]} is trained and in half precision; call .float() on the module, and use precision='bf16'")
         self.device = self.params[0].device
-        self.accelerator = Accelerator(cpu=self.device.type == 'cpu' and not is_initialized())
-        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.optimizers = _optimizers(module, config, rates)
+        on_cpu = self.device.type == 'cpu'
+        self.accelerator = Accelerator(cpu=on_cpu and not is_initialized())
+        self.rank = self.accelerator.process_index
+        self.processes = self.accelerator.num_processes
+        self.optimizers = _optimizers(module, config, self.rates)
         self.schedulers = [_scheduler(o, config) for o in self.optimizers]
         broadcast(list(self.tensors().values()))
 
     def tensors(self):
-        "Everything that training changes: trained parameters, and buffers of parts that are not frozen."
-        params = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
-        parts = ((prefix, m) for prefix, m in self.module.named_modules() if not is_frozen(m))
-        buffers = {f'{prefix}.{name}'.lstrip('.'): b for prefix, m in parts for name, b in m.named_buffers(recurse=False)}
-        return params | buffers
+        "Trained parameters, and buffers of parts that are not frozen: name -> tensor."
+        named = self.module.named_parameters()
+        state = {name: p.detach() for name, p in named if p.requires_grad}
+        for prefix, part in self.module.named_modules():
+            if is_frozen(part): continue
+            for name, buffer in part.named_buffers(recurse=False):
+                state[f'{prefix}.{name}'.lstrip('.')] = buffer
+        return state
 
 # %% ../../nbs/core/08_training.ipynb #78a63651
-def _backward(run, batch, loss):
-    part, share = split_batch(batch, run.rank, run.processes)
-    native = run.device.type != 'cpu' or getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16', False)
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == 'bf16' or run.config.precision == 'auto' and native):
-        result = loss(run.module, send_to_device(part, run.device))
+def _parse_loss(result):
+    "What a loss function returned, as (value, count or None, metrics)."
     value, *rest = result if isinstance(result, tuple) else (result,)
     metrics = next((r for r in rest if isinstance(r, dict)), {})
-    for n in (r for r in rest if not isinstance(r, dict)):
-        n = torch.as_tensor(n, dtype=torch.float32, device=run.device)
-        total = run.accelerator.reduce(n)
-        value, share = value/n.clamp(min=1e-12), (n/total).item()
+    count = next((r for r in rest if not isinstance(r, dict)), None)
+    return value, count, metrics
+
+def _uses_bf16(precision, device):
+    "Whether the loss is computed in bfloat16."
+    if precision != 'auto': return precision == 'bf16'
+    if device.type != 'cpu': return True
+    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    return capabilities.get('amx_bf16', False)
+
+# %% ../../nbs/core/08_training.ipynb #e96058d6
+@patch
+def backward(
+    self: _Run,
+    batch: object,  # the whole batch, of all processes
+    loss: Callable, # as in `train`
+) -> tuple:         # (loss, metrics) over the whole batch, as numbers
+    "Add the gradients of this process's part."
+    part, share = split_batch(batch, self.rank, self.processes)
+    bf16 = _uses_bf16(self.config.precision, self.device)
+    with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        result = loss(self.module, send_to_device(part, self.device))
+    value, count, metrics = _parse_loss(result)
+    if count is not None:
+        count = torch.as_tensor(count, dtype=torch.float32, device=self.device)
+        total = self.accelerator.reduce(count)
+        value, share = value/count.clamp(min=1e-12), (count/total).item()
     value = value.float()*share
     value.backward()
-    numbers = [value.item(), *((v.item() if isinstance(v, torch.Tensor) else v)*share for v in metrics.values())]
-    if run.processes > 1: numbers = run.accelerator.reduce(torch.tensor(numbers, device=run.device)).tolist()
+    return self.summed_over_processes(value, metrics, share)
+
+# %% ../../nbs/core/08_training.ipynb #7f06b80c
+@patch
+def summed_over_processes(
+    self: _Run,
+    value: torch.Tensor, # (), this process's part of the loss
+    metrics: dict,       # name -> number or tensor (), of this part
+    share: float,        # weight of this part
+) -> tuple:              # (loss, metrics) as numbers
+    "Loss and metrics of the whole batch."
+    numbers = [value.item()]
+    for metric in metrics.values():
+        number = metric.item() if isinstance(metric, torch.Tensor) else metric
+        numbers.append(number*share)
+    if self.processes > 1:
+        message = torch.tensor(numbers, device=self.device)
+        numbers = self.accelerator.reduce(message).tolist()
     return numbers[0], dict(zip(metrics, numbers[1:]))
 
-def _sum_gradients(run):
-    if run.processes == 1: return
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.params]
-    flat = run.accelerator.reduce(torch.cat([g.flatten() for g in gradients]))
-    for p, g in zip(run.params, flat.split([p.numel() for p in run.params])): p.grad = g.view_as(p)
+# %% ../../nbs/core/08_training.ipynb #e3d5ae4b
+@patch
+def sum_gradients(self: _Run):
+    "Sum the gradients of all processes, in place."
+    if self.processes == 1: return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+    message = torch.cat([g.flatten() for g in gradients])     # (number of scalars,)
+    total = self.accelerator.reduce(message)
+    parts = total.split([p.numel() for p in self.params])
+    for p, part in zip(self.params, parts):
+        p.grad = part.view_as(p)
 
 # %% ../../nbs/core/08_training.ipynb #024ef816
-def _step(run, batch, loss):
+@patch
+def check_finite(
+    self: _Run,
+    **numbers: float, # name -> what must be finite
+):
+    "Raises `FloatingPointError` for a number that is not finite."
+    lr = self.schedulers[0].get_last_lr()[0]
+    for name, number in numbers.items():
+        if not math.isfinite(number): raise FloatingPointError(
+            f'the {name} is {number} at step {self.history.steps} (lr {lr:.2g})')
+
+# %% ../../nbs/core/08_training.ipynb #b29dd42b
+@patch
+def step(
+    self: _Run,
+    batch: object,  # the whole batch, of all processes
+    loss: Callable, # as in `train`
+):
+    "One update of the weights."
     start = time.perf_counter()
-    for o in run.optimizers: o.zero_grad()
-    value, metrics = _backward(run, batch, loss)
-    _sum_gradients(run)
-    norm = nn.utils.clip_grad_norm_(run.params, run.config.clip or math.inf).item()
-    for name, number in dict(loss=value, gradient=norm).items():
-        if not math.isfinite(number): raise FloatingPointError(f'the {name} is {number} at step {run.history.steps} (lr {run.schedulers[0].get_last_lr()[0]:.2g})')
-    for o in (*run.optimizers, *run.schedulers): o.step()
-    run.history.append(value, metrics, time.perf_counter() - start)
+    for optimizer in self.optimizers:
+        optimizer.zero_grad()
+    value, metrics = self.backward(batch, loss)
+    self.sum_gradients()
+    norm = nn.utils.clip_grad_norm_(self.params, self.config.clip or math.inf)
+    self.check_finite(loss=value, gradient=norm.item())
+    for part in (*self.optimizers, *self.schedulers):
+        part.step()
+    self.history.append(value, metrics, time.perf_counter() - start)
 
 # %% ../../nbs/core/08_training.ipynb #79434799
-def _checksums(folder):
-    def digest(path):
-        with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-    return {name: digest(folder/name) for name in ('weights.safetensors', 'state.pt', 'info.json')}
+def _sha256(path):
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+def _checksums(folder):
+    names = 'weights.safetensors', 'state.pt', 'info.json'
+    return {name: _sha256(folder/name) for name in names}
+
+def _remove_older(path):
+    "Keep a checkpoint and the one before it; remove all others."
+    everything = sorted(path.parent.glob('step-*'))
+    earlier = [p for p in everything if p < path]
+    for p in everything:
+        if p not in (path, *earlier[-1:]): shutil.rmtree(p)
+
+# %% ../../nbs/core/08_training.ipynb #5175d768
 def write_checkpoint(
     folder: str | os.PathLike,        # of the run; created if need be
     step: int,                        # steps done
     tensors: dict[str, torch.Tensor], # goes to `weights.safetensors`
-    state: dict,                      # what `torch.load(weights_only=True)` can read: tensors, numbers, strings and containers of them
+    state: dict,                      # tensors, numbers, strings and containers of them
     info: dict,                       # what JSON can hold
 ) -> Path:                            # the checkpoint's folder
     "Write a checkpoint, whole or not at all. Keeps the one before it and removes older ones."
-    folder, new = Path(folder), Path(folder)/'unfinished'
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    save_file({name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, new/'weights.safetensors')
-    torch.save(state, new/'state.pt')
-    (new/'info.json').write_text(json.dumps(info))
-    (new/'checksums.json').write_text(json.dumps(_checksums(new)))
-    path = folder/f'step-{step:08d}'
+    path, unfinished = Path(folder)/f'step-{step:08d}', Path(folder)/'unfinished'
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    weights = {}
+    for name, t in tensors.items():
+        weights[name] = t.detach().cpu().clone(memory_format=torch.contiguous_format)
+    save_file(weights, unfinished/'weights.safetensors')
+    torch.save(state, unfinished/'state.pt')
+    (unfinished/'info.json').write_text(json.dumps(info))
+    (unfinished/'checksums.json').write_text(json.dumps(_checksums(unfinished)))
     shutil.rmtree(path, ignore_errors=True)
-    os.replace(new, path)
-    earlier = sorted(p for p in folder.glob('step-*') if p < path)
-    for p in folder.glob('step-*'):
-        if p not in (path, *earlier[-1:]): shutil.rmtree(p)
+    os.replace(unfinished, path)
+    _remove_older(path)
     return path
 
 # %% ../../nbs/core/08_training.ipynb #17dffe77
-def _intact(path):
-    try: return json.loads((path/'checksums.json').read_text()) == _checksums(path)
-    except (OSError, ValueError): return False
+def _is_intact(path):
+    "Whether the checksums of a checkpoint fit its files."
+    try:
+        return json.loads((path/'checksums.json').read_text()) == _checksums(path)
+    except (OSError, ValueError):
+        return False
 
 def read_checkpoint(
     folder: str | os.PathLike, # of the run; need not exist
-) -> tuple | None:             # (tensors, state, info) on the CPU, or `None` if there is no intact checkpoint
+) -> tuple | None:             # (tensors, state, info) on the CPU, or `None` without an intact one
     "The newest intact checkpoint. Warns of each one that is damaged and passed over."
     for path in sorted(Path(folder).glob('step-*'), reverse=True):
-        if _intact(path):
+        if _is_intact(path):
+            tensors = load_file(path/'weights.safetensors')
             state = torch.load(path/'state.pt', map_location='cpu', weights_only=True)
-            return load_file(path/'weights.safetensors'), state, json.loads((path/'info.json').read_text())
+            return tensors, state, json.loads((path/'info.json').read_text())
         warnings.warn(f'checkpoint {path} is damaged and passed over', stacklevel=2)
 
 # %% ../../nbs/core/08_training.ipynb #f93592ac
 def _identity(run, fingerprints):
-    config = {name: value for name, value in asdict(run.config).items() if name != 'checkpoint_every'}
-    shapes = {name: list(t.shape) for name, t in run.tensors().items()}
-    if run.rates: config |= dict(rates=run.rates)
-    return json.loads(json.dumps(config | dict(processes=run.processes, frozen=[f[:16] for f in fingerprints]) | shapes))
+    "What a run is made of, as JSON holds it."
+    identity = asdict(run.config)
+    del identity['checkpoint_every']
+    if run.rates: identity['rates'] = run.rates
+    identity['processes'] = run.processes
+    identity['frozen'] = [f[:16] for f in fingerprints]
+    for name, t in run.tensors().items():
+        identity[name] = list(t.shape)
+    return json.loads(json.dumps(identity))
 
-def _save(run, folder, fingerprints):
-    state = dict(optimizers=[o.state_dict() for o in run.optimizers], schedulers=[o.state_dict() for o in run.schedulers], rng=gather_object([rng_state()]))
-    info = dict(identity=_identity(run, fingerprints), history=asdict(run.history))
-    if run.accelerator.is_main_process: write_checkpoint(folder, run.history.steps, run.tensors(), state, info)
-    run.accelerator.wait_for_everyone()
+def _check_identity(ours, theirs, folder):
+    names = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
+    different = '; '.join(f'{n}={theirs.get(n)}, not {ours.get(n)}' for n in names[:3])
+    if different: raise BadInput(
+        f'{folder} holds a run with {different}; name another folder or delete it')
 
-def _resume(run, folder, fingerprints):
-    found = read_checkpoint(folder)
-    if found is None: return
-    tensors, state, info = found
-    ours, theirs = _identity(run, fingerprints), info['identity']
-    different = [f'{k}={theirs.get(k)}, not {ours.get(k)}' for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
-    if different: raise BadInput(f"{folder} holds a run with {'; '.join(different[:3])}; name another folder or delete it")
-    for name, t in run.tensors().items(): t.copy_(tensors[name])
-    for o, kept in zip((*run.optimizers, *run.schedulers), (*state['optimizers'], *state['schedulers'])): o.load_state_dict(kept)
+# %% ../../nbs/core/08_training.ipynb #21e6dfa7
+class _Checkpoints:
+    "The checkpoints of a run in a folder; without a folder it does nothing."
+    def __init__(self, run, folder, guarded):
+        self.run, self.folder, self.guarded = run, folder, guarded
+
+    def identity(self): return _identity(self.run, self.guarded.fingerprints)
+
+    def save(self):
+        "Write where the run stands. Raises `FrozenError` if a frozen model has moved."
+        if self.folder is None: return
+        self.guarded.check()
+        run = self.run
+        state = dict(
+            optimizers=[o.state_dict() for o in run.optimizers],
+            schedulers=[s.state_dict() for s in run.schedulers],
+            rng=gather_object([rng_state()]))
+        info = dict(identity=self.identity(), history=asdict(run.history))
+        if run.accelerator.is_main_process:
+            write_checkpoint(self.folder, run.history.steps, run.tensors(), state, info)
+        run.accelerator.wait_for_everyone()
+
+# %% ../../nbs/core/08_training.ipynb #4ebf25be
+@patch
+def resume(self: _Checkpoints):
+    "Put the run where its newest checkpoint stands. Raises `BadInput` if that is another run's."
+    checkpoint = None if self.folder is None else read_checkpoint(self.folder)
+    if checkpoint is None: return
+    tensors, state, info = checkpoint
+    _check_identity(self.identity(), info['identity'], self.folder)
+    run = self.run
+    for name, t in run.tensors().items():
+        t.copy_(tensors[name])
+    for optimizer, kept in zip(run.optimizers, state['optimizers']):
+        optimizer.load_state_dict(kept)
+    for scheduler, kept in zip(run.schedulers, state['schedulers']):
+        scheduler.load_state_dict(kept)
     set_rng_state(state['rng'][run.rank])
     run.history = History(**info['history'])
     run.history.resumed_at = run.history.steps
 
 # %% ../../nbs/core/08_training.ipynb #875436a2
 @contextmanager
-def _noted_interrupts():
-    noted = []
+def _deferred_interrupts():
+    "A block in which the first Ctrl-C is only noted, in the list that it yields."
+    interrupts = []
     def note(number, frame):
-        if noted: raise KeyboardInterrupt
-        noted.append(number)
+        if interrupts: raise KeyboardInterrupt
+        interrupts.append(number)
     if threading.current_thread() is not threading.main_thread():
-        yield noted
+        yield interrupts
         return
     before = signal.signal(signal.SIGINT, note)
-    try: yield noted
-    finally: signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 # %% ../../nbs/core/08_training.ipynb #313a71e6
-def _steps(run, batches, loss, guarded, folder, noted, bar):
+def _steps(run, batches, loss, checkpoints, interrupts, bar):
+    "Steps until the run is finished or interrupted."
     history, config = run.history, run.config
     while history.steps < config.steps:
-        _step(run, batches(history.steps), loss)
+        run.step(batches(history.steps), loss)
         bar.set_postfix_str(f'loss {history.losses[-1]:.3f}', refresh=False)
         bar.update()
-        if noted: run.accelerator.set_trigger()
-        stop = run.accelerator.check_trigger() # True if any process was interrupted
-        due = history.steps == config.steps or config.checkpoint_every and history.steps % config.checkpoint_every == 0
-        if folder is not None and (due or stop):
-            guarded.check()
-            _save(run, folder, guarded.fingerprints)
+        if interrupts: run.accelerator.set_trigger()
+        stop = run.accelerator.check_trigger()    # True if any process was interrupted
+        finished = history.steps == config.steps
+        due = config.checkpoint_every and history.steps % config.checkpoint_every == 0
+        if stop or finished or due: checkpoints.save()
         if stop: raise KeyboardInterrupt(f'stopped after {history.steps} of {config.steps} steps')
 
+@contextmanager
+def _train_mode(module):
+    module.train()
+    try:
+        yield
+    finally:
+        module.eval()
+
+# %% ../../nbs/core/08_training.ipynb #a6818ded
+def _training_bar(
+    run,
+    progress: bool = True, # show a progress bar where someone can see it
+    desc: str = '',        # what the bar says
+):
+    show = progress and run.accelerator.is_main_process
+    return progress_bar(run.config.steps, desc, run.history.steps, show)
+
 # %% ../../nbs/core/08_training.ipynb #9624ddc2
+@delegates(_training_bar)
 def train(
-    module: nn.Module,                         # trained in place and where it is (device): its parameters that require gradients
-    batches: Callable[[int], object],          # step -> batch: a tensor, or a dict, tuple or list of tensors with the items along the first dimension
-    loss: Callable,                            # (module, batch) -> mean over the items; or (mean, metrics), (sum, count), (sum, count, metrics)
-    config: TrainConfig,                       # steps, learning rate ...
+    module: nn.Module,                       # trained in place: parameters that require gradients
+    batches: Callable[[int], object],        # step -> batch, as `split_batch` takes it
+    loss: Callable,                          # (module, batch) -> mean, or (sum, count); metrics
+    config: TrainConfig,                     # steps, learning rate ...
     *,
-    frozen=(),                                 # frozen models (or objects with a `.model`) that must not change
-    rates: dict | None = None,                 # beginning of a parameter's name -> factor on its learning rate
-    folder: str | os.PathLike | None = None,   # for checkpoints, from which the same run resumes; `None`: no checkpoints
-    progress: bool = True,                     # show a progress bar where someone can see it
-    desc: str = '',                            # what the bar says
-) -> History:                                  # losses and metrics of every step
-    """Train `module`. Raises `FrozenError` if a frozen model moves, `FloatingPointError` if the loss or its gradient is not finite,
-    `BadInput` if `folder` holds another run, and `KeyboardInterrupt` on Ctrl-C, after the step and its checkpoint."""
-    run = _Run(module, config, rates or {})
+    frozen: object = (),                     # models that must not change, or one
+    rates: dict | None = None,               # beginning of a parameter's name -> factor on its rate
+    folder: str | os.PathLike | None = None, # for checkpoints, from which the same run resumes
+    **kwargs: object,                        # `progress=False`: no bar; `desc`: what it says
+) -> History:                                # losses and metrics of every step
+    "Train `module`."
+    run = _Run(module, config, rates)
     models = frozen if isinstance(frozen, Sequence) else [frozen]
-    with guard(*models) as guarded, seeded((config.seed + run.rank) % 2**32), _noted_interrupts() as noted:
-        if folder is not None: _resume(run, folder, guarded.fingerprints)
-        show = progress and run.accelerator.is_main_process
-        module.train()
-        try:
-            with progress_bar(config.steps, desc, run.history.steps, show) as bar: _steps(run, batches, loss, guarded, folder, noted, bar)
-        finally: module.eval()
+    seed = (config.seed + run.rank) % 2**32
+    with guard(*models) as guarded, seeded(seed), _deferred_interrupts() as interrupts:
+        checkpoints = _Checkpoints(run, folder, guarded)
+        checkpoints.resume()
+        with _training_bar(run, **kwargs) as shown, _train_mode(module):
+            _steps(run, batches, loss, checkpoints, interrupts, shown)
     return run.history

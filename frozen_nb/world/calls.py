@@ -11,14 +11,27 @@ import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from zlib import crc32
+
 import numpy as np
 
-from ..core.frozen import *
+from ..core.frozen import BadInput
+from .captions import an, number_word, phrase, Question, trait_question
 from .scenes import SIZES, SPECIES, SPLITS, TRAITS
-from .captions import _asked, _counted, an, phrase, Question
+
+# %% ../../nbs/world/04_calls.ipynb #e7118142
+@dataclass(frozen=True)
+class Voice:
+    "How a species sounds."
+    verb: str        # what it does when it calls
+    pitch: float     # of the lowest harmonic, in Hz
+    contour: tuple   # how the pitch moves, as factors at equal distances
+    seconds: float   # length of one cry
+    fall: float      # harmonic k has amplitude k**-fall
+    breath: float    # share of noise, 0 to 1
+    tremble: float   # in Hz; 0: steady
 
 # %% ../../nbs/world/04_calls.ipynb #cll00001
-_voices = '''
+_herds_and_hunters = '''
 lion      | roar    | 105  | .8 1.25 1.1 .7          | .50 | .9  | .50 | 24
 tiger     | roar    | 140  | .9 1.3 1 .6             | .44 | .9  | .50 | 30
 leopard   | growl   | 170  | 1 1 .95 .9              | .42 | 1.  | .62 | 38
@@ -31,6 +44,10 @@ donkey    | bray    | 330  | .6 1.6 .6 1.6 .7        | .50 | .8  | .35 | 18
 cow       | moo     | 175  | .8 1 1.1 1.05 .8        | .50 | 1.  | .06 | 0
 goat      | bleat   | 470  | 1 1.05 1 .95            | .38 | .9  | .12 | 10
 sheep     | bleat   | 330  | 1 1.02 1 .95            | .48 | .9  | .12 | 7
+'''
+
+# %% ../../nbs/world/04_calls.ipynb #fa2c2325
+_other_voices = '''
 deer      | bellow  | 250  | 1.15 1 .9 .7            | .40 | 1.  | .30 | 16
 giraffe   | hum     | 95   | 1 1.03 1                | .50 | 2.2 | .04 | 0
 camel     | groan   | 150  | .8 1.15 .9 1.15 .7      | .50 | 1.  | .25 | 10
@@ -45,22 +62,16 @@ penguin   | honk    | 620  | .8 1.1 1 1.1 .8         | .36 | .7  | .20 | 26
 crocodile | hiss    | 60   | 1 1                     | .48 | 1.  | .97 | 0
 '''
 
-@dataclass(frozen=True)
-class Voice:
-    "How a species sounds."
-    verb: str        # what it does when it calls
-    pitch: float     # of the lowest harmonic, in Hz
-    contour: tuple   # how the pitch moves, as factors at equal distances
-    seconds: float   # length of one cry
-    fall: float      # harmonic k has amplitude k**-fall
-    breath: float    # share of noise, 0 to 1
-    tremble: float   # in Hz; 0: steady
-
+# %% ../../nbs/world/04_calls.ipynb #d2286162
 def _read_voice(line):
+    "A row of the table: the name of a species and its voice."
     name, verb, pitch, contour, *rest = [part.strip() for part in line.split('|')]
-    return name, Voice(verb, float(pitch), tuple(map(float, contour.split())), *map(float, rest))
+    seconds, fall, breath, tremble = map(float, rest)
+    factors = tuple(map(float, contour.split()))
+    return name, Voice(verb, float(pitch), factors, seconds, fall, breath, tremble)
 
-VOICES = dict(map(_read_voice, _voices.strip().splitlines()))
+_rows = _herds_and_hunters.strip().splitlines() + _other_voices.strip().splitlines()
+VOICES = dict(map(_read_voice, _rows))
 
 # %% ../../nbs/world/04_calls.ipynb #cll00004
 DISTANCES = ('near', 'far')
@@ -80,104 +91,177 @@ class Call:
     @property
     def voice(self): return VOICES[self.species]
 
+# %% ../../nbs/world/04_calls.ipynb #8eb85345
 def held_out_call(
-    species, # a key of `VOICES`
-    size,    # 'small' or 'large'
-    times,   # 1, 2 or 3
-)->bool:
+    species: str, # a key of `VOICES`
+    size: str,    # 'small' or 'large'
+    times: int,   # 1, 2 or 3
+) -> bool:
     "Is this combination kept out of all training calls?"
     return crc32(f'{species}/{size}/{times}'.encode()) % 10 == 3
 
+def _call_allowed(c, split):
+    "Whether a call belongs to a split. The seed plays no part, so splits share no call."
+    held = held_out_call(c.species, c.size, c.times)
+    if split == 'unseen': return held
+    bucket = crc32(repr(replace(c, seed=0)).encode()) % 20
+    return bucket in SPLITS[split] and not held
+
+# %% ../../nbs/world/04_calls.ipynb #cc3880ed
 def call(
-    i:int,         # index in the stream
-    split='train', # 'train', 'val', 'test' or 'unseen' ('text' is left unused)
-    seed=0,        # which stream
-)->Call:
+    i: int,               # index in the stream
+    split: str = 'train', # 'train', 'val', 'test' or 'unseen' ('text' is left unused)
+    seed: int = 0,        # which stream
+) -> Call:
     "Call `i` of a stream. It depends on the arguments alone."
-    if split not in SPLITS: raise BadInput(f'no split {split!r}: choose from {", ".join(SPLITS)}')
+    if split not in SPLITS:
+        raise BadInput(f'no split {split!r}: choose from {", ".join(SPLITS)}')
     rng = random.Random(f'call/{split}/{seed}/{i}')
     while True:
-        c = Call(rng.choice(tuple(VOICES)), rng.choice(SIZES), rng.randint(1, 3), rng.choice(DISTANCES), round(rng.uniform(.95, 1.05), 4), round(rng.uniform(.92, 1.08), 4),
-                 rng.randrange(2**31))
-        held, bucket = held_out_call(c.species, c.size, c.times), crc32(repr(replace(c, seed=0)).encode()) % 20
-        if held if split == 'unseen' else bucket in SPLITS[split] and not held: return c
+        species, size = rng.choice(tuple(VOICES)), rng.choice(SIZES)
+        times, distance = rng.randint(1, 3), rng.choice(DISTANCES)
+        pitch, pace = rng.uniform(.95, 1.05), rng.uniform(.92, 1.08)
+        c = Call(species, size, times, distance, round(pitch, 4), round(pace, 4),
+                 seed=rng.randrange(2**31))
+        if _call_allowed(c, split): return c
 
 # %% ../../nbs/world/04_calls.ipynb #cll00007
-def _cry(rng, v, pitch, pace):
-    n = int(v.seconds*pace*RATE); t = np.linspace(0, 1, n)
-    hertz = v.pitch*pitch*np.interp(t, np.linspace(0, 1, len(v.contour)), v.contour)              # (n,)
-    turns, k = np.cumsum(hertz)/RATE, np.arange(1, 21)[:, None]
-    tone = (np.sin(2*np.pi*k*turns)*k**-v.fall*(k*hertz < .45*RATE)).sum(0)
-    breath = rng.normal(size=n)
-    if v.breath < .9: breath = np.convolve(breath, np.hanning(9), 'same')                          # duller than a hiss
-    loud = np.sin(np.pi*t)**.5*(1 - .7*(v.tremble > 0)*(.5 + .5*np.cos(2*np.pi*v.tremble*t*n/RATE)))
-    return loud*((1 - v.breath)*tone/tone.std() + v.breath*breath/breath.std())
+def _tone(v, pitch, n):
+    "The harmonics of a voice, whose pitch is multiplied by `pitch`."
+    t = np.linspace(0, 1, n)
+    knots = np.linspace(0, 1, len(v.contour))
+    hertz = v.pitch*pitch*np.interp(t, knots, v.contour)                 # (n,)
+    turns = np.cumsum(hertz)/RATE                                        # (n,)
+    k = np.arange(1, 21)[:, None]                                        # (20, 1)
+    audible = k*hertz < .45*RATE                                         # (20, n)
+    return (np.sin(2*np.pi*k*turns)*k**-v.fall*audible).sum(0)           # (n,)
 
-def waveform(
-    c,         # a `Call`
-    seconds=2, # length
-)->np.ndarray: # float32 (seconds*RATE,), between -1 and 1
-    "What a call sounds like, at 16 kHz."
-    rng, out, v = np.random.default_rng([c.seed]), np.zeros(round(seconds*RATE)), c.voice
+def _breath(rng, v, n):
+    "Noise; that of a hiss is sharper than that of other voices."
+    noise = rng.normal(size=n)                                           # (n,)
+    return noise if v.breath >= .9 else np.convolve(noise, np.hanning(9), 'same')
+
+# %% ../../nbs/world/04_calls.ipynb #451ad808
+def _loudness(v, n):
+    "How loud a cry of `n` samples is from its beginning to its end."
+    t = np.linspace(0, 1, n)
+    tremble = .5 + .5*np.cos(2*np.pi*v.tremble*t*n/RATE)
+    return np.sin(np.pi*t)**.5*(1 - .7*(v.tremble > 0)*tremble)          # (n,)
+
+def _cry(rng, v, pitch, pace):
+    "One cry: tone and breath, mixed as the voice has them."
+    n = int(v.seconds*pace*RATE)
+    tone, breath = _tone(v, pitch, n), _breath(rng, v, n)
+    mixed = (1 - v.breath)*tone/tone.std() + v.breath*breath/breath.std()
+    return _loudness(v, n)*mixed                                         # (n,)
+
+# %% ../../nbs/world/04_calls.ipynb #5497c099
+def _sequence(rng, c, n):
+    "The cries of a call with short gaps between them, somewhere in `n` samples."
+    out = np.zeros(n)
     pitch = c.pitch*(1.25 if c.size == 'small' else .8)
     gap = int(rng.uniform(.06, .10)*RATE)
-    cries = [_cry(rng, v, pitch*rng.uniform(.98, 1.02), c.pace) for _ in range(c.times)]
-    at = int(rng.integers(0, max(1, len(out) - sum(map(len, cries)) - gap*(c.times - 1))))
+    cries = [_cry(rng, c.voice, pitch*rng.uniform(.98, 1.02), c.pace) for _ in range(c.times)]
+    length = sum(map(len, cries)) + gap*(c.times - 1)
+    start = int(rng.integers(0, max(1, n - length)))
     for cry in cries:
-        part = out[at:at + len(cry)]; part += cry[:len(part)]; at += len(cry) + gap
-    if c.distance == 'far':
-        dull = np.fft.irfft(np.fft.rfft(out)/(1 + (np.fft.rfftfreq(len(out), 1/RATE)/1200)**2), len(out))
-        out = .3*(dull + .4*np.roll(dull, int(.09*RATE)))
-    wind = np.convolve(rng.normal(size=len(out)), (.25, .5, .25), 'same')
-    return (.12*out + rng.uniform(.002, .010)*wind).clip(-1, 1).astype(np.float32)
+        part = out[start:start + len(cry)]
+        part += cry[:len(part)]
+        start += len(cry) + gap
+    return out                                                           # (n,)
+
+def _from_far(sound):
+    "The sound as it is heard from far away."
+    hertz = np.fft.rfftfreq(len(sound), 1/RATE)
+    dull = np.fft.irfft(np.fft.rfft(sound)/(1 + (hertz/1200)**2), len(sound))
+    return .3*(dull + .4*np.roll(dull, int(.09*RATE)))
+
+# %% ../../nbs/world/04_calls.ipynb #cf1d8c1c
+def waveform(
+    c: Call,            # a call
+    seconds: float = 2, # length
+) -> np.ndarray:        # float32 (seconds*RATE,), between -1 and 1
+    "What a call sounds like, at 16 kHz, with some wind."
+    rng = np.random.default_rng([c.seed])
+    n = round(seconds*RATE)
+    sound = _sequence(rng, c, n)
+    if c.distance == 'far': sound = _from_far(sound)
+    wind = np.convolve(rng.normal(size=n), (.25, .5, .25), 'same')
+    noisy = .12*sound + rng.uniform(.002, .010)*wind
+    return noisy.clip(-1, 1).astype(np.float32)
 
 # %% ../../nbs/world/04_calls.ipynb #cll00009
 @lru_cache
-def _filters(bands):
+def _mel_filters(bands):
     from transformers.audio_utils import mel_filter_bank
-    return mel_filter_bank(257, bands, 20, RATE//2, RATE, norm=None, mel_scale='kaldi', triangularize_in_mel_space=True)
+    return mel_filter_bank(
+        num_frequency_bins=257, num_mel_filters=bands, min_frequency=20, max_frequency=RATE//2,
+        sampling_rate=RATE, norm=None, mel_scale='kaldi', triangularize_in_mel_space=True)
 
 def spectrogram(
-    sound,    # float (n,), samples at 16 kHz
-    bands=64, # of frequency
-)->np.ndarray:# float32 (frames, bands), low bands first: log energy
-    "The log-mel spectrogram of a sound: windows of 25 ms, one every 10 ms, as the feature extractor of an AST makes them."
-    from transformers.audio_utils import spectrogram as transformed, window_function
-    window = window_function(400, 'hann', periodic=False)
-    return transformed(np.asarray(sound, np.float32), window, 400, 160, 512, power=2., center=False, preemphasis=.97, remove_dc_offset=True,
-                       mel_filters=_filters(bands), log_mel='log', mel_floor=1.192092955078125e-07).T.astype(np.float32)
+    sound: np.ndarray, # float (n,), samples at 16 kHz
+    bands: int = 64,   # of frequency
+) -> np.ndarray:       # float32 (frames, bands), low bands first: log energy
+    "The log-mel spectrogram of a sound."
+    from transformers import audio_utils
+    window = audio_utils.window_function(400, 'hann', periodic=False)
+    energy = audio_utils.spectrogram(
+        np.asarray(sound, np.float32), window, frame_length=400, hop_length=160, fft_length=512,
+        power=2., center=False, preemphasis=.97, remove_dc_offset=True,
+        mel_filters=_mel_filters(bands), log_mel='log', mel_floor=1.192092955078125e-07,
+    )                                                                    # (bands, frames)
+    return energy.T.astype(np.float32)
 
 # %% ../../nbs/world/04_calls.ipynb #cll00013
+_HOW_OFTEN = {1: ('once', 'one time'), 2: ('two times', 'twice'), 3: ('three times',)}
+_WHERE = {'near': 'near by', 'far': 'far away'}
+
 def call_caption(
-    c,         # a `Call`
-    rng=None,  # `random.Random`; None: the first paraphrase
-    full=True, # name species, number and distance
-)->str:
+    c: Call,                          # a call
+    rng: random.Random | None = None, # None: the first paraphrase
+    full: bool = True,                # name species, number and distance
+) -> str:
     "One true sentence about a call, without a full stop."
     rng = rng or random.Random(0)
-    n, times = an(phrase(c, rng.choice(('size', ''))) if full else c.species), {1: ('once', 'one time'), 2: ('two times', 'twice'), 3: ('three times',)}[c.times]
-    often = rng.choice(times) if full or rng.random() < .7 else ''
-    where = {'near': 'near by', 'far': 'far away'}[c.distance] if full or rng.random() < .5 else ''
-    does = c.voice.verb + ('es' if c.voice.verb == 'hiss' else 's')
-    return ' '.join(rng.choice((f'{n} {does} {often} {where}', f'{n} {where} {does} {often}', f'{where} {n} calls {often}', f'the call of {n} {where} {often}')).split())
+    animal = an(phrase(c, rng.choice(('size', ''))) if full else c.species)
+    often = rng.choice(_HOW_OFTEN[c.times]) if full or rng.random() < .7 else ''
+    where = _WHERE[c.distance] if full or rng.random() < .5 else ''
+    verb = c.voice.verb + ('es' if c.voice.verb == 'hiss' else 's')
+    sentence = rng.choice((
+        f'{animal} {verb} {often} {where}',
+        f'{animal} {where} {verb} {often}',
+        f'{where} {animal} calls {often}',
+        f'the call of {animal} {where} {often}',
+    ))
+    return ' '.join(sentence.split())
 
+# %% ../../nbs/world/04_calls.ipynb #035d889d
 def call_captions(
-    c,   # a `Call`
-    n=5, # how many
-)->list:
+    c: Call,    # a call
+    n: int = 5, # how many
+) -> list:      # of str
     "`n` paraphrases of one call."
     rng = random.Random(f'captions/{c}')
     return [call_caption(c, rng) for _ in range(n)]
 
+# %% ../../nbs/world/04_calls.ipynb #e94142a8
 def call_questions(
-    c, # a `Call`
-)->list:
-    "`Question`s about a call, each with the answer that follows from it: what, count, size, distance, yesno and property."
+    c: Call, # a call
+) -> list:   # of `Question`s: what, count, size, distance, yesno and property
+    "Questions about a call, each with the answer that follows from it."
     rng, kind = random.Random(f'questions/{c}'), SPECIES[c.species]
-    yes, other = rng.random() < .5, rng.choice([s for s in SPECIES if s != c.species])
-    owned = rng.choice(sorted(kind.traits)) if yes else rng.choice(sorted(set(TRAITS) - kind.traits))
-    out = [Question('what', 'what animal is this?', c.species), Question('count', 'how many calls are there?', _counted(c.times)),
-           Question('size', 'is the animal small or large?', c.size), Question('distance', 'is the animal near or far?', c.distance), Question('yesno', f'is this {an(c.species if yes else other)}?', 'yes' if yes else 'no'),
-           Question('property', _asked('this animal', owned) + '?', 'yes' if yes else 'no'), Question('property', 'what does this animal eat?', kind.food)]
-    rng.shuffle(out)
-    return out
+    yes = rng.random() < .5
+    answer = 'yes' if yes else 'no'
+    other = rng.choice([species for species in SPECIES if species != c.species])
+    trait = rng.choice(sorted(kind.traits if yes else set(TRAITS) - kind.traits))
+    rows = [
+        ('what', 'what animal is this?', c.species),
+        ('count', 'how many calls are there?', number_word(c.times)),
+        ('size', 'is the animal small or large?', c.size),
+        ('distance', 'is the animal near or far?', c.distance),
+        ('yesno', f'is this {an(c.species if yes else other)}?', answer),
+        ('property', trait_question('this animal', trait) + '?', answer),
+        ('property', 'what does this animal eat?', kind.food),
+    ]
+    rng.shuffle(rows)
+    return [Question(*row) for row in rows]

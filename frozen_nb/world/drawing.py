@@ -4,64 +4,89 @@
 
 # %% auto #0
 __all__ = ['COLOUR_RGB', 'PAINTS', 'PLANS', 'SPANS', 'SKY', 'NIGHT_SKY', 'WATER', 'GROUND', 'STUFF', 'SHADE', 'paints', 'Part',
-           'Plan', 'Anatomy', 'sprite', 'Scenery', 'SceneMasks', 'render', 'draw', 'masks']
+           'Plan', 'Anatomy', 'sprite', 'Scenery', 'backdrop', 'scene_palette', 'sprite_corner', 'SceneMasks',
+           'oversampling', 'check_scene', 'render', 'draw', 'masks']
 
 # %% ../../nbs/world/01_drawing.ipynb #ca2c76ac
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+
 import numpy as np
-from PIL import Image, ImageDraw
-from PIL import ImageChops, ImageFilter
 from fastcore.basics import patch
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from ..core.frozen import *
-from .scenes import COLOURS, FACINGS, HABITATS, SIZES, TIMES
-
-# %% ../../nbs/world/01_drawing.ipynb #aa68df55
-from PIL import ImageChops, ImageFilter
-from fastcore.basics import patch
+from ..core.frozen import BadInput
+from .scenes import COLOURS, FACINGS, HABITATS, Scene, SIZES, TIMES
 
 # %% ../../nbs/world/01_drawing.ipynb #b500902e
-COLOUR_RGB = dict(brown=(126,74,34), gray=(162,166,174), black=(42,41,48), white=(247,246,242), orange=(250,134,20),
-                  yellow=(252,220,50), red=(208,30,38), blue=(46,98,226), green=(46,160,62), pink=(252,150,196))
-PAINTS = 'outline line body far light mark mane horn antler beak nose hoof eye pupil blush'.split() # of one animal
+COLOUR_RGB = dict(
+    brown=(126, 74, 34), gray=(162, 166, 174), black=(42, 41, 48), white=(247, 246, 242),
+    orange=(250, 134, 20), yellow=(252, 220, 50), red=(208, 30, 38), blue=(46, 98, 226),
+    green=(46, 160, 62), pink=(252, 150, 196),
+)
+PAINTS = [  # of one animal, in the order of their numbers
+    'outline', 'line', 'body', 'far', 'light', 'mark', 'mane', 'horn', 'antler', 'beak', 'nose',
+    'hoof', 'eye', 'pupil', 'blush',
+]
+_any_coat = dict(  # paints that are the same for every colour
+    horn=(244, 232, 200), antler=(158, 112, 66), beak=(255, 170, 40), nose=(30, 26, 32),
+    hoof=(62, 54, 58), eye=(255, 255, 255), pupil=(16, 14, 20), blush=(246, 168, 178),
+)
 
-def _mix(a, b, t): return tuple(round(p + t*(q-p)) for p,q in zip(a, b))
+def _mix(a, b, t): return tuple(round(p + t*(q - p)) for p, q in zip(a, b))
 def _luminance(rgb): return .299*rgb[0] + .587*rgb[1] + .114*rgb[2]
 
 # %% ../../nbs/world/01_drawing.ipynb #9d7bdfa3
-def paints(colour:str, # one of `COLOURS`
-          )->dict:     # paint -> (red, green, blue), 0 to 255
-    "The paints of an animal of this colour; `far` is for the legs behind, `light` for a muzzle or a belly, `mark` for stripes and spots."
-    body, ink, ivory = COLOUR_RGB[colour], (26,22,28), (255,240,214)
+def paints(
+    colour: str, # one of `COLOURS`
+) -> dict:       # paint -> (red, green, blue), 0 to 255
+    "The paints of an animal: `far` for the legs behind, `light` for a belly, `mark` for stripes."
+    body, ink, white, ivory = COLOUR_RGB[colour], (26, 22, 28), (255, 255, 255), (255, 240, 214)
     black = _luminance(body) < 60
-    shade = lambda t, t_black: _mix(body, (255,255,255), t_black) if black else _mix(body, ink, t)
-    light = _mix(body, (120,120,132), .30) if _luminance(body) > 225 else _mix(body, ivory, .62)
-    return dict(outline=ink, line=shade(.42, .40), body=body, far=shade(.24, .20), light=light, mark=shade(.68, .60), mane=shade(.50, .42),
-                horn=(244,232,200), antler=(158,112,66), beak=(255,170,40), nose=(30,26,32), hoof=(62,54,58), eye=(255,255,255), pupil=(16,14,20), blush=(246,168,178))
+    def shade(darker, lighter):
+        return _mix(body, white, lighter) if black else _mix(body, ink, darker)
+    light = _mix(body, ivory, .62)
+    if _luminance(body) > 225: light = _mix(body, (120, 120, 132), .30)
+    far, line = shade(.24, .20), shade(.42, .40)
+    mane, mark = shade(.50, .42), shade(.68, .60)
+    coat = dict(outline=ink, line=line, body=body, far=far, light=light, mark=mark, mane=mane)
+    return coat | _any_coat
 
 # %% ../../nbs/world/01_drawing.ipynb #6fec6a6c
 def _turn(points, degrees):
-    "Points (..., 2) turned counter-clockwise around the origin."
+    "Points (..., 2), turned counter-clockwise around the origin."
     a = np.deg2rad(degrees)
-    return np.asarray(points, float) @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+    c, s = np.cos(a), np.sin(a)
+    return np.asarray(points, float) @ np.array([[c, s], [-s, c]])
 
 def _ellipse(x, y, rx, ry, tilt=0., power=2., n=40):
-    "One polygon, (n, 2): a superellipse around `x, y`, turned by `tilt` degrees; `power` 2 is an ellipse, more is squarer."
+    "One polygon, (n, 2): a superellipse around `x, y`, turned by `tilt` degrees."
     t = np.linspace(0, 2*np.pi, n, endpoint=False)
-    c, s = (np.sign(f)*np.abs(f)**(2/power) for f in (np.cos(t), np.sin(t)))
+    c, s = np.cos(t), np.sin(t)
+    c = np.sign(c)*np.abs(c)**(2/power)
+    s = np.sign(s)*np.abs(s)**(2/power)
     return [_turn(np.stack([rx*c, ry*s], 1), tilt) + (x, y)]
 
+# %% ../../nbs/world/01_drawing.ipynb #46a90011
+def _curve(points, n):
+    "n points on the polynomial curve through `points` (k, 2)."
+    points = np.asarray(points, float)
+    t, s = np.linspace(0, 1, len(points)), np.linspace(0, 1, n)
+    fits = [np.polyfit(t, axis, len(t) - 1) for axis in points.T]
+    return np.stack([np.polyval(fit, s) for fit in fits], 1)                      # (n, 2)
+
 def _tube(points, radii, n=14):
-    "Polygons along the curve of degree k-1 through `points` (k, 2), whose radius goes through `radii`."
-    points, t, s = np.asarray(points, float), np.linspace(0, 1, len(points)), np.linspace(0, 1, n)
-    path = np.stack([np.polyval(np.polyfit(t, points[:,i], len(t)-1), s) for i in (0,1)], 1) # (n, 2)
-    r = np.interp(s, np.linspace(0, 1, len(radii)), radii)[:,None]
+    "Polygons along the curve through `points` (k, 2), whose radius goes through `radii`."
+    path = _curve(points, n)                                                      # (n, 2)
+    s = np.linspace(0, 1, n)
+    radius = np.interp(s, np.linspace(0, 1, len(radii)), radii)[:, None]          # (n, 1)
     step = np.gradient(path, axis=0)
-    side = np.stack([-step[:,1], step[:,0]], 1) / np.linalg.norm(step, axis=1, keepdims=True) * r
-    quads = [np.stack([p+u, q+v, q-v, p-u]) for p,q,u,v in zip(path, path[1:], side, side[1:])]
-    return quads + [_ellipse(*p, q[0], q[0], n=20)[0] for p,q in zip(path, r)]
+    normal = np.stack([-step[:, 1], step[:, 0]], 1)
+    side = normal / np.linalg.norm(step, axis=1, keepdims=True) * radius          # (n, 2)
+    pieces = zip(path, path[1:], side, side[1:])
+    quads = [np.stack([p + u, q + v, q - v, p - u]) for p, q, u, v in pieces]
+    return quads + [_ellipse(*p, r[0], r[0], n=20)[0] for p, r in zip(path, radius)]
 
 # %% ../../nbs/world/01_drawing.ipynb #888ae69d
 @dataclass(frozen=True)
@@ -70,11 +95,77 @@ class Part:
     paint: str           # one of `PAINTS`
     polygons: list       # of (n, 2) arrays
     join: bool = False   # melts into the part before it: no line between them
-    clip: bool = False   # a marking, visible only on the part before it (and on what that melted into)
+    clip: bool = False   # a marking, visible only on the part before it and what that melted into
 
-def _round(paint, *shape, join=False): return Part(paint, _ellipse(*shape), join)
-def _long(paint, points, radii, join=False): return Part(paint, _tube(points, radii), join)
-def _mark(paint, *shape): return Part(paint, _ellipse(*shape), clip=True)
+def _oval(paint, *shape, join=False): return Part(paint, _ellipse(*shape), join)
+def _marking(paint, *shape): return Part(paint, _ellipse(*shape), clip=True)
+def _limb(paint, points, radii, join=False): return Part(paint, _tube(points, radii), join)
+
+# %% ../../nbs/world/01_drawing.ipynb #f1b0a17a
+_proportions = '''
+species   | body    | square | legs     | neck       | head        | muzzle        | eye
+lion      | .8 .5   | 2.3    | .36 .085 | .24 .2 50  | .52 .46 -6  | .27 .22 light | .18 .26
+tiger     | .8 .5   | 2.3    | .36 .085 | .2 .18 48  | .52 .46 -6  | .27 .22 light | .18 .26
+leopard   | .84 .44 | 2.3    | .38 .075 | .2 .18 48  | .46 .41 -6  | .24 .19 light | .18 .26
+dog       | .72 .42 | 2.3    | .32 .08  | .2 .15 62  | .52 .45 -4  | .3 .23 light  | .18 .26
+wolf      | .82 .42 | 2.3    | .44 .075 | .24 .2 44  | .46 .41 -8  | .38 .18 light | .18 .26
+fox       | .62 .36 | 2.3    | .24 .06  | .14 .14 54 | .54 .43 -8  | .28 .14 light | .18 .26
+horse     | .88 .46 | 2.3    | .56 .075 | .44 .16 58 | .56 .3 -36  | .24 .24 far   | .18 .26
+zebra     | .88 .46 | 2.3    | .54 .075 | .42 .16 58 | .56 .31 -36 | .22 .24 mark  | .18 .26
+donkey    | .78 .44 | 2.3    | .4 .075  | .32 .15 56 | .58 .34 -32 | .3 .31 light  | .18 .26
+cow       | .94 .56 | 2.8    | .32 .085 | .2 .2 38   | .48 .44 -20 | .3 .36 blush  | .18 .26
+goat      | .74 .44 | 2.3    | .4 .07   | .28 .14 60 | .46 .35 -24 | .22 .22 body  | .36 .12
+sheep     | .86 .6  | 2.3    | .26 .07  | .16 .16 34 | .42 .36 -24 | .2 .22 mark   | .18 .26
+'''
+
+# %% ../../nbs/world/01_drawing.ipynb #4ecd7234
+_proportions += '''
+deer      | .78 .42 | 2.3    | .42 .062 | .3 .13 62  | .48 .34 -18 | .2 .18 light  | .18 .26
+giraffe   | .66 .42 | 2.3    | .44 .07  | .8 .135 73 | .5 .33 -18  | .25 .23 light | .18 .26
+camel     | .86 .42 | 2.3    | .52 .07  | .5 .115 54 | .44 .29 -12 | .24 .24 body  | .18 .26
+elephant  | .88 .7  | 2.6    | .32 .12  | .1 .22 40  | .56 .58 0   | 0 0 none      | .52 .3
+hippo     | .94 .66 | 2.6    | .2 .12   | .06 .26 20 | .48 .44 0   | .5 .48 light  | 0 .62
+rhino     | .94 .6  | 2.6    | .26 .12  | .08 .24 14 | .56 .42 -18 | .34 .32 far   | -.02 .22
+pig       | .82 .58 | 2.3    | .2 .085  | .08 .2 25  | .52 .5 -4   | 0 0 none      | .22 .26
+rabbit    | .64 .5  | 2.3    | .1 .1    | .14 .14 52 | .5 .45 -4   | .19 .18 light | .18 .26
+bear      | .88 .68 | 2.3    | .26 .135 | .08 .24 42 | .6 .55 -4   | .32 .29 light | .18 .26
+ostrich   | .66 .5  | 2.3    | .52 .055 | .6 .075 74 | .36 .31 -4  | 0 0 none      | .1 .2
+penguin   | .62 .84 | 2.3    | .06 .08  | .28 .22 90 | .48 .45 0   | 0 0 none      | .18 .26
+crocodile | .7 .4   | 2.3    | .17 .095 | .14 .17 62 | .4 .38 0    | 0 0 none      | .05 .9
+'''
+
+# %% ../../nbs/world/01_drawing.ipynb #587b9a0a
+_dress = '''
+species   | ears        | tail      | horns     | coat    | mane  | extras
+lion      | round .11   | tuft .52  |           |         | lion  |
+tiger     | round .12   | up .62    |           | tiger   |       | cheek belly
+leopard   | round .09   | up .72    |           | spots   |       |
+dog       | floppy .36  | wag .34   |           |         |       | collar tongue
+wolf      | pointed .24 | brush .55 |           | saddle  |       | ruff
+fox       | pointed .36 | fox .8    |           |         |       | cheek socks ruff
+horse     | leaf .17    | hair .72  |           |         | long  | hooves
+zebra     | leaf .17    | tuft .5   |           | zebra   | brush | hooves
+donkey    | long .54    | tuft .42  |           |         |       | belly hooves
+cow       | side .22    | tuft .58  | short     | patches |       | udder hooves
+goat      | side .2     | flick .16 | swept     |         |       | beard socks hooves
+sheep     | side .2     | puff .1   |           | wool    |       | hooves
+'''
+
+# %% ../../nbs/world/01_drawing.ipynb #0ef27c93
+_dress += '''
+deer      | side .22    | scut .15  | antlers   |         |       | belly hooves
+giraffe   | side .18    | tuft .4   | ossicones | giraffe |       | hooves
+camel     | leaf .1     | tuft .42  |           |         |       | hump topknot
+elephant  | fan .36     | tuft .36  |           |         |       | trunk tusk
+hippo     | round .075  | stub .14  |           |         |       | nostrils teeth
+rhino     | pointed .17 | stub .2   | nose      | armour  |       |
+pig       | flap .2     | curl .13  |           |         |       | snout hooves
+rabbit    | hare .62    | puff .15  |           |         |       | thigh
+bear      | round .15   | none 0    |           |         |       | shoulder
+ostrich   | none 0      | plume .28 |           |         |       | biped beak wing
+penguin   | none 0      | stub .12  |           |         |       | biped upright beak flipper bib
+crocodile | none 0      | croc .85  |           | scales  |       | jaws crest belly
+'''
 
 # %% ../../nbs/world/01_drawing.ipynb #c9870b7c
 @dataclass(frozen=True)
@@ -94,575 +185,1247 @@ class Plan:
     square: tuple  # how square the torso is: 2 is an ellipse
     extras: tuple  # what few species have
 
-# %% ../../nbs/world/01_drawing.ipynb #f1b0a17a
-_table = """
-lion     |.8 .5  |.36 .085|.24 .2 50 |.52 .46 -6 |.27 .22 light|.18 .26 |round .11  |tuft .52 |         |       |lion |2.3|
-tiger    |.8 .5  |.36 .085|.2 .18 48 |.52 .46 -6 |.27 .22 light|.18 .26 |round .12  |up .62   |         |tiger  |     |2.3|cheek belly
-leopard  |.84 .44|.38 .075|.2 .18 48 |.46 .41 -6 |.24 .19 light|.18 .26 |round .09  |up .72   |         |spots  |     |2.3|
-dog      |.72 .42|.32 .08 |.2 .15 62 |.52 .45 -4 |.3 .23 light |.18 .26 |floppy .36 |wag .34  |         |       |     |2.3|collar tongue
-wolf     |.82 .42|.44 .075|.24 .2 44 |.46 .41 -8 |.38 .18 light|.18 .26 |pointed .24|brush .55|         |saddle |     |2.3|ruff
-fox      |.62 .36|.24 .06 |.14 .14 54|.54 .43 -8 |.28 .14 light|.18 .26 |pointed .36|fox .8   |         |       |     |2.3|cheek socks ruff
-horse    |.88 .46|.56 .075|.44 .16 58|.56 .3 -36 |.24 .24 far  |.18 .26 |leaf .17   |hair .72 |         |       |long |2.3|hooves
-zebra    |.88 .46|.54 .075|.42 .16 58|.56 .31 -36|.22 .24 mark |.18 .26 |leaf .17   |tuft .5  |         |zebra  |brush|2.3|hooves
-donkey   |.78 .44|.4 .075 |.32 .15 56|.58 .34 -32|.3 .31 light |.18 .26 |long .54   |tuft .42 |         |       |     |2.3|belly hooves
-cow      |.94 .56|.32 .085|.2 .2 38  |.48 .44 -20|.3 .36 blush |.18 .26 |side .22   |tuft .58 |short    |patches|     |2.8|udder hooves
-goat     |.74 .44|.4 .07  |.28 .14 60|.46 .35 -24|.22 .22 body |.36 .12 |side .2    |flick .16|swept    |       |     |2.3|beard socks hooves
-sheep    |.86 .6 |.26 .07 |.16 .16 34|.42 .36 -24|.2 .22 mark  |.18 .26 |side .2    |puff .1  |         |wool   |     |2.3|hooves
-deer     |.78 .42|.42 .062|.3 .13 62 |.48 .34 -18|.2 .18 light |.18 .26 |side .22   |scut .15 |antlers  |       |     |2.3|belly hooves
-giraffe  |.66 .42|.44 .07 |.8 .135 73|.5 .33 -18 |.25 .23 light|.18 .26 |side .18   |tuft .4  |ossicones|giraffe|     |2.3|hooves
-camel    |.86 .42|.52 .07 |.5 .115 54|.44 .29 -12|.24 .24 body |.18 .26 |leaf .1    |tuft .42 |         |       |     |2.3|hump topknot
-elephant |.88 .7 |.32 .12 |.1 .22 40 |.56 .58 0  |0 0 none     |.52 .3  |fan .36    |tuft .36 |         |       |     |2.6|trunk tusk
-hippo    |.94 .66|.2 .12  |.06 .26 20|.48 .44 0  |.5 .48 light |0 .62   |round .075 |stub .14 |         |       |     |2.6|nostrils teeth
-rhino    |.94 .6 |.26 .12 |.08 .24 14|.56 .42 -18|.34 .32 far  |-.02 .22|pointed .17|stub .2  |nose     |armour |     |2.6|
-pig      |.82 .58|.2 .085 |.08 .2 25 |.52 .5 -4  |0 0 none     |.22 .26 |flap .2    |curl .13 |         |       |     |2.3|snout hooves
-rabbit   |.64 .5 |.1 .1   |.14 .14 52|.5 .45 -4  |.19 .18 light|.18 .26 |hare .62   |puff .15 |         |       |     |2.3|thigh
-bear     |.88 .68|.26 .135|.08 .24 42|.6 .55 -4  |.32 .29 light|.18 .26 |round .15  |none 0   |         |       |     |2.3|shoulder
-ostrich  |.66 .5 |.52 .055|.6 .075 74|.36 .31 -4 |0 0 none     |.1 .2   |none 0     |plume .28|         |       |     |2.3|biped beak wing
-penguin  |.62 .84|.06 .08 |.28 .22 90|.48 .45 0  |0 0 none     |.18 .26 |none 0     |stub .12 |         |       |     |2.3|biped upright beak flipper bib
-crocodile|.7 .4  |.17 .095|.14 .17 62|.4 .38 0   |0 0 none     |.05 .9  |none 0     |croc .85 |         |scales |     |2.3|jaws crest belly
-"""
-
 # %% ../../nbs/world/01_drawing.ipynb #214a9abe
-def _plan(cells): return Plan(*(tuple(float(v) if re.fullmatch(r'-?[\d.]+', v) else v for v in c.split()) for c in cells))
-PLANS = {name.strip(): _plan(cells) for name,*cells in (line.split('|') for line in _table.strip().splitlines())}
+def _value(word):
+    "A number where the word is one."
+    return float(word) if re.fullmatch(r'-?[\d.]+', word) else word
+
+def _read_table(table):
+    "Species -> column -> tuple of numbers and words."
+    head, *lines = [line for line in table.splitlines() if line]
+    columns = [cell.strip() for cell in head.split('|')]
+    rows = {}
+    for line in lines:
+        name, *cells = line.split('|')
+        row = zip(columns[1:], cells)
+        rows[name.strip()] = {column: tuple(map(_value, cell.split())) for column, cell in row}
+    return rows
+
+def _read_plans():
+    proportions, dress = _read_table(_proportions), _read_table(_dress)
+    return {name: Plan(**proportions[name], **dress[name]) for name in proportions}
+
+PLANS = _read_plans()
 
 # %% ../../nbs/world/01_drawing.ipynb #696529bb
 class Anatomy:
-    "The parts of a `species`; `gait` from -1 to 1 swings its legs."
-    def __init__(self, species, gait=0.):
+    "The parts of a species."
+    def __init__(
+        self,
+        species: str,      # a key of `PLANS`
+        gait: float = 0.,  # -1 to 1: how the legs swing
+    ):
         p = self.plan = PLANS[species]
-        self.gait, self.has, self.worn = gait, set(p.extras), {*p.horns, *p.coat, *p.mane}
-        (self.L, self.H), (self.leg, self.r), (n, self.neck_r, self.angle), (self.hl, self.hh, self.tilt) = p.body, p.legs, p.neck, p.head
-        self.middle = np.array([0., self.leg + self.H/2])
-        self.rump = self.middle + (-.46*self.L, .12*self.H)
-        self.shoulder = self.middle + ((.02, .30*self.H) if 'upright' in self.has else (.34*self.L, .12*self.H))
-        self.head = self.shoulder + n*_turn((1, 0), self.angle) + ((.04, .06) if 'upright' in self.has else (.14, .06))
+        self.gait, self.has = gait, {*p.extras, *p.horns, *p.coat, *p.mane}
+        self.length, self.height = p.body
+        self.leg_length, self.leg_radius = p.legs
+        neck_length, self.neck_radius, self.neck_angle = p.neck
+        self.head_length, self.head_height, self.head_tilt = p.head
+        upright = 'upright' in self.has
+        L, H = self.length, self.height
+        self.middle = np.array([0., self.leg_length + H/2])
+        self.rump = self.middle + (-.46*L, .12*H)
+        self.shoulder = self.middle + ((.02, .30*H) if upright else (.34*L, .12*H))
+        neck = neck_length*_turn((1, 0), self.neck_angle)
+        self.head = self.shoulder + neck + ((.04, .06) if upright else (.14, .06))
 
-    def at(self, x, y):
-        "A point of the head, in half lengths and half heights from its centre."
-        return self.head + _turn((x*self.hl/2, y*self.hh/2), self.tilt)
+# %% ../../nbs/world/01_drawing.ipynb #4a48b2f6
+@patch
+def _on_head(self:Anatomy, x, y):
+    "A point of the head, in half lengths and half heights from its centre."
+    offset = (x*self.head_length/2, y*self.head_height/2)
+    return self.head + _turn(offset, self.head_tilt)
 
-    def on(self, x, y):
-        "A point of the torso, in lengths and heights from its middle."
-        return self.middle + (x*self.L, y*self.H)
+@patch
+def _on_torso(self:Anatomy, x, y):
+    "A point of the torso, in lengths and heights from its middle."
+    return self.middle + (x*self.length, y*self.height)
 
-    def throat(self, t, d=0.):
-        "A point at the fraction `t` of the neck, moved by `d` to the right."
-        return self.shoulder + t*(self.head - self.shoulder) + (d, 0)
+@patch
+def _on_neck(self:Anatomy, t, d=0.):
+    "A point at the fraction `t` of the neck, moved by `d` to the right."
+    return self.shoulder + t*(self.head - self.shoulder) + (d, 0)
+
+@patch
+def _wear(self:Anatomy, where, kinds):
+    "The parts of those kinds that have a method `_WHERE_KIND`."
+    makers = [getattr(self, f'_{where}_{kind}', None) for kind in kinds]
+    return [part for make in makers if make for part in make()]
 
 # %% ../../nbs/world/01_drawing.ipynb #0dbad328
 @patch
-def limbs(self:Anatomy, near):
-    "The legs of one side; the near ones melt into the torso."
-    r, biped, side = self.r, 'biped' in self.has, 1 if near else -1
-    xs = [-.13*side] if biped else [-.5*self.L + r + (.05 if near else -.05), .5*self.L - r - (.08 if near else -.03)]
-    paint = 'beak' if biped else 'mark' if 'wool' in self.worn else 'body' if near else 'far'
-    stride, parts = .12*self.gait*side*min(1, self.leg/.4, (.085/r)**2), []
-    for i,x in enumerate(xs):
-        foot, hip = np.array([x + (stride if i else -stride), r]), np.array([x, self.leg + .22*self.H])
-        parts += [_long(paint, [hip, .5*(hip+foot), foot], [r*1.15, r, r], join=near and paint == 'body'),
-                  _round(paint, foot[0] + .4*r, r*.8, r*1.35, r*.8, join=True)]
-        if 'socks' in self.has: parts += [_mark('mark', *foot, r*2.4, .15, 0, 3)]
-        if 'hooves' in self.has: parts += [_mark('hoof', foot[0] + .3*r, r*.5, r*2, r*.9, 0, 4)]
+def _hips(self:Anatomy, near):
+    "Where the hind leg and the front leg of one side begin; birds have one leg a side."
+    if 'biped' in self.has: return [-.13 if near else .13]
+    hind, front = (.05, .08) if near else (-.05, -.03)
+    half, r = .5*self.length, self.leg_radius
+    return [-half + r + hind, half - r - front]
+
+@patch
+def _leg(self:Anatomy, x, step, paint, join):
+    "A leg whose foot is `step` away from below the hip at `x`."
+    r = self.leg_radius
+    foot, hip = np.array([x + step, r]), np.array([x, self.leg_length + .22*self.height])
+    parts = [_limb(paint, [hip, .5*(hip + foot), foot], [r*1.15, r, r], join=join),
+             _oval(paint, foot[0] + .4*r, r*.8, r*1.35, r*.8, join=True)]
+    if 'socks' in self.has: parts.append(_marking('mark', *foot, r*2.4, .15, 0, 3))
+    if 'hooves' in self.has:
+        parts.append(_marking('hoof', foot[0] + .3*r, r*.5, r*2, r*.9, 0, 4))
+    return parts
+
+# %% ../../nbs/world/01_drawing.ipynb #b476c4ec
+@patch
+def limbs(
+    self:Anatomy,
+    near: bool, # the side towards the viewer, or the other one
+) -> list:      # of `Part`
+    "The legs of one side."
+    paint = 'body' if near else 'far'
+    if 'wool' in self.has: paint = 'mark'
+    if 'biped' in self.has: paint = 'beak'
+    joins, side = near and paint == 'body', 1 if near else -1
+    short, thick = self.leg_length/.4, (.085/self.leg_radius)**2
+    stride = .12*self.gait*side*min(1, short, thick)
+    hind, *front = self._hips(near)
+    parts = self._leg(hind, -stride, paint, joins)
+    for x in front:
+        parts += self._leg(x, stride, paint, joins)
     return parts
 
 # %% ../../nbs/world/01_drawing.ipynb #5aeed5d2
 @patch
-def torso(self:Anatomy):
-    "Torso and neck."
-    (x, y), turns = self.middle, np.linspace(0, 2*np.pi, 12, endpoint=False)
-    parts = [_round('body', x, y, self.L/2, self.H/2, 0, *self.plan.square)]
-    if 'wool' in self.worn: parts += [_round('body', *self.on(.45*np.cos(t), .40*np.sin(t)), .15, .15, join=True) for t in turns]
-    if 'hump' in self.has: parts += [_long('body', [(x-.05, y), (x-.05, y+.46)], [.32, .14], join=True)]
-    if 'shoulder' in self.has: parts += [_round('body', x+.16, y+.14, .32, .32, join=True)]
-    if 'thigh' in self.has: parts += [_round('body', x-.13, y-.10, .25, .23, join=True)]
+def _neck(self:Anatomy):
     sag = (.10, -.16) if 'hump' in self.has else (0, 0)
-    return parts + [_long('body', [self.shoulder - (.06, .04), .5*(self.shoulder + self.head) + sag, self.head],
-                          [self.neck_r*1.3, self.neck_r, self.neck_r*.9], join=True)]
+    throat = .5*(self.shoulder + self.head) + sag
+    points, r = [self.shoulder - (.06, .04), throat, self.head], self.neck_radius
+    return _limb('body', points, [r*1.3, r, r*.9], join=True)
 
-# %% ../../nbs/world/01_drawing.ipynb #99900f40
 @patch
-def tail(self:Anatomy):
+def _tufts_of_wool(self:Anatomy):
+    turns = np.linspace(0, 2*np.pi, 12, endpoint=False)
+    places = [self._on_torso(.45*np.cos(t), .40*np.sin(t)) for t in turns]
+    return [_oval('body', *place, .15, .15, join=True) for place in places]
+
+@patch
+def torso(self:Anatomy) -> list: # of `Part`
+    "Torso and neck."
+    x, y = self.middle
+    parts = [_oval('body', x, y, self.length/2, self.height/2, 0, *self.plan.square)]
+    if 'wool' in self.has: parts += self._tufts_of_wool()
+    if 'hump' in self.has:
+        parts.append(_limb('body', [(x - .05, y), (x - .05, y + .46)], [.32, .14], join=True))
+    if 'shoulder' in self.has: parts.append(_oval('body', x + .16, y + .14, .32, .32, join=True))
+    if 'thigh' in self.has: parts.append(_oval('body', x - .13, y - .10, .25, .23, join=True))
+    return parts + [self._neck()]
+
+# %% ../../nbs/world/01_drawing.ipynb #c6ae5dfb
+def _hanging(n, x, y): return [(x, y), (x - .25*n - .04, y - .25*n), (x - .125*n - .10, y - n)]
+
+@patch
+def _tail_tuft(self:Anatomy, n, x, y):
+    end = (x - .125*n - .10, y - n)
+    return [_limb('body', _hanging(n, x, y), [.05, .035]),
+            _oval('mane', *end, .085, .12, join=True)]
+
+@patch
+def _tail_brush(self:Anatomy, n, x, y):
+    end = (x - .125*n - .10, y - n)
+    return [_limb('mane', _hanging(n, x, y), [.07, .13]), _marking('mark', *end, .14, .14)]
+
+@patch
+def _tail_hair(self:Anatomy, n, x, y):
+    return [_limb('mane', [(x, y), (x - .24, y - .10), (x - .20, y - n)], [.06, .12, .07])]
+
+@patch
+def _tail_stub(self:Anatomy, n, x, y):
+    return [_limb('far', [(x + .04, y), (x - .08, y - .5*n), (x - .09, y - n)], [.05, .05])]
+
+# %% ../../nbs/world/01_drawing.ipynb #5d215945
+@patch
+def _tail_up(self:Anatomy, n, x, y):
+    rise = [(x + .04, y - .1), (x - .20, y - .12), (x - .27, y + .42*n), (x - .06, y + .80*n)]
+    rings = [(-.15, -.15, -20), (-.27, .17, 80), (-.22, .50, 110), (-.07, .77, 140)]
+    return [_limb('body', rise, [.08, .07]),
+            *(_marking('mark', x + a, y + b*n, .055, .15, tilt) for a, b, tilt in rings)]
+
+@patch
+def _tail_wag(self:Anatomy, n, x, y):
+    return [_limb('body', [(x + .05, y - .04), (x - .14, y + .10), (x - .06, y + n)], [.075, .05])]
+
+@patch
+def _tail_flick(self:Anatomy, n, x, y):
+    return [_limb('body', [(x + .04, y), (x - .12, y + n)], [.07, .04])]
+
+@patch
+def _tail_fox(self:Anatomy, n, x, y):
+    curve = [(x + .05, y - .10), (x - .24, y - .22), (x - .40, y + .16), (x - .26, y + .54)]
+    return [_limb('body', curve, [.07, .18, .22, .07]),
+            _marking('light', x - .27, y + .50, .28, .25)]
+
+# %% ../../nbs/world/01_drawing.ipynb #a1d99162
+@patch
+def _tail_puff(self:Anatomy, n, x, y): return [_oval('light', x - .04, y - .06, n, n)]
+
+@patch
+def _tail_scut(self:Anatomy, n, x, y): return [_oval('light', x - .03, y - .02, .10, n, 25)]
+
+@patch
+def _tail_curl(self:Anatomy, n, x, y):
+    loop = [(x + .04, y), (x - .16, y - .02), (x - .16, y + .24), (x - .02, y + .16),
+            (x - .22, y + .06)]
+    return [Part('mane', _tube(loop, [.045, .035], n=30))]
+
+@patch
+def _tail_plume(self:Anatomy, n, x, y):
+    return [_oval('light', x - .06 + .05*i, y + .08*i, .21, .11, 140 + 22*i, join=i > 0)
+            for i in range(3)]
+
+@patch
+def _tail_croc(self:Anatomy, n, x, y):
+    curve = [(x + .12, y - .05), (x - .24, y - .20), (x - .46, y + .12), (x - .30, y + .56)]
+    return [_limb('body', curve, [.18, .17, .12, .03])]
+
+# %% ../../nbs/world/01_drawing.ipynb #90d46e93
+@patch
+def tail(self:Anatomy) -> list: # of `Part`
     "The tail, behind everything else."
-    (kind, n), (x, y) = self.plan.tail, self.rump
-    end = (x-.125*n-.10, y-n)
-    hang, rise = [(x, y), (x-.25*n-.04, y-.25*n), end], [(x+.04, y-.1), (x-.20, y-.12), (x-.27, y+.42*n), (x-.06, y+.80*n)]
-    return dict(
-        none=lambda: [],
-        tuft=lambda: [_long('body', hang, [.05, .035]), _round('mane', *end, .085, .12, join=True)],
-        up=lambda: [_long('body', rise, [.08, .07])] + [_mark('mark', x+a, y+b*n, .055, .15, tilt)
-            for a,b,tilt in ((-.15,-.15,-20), (-.27,.17,80), (-.22,.50,110), (-.07,.77,140))],
-        wag=lambda: [_long('body', [(x+.05, y-.04), (x-.14, y+.10), (x-.06, y+n)], [.075, .05])],
-        brush=lambda: [_long('mane', hang, [.07, .13]), _mark('mark', *end, .14, .14)],
-        fox=lambda: [_long('body', [(x+.05, y-.10), (x-.24, y-.22), (x-.40, y+.16), (x-.26, y+.54)], [.07, .18, .22, .07]),
-                     _mark('light', x-.27, y+.50, .28, .25)],
-        hair=lambda: [_long('mane', [(x, y), (x-.24, y-.10), (x-.20, y-n)], [.06, .12, .07])],
-        flick=lambda: [_long('body', [(x+.04, y), (x-.12, y+n)], [.07, .04])],
-        puff=lambda: [_round('light', x-.04, y-.06, n, n)],
-        scut=lambda: [_round('light', x-.03, y-.02, .10, n, 25)],
-        curl=lambda: [Part('mane', _tube([(x+.04, y), (x-.16, y-.02), (x-.16, y+.24), (x-.02, y+.16), (x-.22, y+.06)], [.045, .035], n=30))],
-        stub=lambda: [_long('far', [(x+.04, y), (x-.08, y-.5*n), (x-.09, y-n)], [.05, .05])],
-        plume=lambda: [_round('light', x-.06+.05*i, y+.08*i, .21, .11, 140+22*i, join=i>0) for i in (0,1,2)],
-        croc=lambda: [_long('body', [(x+.12, y-.05), (x-.24, y-.20), (x-.46, y+.12), (x-.30, y+.56)], [.18, .17, .12, .03])])[kind]()
+    kind, length = self.plan.tail
+    if kind == 'none': return []
+    make = getattr(self, f'_tail_{kind}')
+    return make(length, *self.rump)
 
 # %% ../../nbs/world/01_drawing.ipynb #5144a96f
-_spots = dict( # radius, then places on the torso
-    leopard=(.062, (-.40,.14), (-.27,-.18), (-.22,.30), (-.07,.04), (.02,-.30), (.07,.32), (.20,-.05), (.34,.24), (.37,-.26), (-.43,-.36), (.48,.56), (-.38,-.78), (.34,-.72)),
-    rump=(.19, (-.27,.26)), flank=(.16, (-.12,.34), (.17,-.06)), side=(.12, (.24,.04), (-.44,-.35), (.46,.44)),
-    giraffe=(.098, (-.36,.16), (-.08,.24), (-.22,-.24), (.08,-.16), (.34,-.26), (.24,.22)),
-    scales=(.045, (-.38,.14), (-.16,.18), (.06,.14), (.28,.18), (-.27,-.08), (-.05,-.08), (.17,-.08)))
+_spots = dict(
+    leopard=(.062, [
+        (-.40, .14), (-.27, -.18), (-.22, .30), (-.07, .04), (.02, -.30), (.07, .32), (.20, -.05),
+        (.34, .24), (.37, -.26), (-.43, -.36), (.48, .56), (-.38, -.78), (.34, -.72)]),
+    rump=(.19, [(-.27, .26)]),
+    flank=(.16, [(-.12, .34), (.17, -.06)]),
+    side=(.12, [(.24, .04), (-.44, -.35), (.46, .44)]),
+    giraffe=(.098, [(-.36, .16), (-.08, .24), (-.22, -.24), (.08, -.16), (.34, -.26), (.24, .22)]),
+    scales=(.045, [
+        (-.38, .14), (-.16, .18), (.06, .14), (.28, .18), (-.27, -.08), (-.05, -.08), (.17, -.08)]),
+)
 
 @patch
-def coat(self:Anatomy):
+def _spotted(self:Anatomy, name):
+    r, places = _spots[name]
+    return [_marking('mark', *self._on_torso(x, y), r, r*.9, 30*x) for x, y in places]
+
+@patch
+def _coat_spots(self:Anatomy): return self._spotted('leopard')
+
+@patch
+def _coat_scales(self:Anatomy): return self._spotted('scales')
+
+# %% ../../nbs/world/01_drawing.ipynb #0daa5f56
+@patch
+def _coat_patches(self:Anatomy):
+    return self._spotted('rump') + self._spotted('flank') + self._spotted('side')
+
+@patch
+def _coat_giraffe(self:Anatomy):
+    places = [(.16, -.08), (.26, .08), (.40, -.08), (.50, .08), (.64, -.07), (.75, .08),
+              (.90, -.06)]
+    on_neck = [_marking('mark', *self._on_neck(t, d), .085, .088, 20) for t, d in places]
+    return self._spotted('giraffe') + on_neck
+
+@patch
+def _coat_saddle(self:Anatomy):
+    return [_marking('mark', *self._on_torso(-.10, .52), .50*self.length, .26*self.height, -4)]
+
+# %% ../../nbs/world/01_drawing.ipynb #3c2ac835
+@patch
+def _stripe(self:Anatomy, x, lean, low, w, taper):
+    "A stripe from the back at `x` down to the height `low`, where its half-width is `taper*w`."
+    (x0, y0), (x1, y1) = self._on_torso(x, .75), self._on_torso(x, low)
+    left, right = (x1 + lean - w*taper, y1), (x1 + lean + w*taper, y1)
+    return Part('mark', [np.array([(x0 - w, y0), (x0 + w, y0), right, left])], clip=True)
+
+@patch
+def _coat_tiger(self:Anatomy):
+    stripes = ((-.38, -.25), (-.16, .0), (.06, -.28), (.26, .0))
+    return [self._stripe(x, .05, low, .075, .2) for x, low in stripes]
+
+@patch
+def _coat_zebra(self:Anatomy):
+    body = [self._stripe(x, .03, -.75, .05, .8) for x in (-.40, -.20, .0, .20, .40)]
+    across = self.neck_angle - 102
+    neck = [_marking('mark', *self._on_neck(t), .3, .042, across) for t in (.30, .56, .82)]
+    legs = [_marking('mark', x*self.length, y, .2, .034) for x in (-.38, .34) for y in (.17, .31)]
+    return body + neck + legs
+
+# %% ../../nbs/world/01_drawing.ipynb #25ed88dd
+@patch
+def _crease(self:Anatomy, points, r):
+    "A thin line on the torso."
+    return Part('line', _tube([self._on_torso(*point) for point in points], [r]), clip=True)
+
+@patch
+def _coat_wool(self:Anatomy):
+    curls = ((-.26, .16), (.02, .30), (.06, -.08), (-.20, -.22), (.30, .08))
+    return [self._crease([(x - .10, y), (x, y - .13), (x + .10, y)], .017) for x, y in curls]
+
+@patch
+def _coat_armour(self:Anatomy):
+    return [self._crease([(x, .5), (x + .05, 0), (x - .03, -.5)], .022) for x in (-.26, .24)]
+
+@patch
+def coat(self:Anatomy) -> list: # of `Part`
     "Stripes, spots and patches, on torso, neck and near legs."
-    def spots(*names): return [_mark('mark', *self.on(a, b), r, r*.9, 30*a) for name in names for r,*places in [_spots[name]] for a,b in places]
-    def stripe(a, lean, low, w, taper):
-        (x0, y0), (x1, y1) = self.on(a, .75), self.on(a, low)
-        return Part('mark', [np.array([(x0-w, y0), (x0+w, y0), (x1+lean+w*taper, y1), (x1+lean-w*taper, y1)])], clip=True)
-    def curve(points, r): return Part('line', _tube([self.on(*q) for q in points], [r]), clip=True)
-    kinds = dict(
-        tiger=lambda: [stripe(a, .05, low, .075, .2) for a,low in ((-.38,-.25), (-.16,.0), (.06,-.28), (.26,.0))],
-        zebra=lambda: [stripe(a, .03, -.75, .05, .8) for a in (-.40,-.20,.0,.20,.40)] + [_mark('mark', *self.throat(t), .3, .042, self.angle-102) for t in (.30,.56,.82)]
-            + [_mark('mark', a*self.L, b, .2, .034) for a in (-.38,.34) for b in (.17,.31)],
-        spots=lambda: spots('leopard'), patches=lambda: spots('rump', 'flank', 'side'), scales=lambda: spots('scales'),
-        giraffe=lambda: spots('giraffe') + [_mark('mark', *self.throat(t, d), .085, .088, 20)
-            for t,d in ((.16,-.08), (.26,.08), (.40,-.08), (.50,.08), (.64,-.07), (.75,.08), (.90,-.06))],
-        saddle=lambda: [_mark('mark', *self.on(-.10, .52), .50*self.L, .26*self.H, -4)],
-        wool=lambda: [curve([(a-.10, b), (a, b-.13), (a+.10, b)], .017) for a,b in ((-.26,.16), (.02,.30), (.06,-.08), (-.20,-.22), (.30,.08))],
-        armour=lambda: [curve([(a, .5), (a+.05, 0), (a-.03, -.5)], .022) for a in (-.26, .24)])
-    return [part for kind in self.plan.coat for part in kinds[kind]()]
+    return self._wear('coat', self.plan.coat)
 
 # %% ../../nbs/world/01_drawing.ipynb #4531fe38
 @patch
-def underside(self:Anatomy):
+def _under_belly(self:Anatomy):
+    return [_marking('light', *self._on_torso(0, -.52), .36*self.length, .22*self.height)]
+
+@patch
+def _under_bib(self:Anatomy):
+    return [_marking('light', *self._on_torso(.24, -.06), .25, .40)]
+
+@patch
+def _under_ruff(self:Anatomy):
+    return [_marking('light', *(self.shoulder + (.13, -.14)), .15, .22, 20)]
+
+@patch
+def _under_collar(self:Anatomy):
+    return [_marking('mark', *(self._on_neck(.5) - (0, .04)), .26, .045, self.neck_angle - 90)]
+
+@patch
+def underside(self:Anatomy) -> list: # of `Part`
     "Pale belly, bib or ruff, and the collar."
-    kinds = dict(belly=lambda: _mark('light', *self.on(0, -.52), .36*self.L, .22*self.H), bib=lambda: _mark('light', *self.on(.24, -.06), .25, .40),
-                 ruff=lambda: _mark('light', *(self.shoulder + (.13, -.14)), .15, .22, 20),
-                 collar=lambda: _mark('mark', *(self.throat(.5) - (0, .04)), .26, .045, self.angle-90))
-    return [kinds[e]() for e in self.plan.extras if e in kinds]
+    return self._wear('under', self.plan.extras)
 
 # %% ../../nbs/world/01_drawing.ipynb #0b7bd3cf
 @patch
-def ears(self:Anatomy, near):
-    "One ear: the near one in front of the head, the far one behind it."
-    (kind, n), paint = self.plan.ears, 'mark' if 'wool' in self.worn else 'body' if near else 'far'
-    if not near and kind in ('floppy', 'side', 'fan'): return []
-    top, (x, y) = self.at(-.38 if near else .06, .78), self.at(-.42 if near else .30, .88)
-    def leaf(tilt, width, base=top, inner=0.):
-        a = base + _turn((n/2, 0), tilt)
-        return [_round(paint, *a, n/2+.03, width, tilt)] + ([_mark('blush', *a, n/2-.03, inner, tilt)] if inner and near else [])
-    def triangle(tilt, w):
-        inner = Part('mark', [top + _turn([(0, -w*.5), (n*.72, 0), (0, w*.5)], tilt)], clip=True)
-        return [Part(paint, [top + _turn([(-.06, -w), (n+.02, 0), (-.06, w)], tilt)])] + ([inner] if near else [])
-    def fan(x, y): return [_round(paint, x, y, n*.82, n*1.05, -8), _mark('far', x, y-.01, n*.58, n*.80, -8)]
-    return dict(
-        none=lambda: [],
-        round=lambda: [_round(paint, x, y, n, n), _mark('blush' if near else 'far', *self.at(-.40 if near else .30, .88), n*.5, n*.5)],
-        pointed=lambda: triangle(104 if near else 80, .36*n+.045), flap=lambda: triangle(118 if near else 74, .13),
-        floppy=lambda: [_long('mark', [self.at(-.35, .70), self.at(-.62, .50), self.at(-.58, -.70)], [.08, .11, .13])],
-        leaf=lambda: leaf(100 if near else 75, .055), side=lambda: leaf(166, .085, self.at(-.45, .45), .04),
-        long=lambda: leaf(112 if near else 82, .10, inner=.05), hare=lambda: leaf(108 if near else 80, .11, inner=.06),
-        fan=lambda: fan(*self.at(-.72, .06)))[kind]()
+def _leaf(self:Anatomy, near, tilt, width, base=None, inner=0.):
+    "A long ear, pink inside where `inner` says how wide."
+    base = self._ear_root(near) if base is None else base
+    n, paint = self.plan.ears[1], self._ear_paint(near)
+    centre = base + _turn((n/2, 0), tilt)
+    parts = [_oval(paint, *centre, n/2 + .03, width, tilt)]
+    if inner and near: parts.append(_marking('blush', *centre, n/2 - .03, inner, tilt))
+    return parts
+
+@patch
+def _triangle(self:Anatomy, near, tilt, w):
+    "A pointed ear of half-width `w`."
+    n, root = self.plan.ears[1], self._ear_root(near)
+    def at(*points): return [root + _turn(points, tilt)]
+    parts = [Part(self._ear_paint(near), at((-.06, -w), (n + .02, 0), (-.06, w)))]
+    if near: parts.append(Part('mark', at((0, -w*.5), (n*.72, 0), (0, w*.5)), clip=True))
+    return parts
+
+# %% ../../nbs/world/01_drawing.ipynb #6407255f
+@patch
+def _ear_root(self:Anatomy, near): return self._on_head(-.38 if near else .06, .78)
+
+@patch
+def _ear_paint(self:Anatomy, near):
+    if 'wool' in self.has: return 'mark'
+    return 'body' if near else 'far'
+
+@patch
+def _ear_leaf(self:Anatomy, near): return self._leaf(near, 100 if near else 75, .055)
+
+@patch
+def _ear_long(self:Anatomy, near): return self._leaf(near, 112 if near else 82, .10, inner=.05)
+
+@patch
+def _ear_hare(self:Anatomy, near): return self._leaf(near, 108 if near else 80, .11, inner=.06)
+
+@patch
+def _ear_side(self:Anatomy, near):
+    return self._leaf(near, 166, .085, self._on_head(-.45, .45), .04)
+
+# %% ../../nbs/world/01_drawing.ipynb #9186af2d
+@patch
+def _ear_pointed(self:Anatomy, near):
+    return self._triangle(near, 104 if near else 80, .36*self.plan.ears[1] + .045)
+
+@patch
+def _ear_flap(self:Anatomy, near): return self._triangle(near, 118 if near else 74, .13)
+
+@patch
+def _ear_round(self:Anatomy, near):
+    n, (x, y) = self.plan.ears[1], self._on_head(-.42 if near else .30, .88)
+    inside = self._on_head(-.40 if near else .30, .88)
+    return [_oval(self._ear_paint(near), x, y, n, n),
+            _marking('blush' if near else 'far', *inside, n*.5, n*.5)]
+
+@patch
+def _ear_floppy(self:Anatomy, near):
+    points = [self._on_head(-.35, .70), self._on_head(-.62, .50), self._on_head(-.58, -.70)]
+    return [_limb('mark', points, [.08, .11, .13])]
+
+# %% ../../nbs/world/01_drawing.ipynb #69a50c13
+@patch
+def _ear_fan(self:Anatomy, near):
+    n, (x, y) = self.plan.ears[1], self._on_head(-.72, .06)
+    return [_oval(self._ear_paint(near), x, y, n*.82, n*1.05, -8),
+            _marking('far', x, y - .01, n*.58, n*.80, -8)]
+
+@patch
+def ears(
+    self:Anatomy,
+    near: bool, # the ear towards the viewer, or the other one
+) -> list:      # of `Part`
+    "One ear."
+    kind = self.plan.ears[0]
+    hidden = not near and kind in ('floppy', 'side', 'fan')
+    if kind == 'none' or hidden: return []
+    make = getattr(self, f'_ear_{kind}')
+    return make(near)
 
 # %% ../../nbs/world/01_drawing.ipynb #b18791e0
 @patch
-def horns(self:Anatomy):
+def _horns_short(self:Anatomy):
+    at = self._on_head
+    return [_limb('horn', [at(d, .80), at(.2 + d, 1.5), at(.08 + d, 2.0)], [.075, .03])
+            for d in (.35, -.15)]
+
+@patch
+def _horns_swept(self:Anatomy):
+    x, y = self._on_head(.0, .85)
+    curves = [[(x + d, y - .03), (x + d - .06, y + .30), (x + d - .42, y + .32)]
+              for d in (-.03, -.14)]
+    return [_limb('horn', curve, [.085, .065, .03]) for curve in curves]
+
+@patch
+def _horns_nose(self:Anatomy):
+    at = self._on_head
+    large, small = [at(1.05, .25), at(1.5, .7), at(1.45, 1.9)], [at(.62, .6), at(.76, 1.45)]
+    return [_limb('horn', large, [.12, .085, .015]), _limb('horn', small, [.095, .015])]
+
+# %% ../../nbs/world/01_drawing.ipynb #42f2a9f9
+def _antler(x, y):
+    stem = _tube([(x, y - .04), (x - .12, y + .22), (x + .03, y + .54)], [.055, .045])
+    front = _tube([(x - .06, y + .15), (x + .20, y + .40)], [.05, .04])
+    back = _tube([(x - .08, y + .24), (x - .27, y + .46)], [.05, .04])
+    return Part('antler', stem + front + back)
+
+@patch
+def _horns_antlers(self:Anatomy):
+    x, y = self._on_head(.0, .85)
+    return [_antler(x + d, y) for d in (.20, -.12)]
+
+def _ossicone(x, y):
+    return [_limb('body', [(x, y - .04), (x - .03, y + .15)], [.04]),
+            _oval('mark', x - .03, y + .18, .068, .06)]
+
+@patch
+def _horns_ossicones(self:Anatomy):
+    x, y = self._on_head(.0, .85)
+    return _ossicone(x + .10, y) + _ossicone(x - .07, y)
+
+@patch
+def horns(self:Anatomy) -> list: # of `Part`
     "Horns, antlers and ossicones."
-    (x, y), at = self.at(.0, .85), self.at
-    def antler(x): return (_tube([(x, y-.04), (x-.12, y+.22), (x+.03, y+.54)], [.055, .045])
-        + _tube([(x-.06, y+.15), (x+.20, y+.40)], [.05, .04]) + _tube([(x-.08, y+.24), (x-.27, y+.46)], [.05, .04]))
-    def ossicone(x): return [_long('body', [(x, y-.04), (x-.03, y+.15)], [.04]), _round('mark', x-.03, y+.18, .068, .06)]
-    kinds = dict(
-        short=lambda: [_long('horn', [at(d, .80), at(.2+d, 1.5), at(.08+d, 2.0)], [.075, .03]) for d in (.35, -.15)],
-        swept=lambda: [_long('horn', [(x+d, y-.03), (x+d-.06, y+.30), (x+d-.42, y+.32)], [.085, .065, .03]) for d in (-.03, -.14)],
-        antlers=lambda: [Part('antler', antler(x+d)) for d in (.20, -.12)],
-        ossicones=lambda: ossicone(x+.10) + ossicone(x-.07),
-        nose=lambda: [_long('horn', [at(1.05, .25), at(1.5, .7), at(1.45, 1.9)], [.12, .085, .015]), _long('horn', [at(.62, .6), at(.76, 1.45)], [.095, .015])])
-    return [part for kind in self.plan.horns for part in kinds[kind]()]
+    return self._wear('horns', self.plan.horns)
 
 # %% ../../nbs/world/01_drawing.ipynb #5b1913c5
 @patch
-def mane(self:Anatomy):
-    "The mane, between neck and head."
-    out, c, turns = _turn((0, self.neck_r), self.angle), self.head - (.06, .04), np.linspace(0, 2*np.pi, 12, endpoint=False)
-    a, b = self.shoulder + .8*out - (.02, 0), self.at(-.35, .75)
-    kinds = dict(
-        lion=lambda: [_round('mane', *c, .40, .40)] + [_round('mane', *(c + .38*np.array([np.cos(t), np.sin(t)])), .12, .12, join=True) for t in turns],
-        brush=lambda: [_long('mark', [a, .5*(a+b) + .35*out, b + (.02, .06)], [.055, .075, .055])],
-        long=lambda: [_long('mane', [a - (.03, .10), .5*(a+b) + .3*out - (0, .03), b + (.03, .06)], [.11, .13, .10]),
-                      _round('mane', *self.at(.05, .78), .14, .085, -40, join=True)])
-    return [part for kind in self.plan.mane for part in kinds[kind]()]
-
-# %% ../../nbs/world/01_drawing.ipynb #d77dc637
-_face_marks = dict( # x, y on the head, two radii, tilt
-    tiger=[(-.75,.35,.13,.04,-10), (-.78,-.1,.13,.04,5), (-.7,-.52,.12,.04,15), (-.2,.9,.035,.13,-10), (.15,.9,.035,.13,-10)],
-    zebra=[(-.6,.3,.035,.3,8), (-.15,.9,.035,.12,8), (.48,.3,.035,.3,8)], spots=[(-.6,.3,.045,.045,0), (-.5,-.35,.045,.045,0), (-.1,.72,.045,.045,0)],
-    patches=[(-.5,.5,.17,.2,0)], giraffe=[(-.55,-.2,.08,.08,0)])
+def _mane_lion(self:Anatomy):
+    centre, turns = self.head - (.06, .04), np.linspace(0, 2*np.pi, 12, endpoint=False)
+    tufts = [centre + .38*np.array([np.cos(t), np.sin(t)]) for t in turns]
+    return [_oval('mane', *centre, .40, .40),
+            *(_oval('mane', *tuft, .12, .12, join=True) for tuft in tufts)]
 
 @patch
-def face(self:Anatomy):
+def _crest_line(self:Anatomy):
+    "Where a mane begins and ends, and the way out of the neck."
+    out = _turn((0, self.neck_radius), self.neck_angle)
+    return self.shoulder + .8*out - (.02, 0), self._on_head(-.35, .75), out
+
+@patch
+def _mane_brush(self:Anatomy):
+    a, b, out = self._crest_line()
+    return [_limb('mark', [a, .5*(a + b) + .35*out, b + (.02, .06)], [.055, .075, .055])]
+
+# %% ../../nbs/world/01_drawing.ipynb #eed123cc
+@patch
+def _mane_long(self:Anatomy):
+    a, b, out = self._crest_line()
+    points = [a - (.03, .10), .5*(a + b) + .3*out - (0, .03), b + (.03, .06)]
+    return [_limb('mane', points, [.11, .13, .10]),
+            _oval('mane', *self._on_head(.05, .78), .14, .085, -40, join=True)]
+
+@patch
+def mane(self:Anatomy) -> list: # of `Part`
+    "The mane, between neck and head."
+    return self._wear('mane', self.plan.mane)
+
+# %% ../../nbs/world/01_drawing.ipynb #d77dc637
+_face_marks = dict( # coat -> x, y on the head, two radii, tilt
+    tiger=[(-.75, .35, .13, .04, -10), (-.78, -.1, .13, .04, 5), (-.7, -.52, .12, .04, 15),
+           (-.2, .9, .035, .13, -10), (.15, .9, .035, .13, -10)],
+    zebra=[(-.6, .3, .035, .3, 8), (-.15, .9, .035, .12, 8), (.48, .3, .035, .3, 8)],
+    spots=[(-.6, .3, .045, .045, 0), (-.5, -.35, .045, .045, 0), (-.1, .72, .045, .045, 0)],
+    patches=[(-.5, .5, .17, .2, 0)],
+    giraffe=[(-.55, -.2, .08, .08, 0)],
+)
+
+@patch
+def _markings_of_face(self:Anatomy):
+    rows = [row for kind in self.plan.coat for row in _face_marks.get(kind, ())]
+    return [_marking('mark', *self._on_head(x, y), rx, ry, tilt + self.head_tilt)
+            for x, y, rx, ry, tilt in rows]
+
+# %% ../../nbs/world/01_drawing.ipynb #0b034cae
+@patch
+def _on_muzzle(self:Anatomy, x, y):
+    "A point of the muzzle, in its lengths and heights from its centre."
+    length, height, _ = self.plan.muzzle
+    return self._on_head(.86, -.24) + _turn((x*length, y*height), self.head_tilt)
+
+@patch
+def _muzzle(self:Anatomy):
+    "The muzzle with its mouth."
+    length, height, paint = self.plan.muzzle
+    if not length: return []
+    mouth = [self._on_muzzle(x, y) for x, y in ((.30, -.18), (.05, -.34), (-.30, -.20))]
+    place = self._on_head(.86, -.24)
+    return [_oval(paint, *place, length/2, height/2, self.head_tilt, 2.4, join=True),
+            Part('line', _tube(mouth, [.014]), clip=True)]
+
+@patch
+def _nose(self:Anatomy):
+    if not self.plan.muzzle[0] or 'nostrils' in self.has: return []
+    return [_oval('nose', *self._on_muzzle(.42, .22), .06, .05)]
+
+# %% ../../nbs/world/01_drawing.ipynb #7b15338e
+@patch
+def _eye(self:Anatomy):
+    x, y = self._on_head(*self.plan.eye)
+    return [_oval('eye', x, y, .072, .08),
+            _marking('pupil', x + .018, y - .005, .050, .060),
+            _marking('eye', x + .034, y + .024, .017, .018)]
+
+@patch
+def _fringe(self:Anatomy):
+    "Wool on the forehead."
+    return [_oval('body', *self._on_head(-.35, .78), .18, .13),
+            _oval('body', *self._on_head(-.75, .45), .13, .13, join=True)]
+
+# %% ../../nbs/world/01_drawing.ipynb #c3bb63e8
+@patch
+def features(self:Anatomy) -> list: # of `Part`
+    "What only some faces have."
+    return self._wear('face', self.plan.extras)
+
+@patch
+def face(self:Anatomy) -> list: # of `Part`
     "Head, muzzle, eye, nose."
-    (L, H, paint), wool, m = self.plan.muzzle, 'wool' in self.worn, self.at(.86, -.24)
-    def by_muzzle(x, y): return m + _turn((x*L, y*H), self.tilt)
-    parts = [_round('mark' if wool else 'body', *self.head, self.hl/2, self.hh/2, self.tilt, 2.2)]
-    if L: parts += [_round(paint, *m, L/2, H/2, self.tilt, 2.4, join=True),
-                    Part('line', _tube([by_muzzle(.30, -.18), by_muzzle(.05, -.34), by_muzzle(-.30, -.20)], [.014]), clip=True)]
-    if 'cheek' in self.has: parts += [_mark('light', *self.at(.45, -.75), .26, .14, self.tilt)]
-    parts += [_mark('mark', *self.at(x, y), rx, ry, tilt + self.tilt) for kind in self.plan.coat for x,y,rx,ry,tilt in _face_marks.get(kind, ())]
-    if wool: parts += [_round('body', *self.at(-.35, .78), .18, .13), _round('body', *self.at(-.75, .45), .13, .13, join=True)]
-    x, y = self.at(*self.plan.eye)
-    parts += self.features() + [_round('eye', x, y, .072, .08), _mark('pupil', x+.018, y-.005, .050, .060), _mark('eye', x+.034, y+.024, .017, .018)]
-    return parts + ([_round('nose', *by_muzzle(.42, .22), .06, .05)] if L and 'nostrils' not in self.has else [])
+    tilt, woolly = self.head_tilt, 'wool' in self.has
+    skin, radii = 'mark' if woolly else 'body', (self.head_length/2, self.head_height/2)
+    parts = [_oval(skin, *self.head, *radii, tilt, 2.2)]
+    parts += self._muzzle()
+    if 'cheek' in self.has:
+        parts.append(_marking('light', *self._on_head(.45, -.75), .26, .14, tilt))
+    parts += self._markings_of_face()
+    if woolly: parts += self._fringe()
+    return parts + self.features() + self._eye() + self._nose()
 
 # %% ../../nbs/world/01_drawing.ipynb #5d37ee0f
 @patch
-def features(self:Anatomy):
-    "What only some faces have."
-    at, wedge = self.at, lambda *points: [np.array([self.at(*q) for q in points])]
-    beak = ((.62, .40), (1.75, -.12), (.62, -.48)) if 'upright' in self.has else ((.5, .45), (2.1, -.25), (.5, -.65))
-    kinds = dict(
-        trunk=lambda: [_long('body', [at(.58, -.05), at(1.38, -.40), at(1.12, -1.75), at(1.70, -1.90)], [.20, .15, .115, .10])],
-        tusk=lambda: [_long('horn', [at(.52, -.66), at(.85, -1.2), at(1.55, -1.0)], [.075, .065, .025])],
-        snout=lambda: [_round('blush', *at(1.0, -.15), .12, .15)] + [_mark('nose', *at(a, -.12), .025, .048) for a in (.88, 1.14)],
-        beak=lambda: [Part('beak', wedge(*beak))],
-        beard=lambda: [Part('light', wedge((.25, -.75), (1.1, -.9), (.55, -2.4)))],
-        nostrils=lambda: [_round('light', *at(1.55, .66), .10, .08, join=True), _mark('nose', *at(1.6, .66), .04, .032)],
-        teeth=lambda: [_round('eye', *at(a, -1.28), .05, .075) for a in (.75, 1.35)],
-        tongue=lambda: [_round('blush', *at(.95, -1.0), .06, .12, 10)],
-        topknot=lambda: [_round('mane', *at(-.25, .95), .15, .10)],
-        jaws=lambda: [_long('far', [at(.2, -.55), at(1.4, -1.15), at(3.0, -.95)], [.12, .085, .055]),
-                      Part('blush', wedge((.5, .1), (3.0, .25), (2.4, -.85), (.8, -.7))),
-                      _long('body', [at(.2, .1), at(1.5, .40), at(3.05, .45)], [.17, .10, .09])]
-            + [Part('eye', wedge((a, .05), (a+.5, .05), (a+.25, -.5))) for a in (1.0, 1.65, 2.3)]
-            + [_round('nose', *at(3.15, .65), .035, .03), _round('body', *at(*self.plan.eye), .13, .13)])
-    return [part for e in self.plan.extras if e in kinds for part in kinds[e]()]
+def _wedge(self:Anatomy, *points):
+    "One polygon with its corners on the head."
+    return [np.array([self._on_head(*point) for point in points])]
+
+@patch
+def _face_trunk(self:Anatomy):
+    curve = ((.58, -.05), (1.38, -.40), (1.12, -1.75), (1.70, -1.90))
+    points = [self._on_head(x, y) for x, y in curve]
+    return [_limb('body', points, [.20, .15, .115, .10])]
+
+@patch
+def _face_tusk(self:Anatomy):
+    points = [self._on_head(.52, -.66), self._on_head(.85, -1.2), self._on_head(1.55, -1.0)]
+    return [_limb('horn', points, [.075, .065, .025])]
+
+@patch
+def _face_beak(self:Anatomy):
+    long, short = ((.5, .45), (2.1, -.25), (.5, -.65)), ((.62, .40), (1.75, -.12), (.62, -.48))
+    return [Part('beak', self._wedge(*(short if 'upright' in self.has else long)))]
+
+@patch
+def _face_beard(self:Anatomy):
+    return [Part('light', self._wedge((.25, -.75), (1.1, -.9), (.55, -2.4)))]
+
+# %% ../../nbs/world/01_drawing.ipynb #5d7d0356
+@patch
+def _face_snout(self:Anatomy):
+    nostrils = [self._on_head(x, -.12) for x in (.88, 1.14)]
+    return [_oval('blush', *self._on_head(1.0, -.15), .12, .15),
+            *(_marking('nose', *place, .025, .048) for place in nostrils)]
+
+@patch
+def _face_nostrils(self:Anatomy):
+    return [_oval('light', *self._on_head(1.55, .66), .10, .08, join=True),
+            _marking('nose', *self._on_head(1.6, .66), .04, .032)]
+
+@patch
+def _face_teeth(self:Anatomy):
+    return [_oval('eye', *self._on_head(x, -1.28), .05, .075) for x in (.75, 1.35)]
+
+@patch
+def _face_tongue(self:Anatomy): return [_oval('blush', *self._on_head(.95, -1.0), .06, .12, 10)]
+
+@patch
+def _face_topknot(self:Anatomy): return [_oval('mane', *self._on_head(-.25, .95), .15, .10)]
+
+# %% ../../nbs/world/01_drawing.ipynb #12b9ec2a
+@patch
+def _face_jaws(self:Anatomy):
+    "The mouth of a crocodile, open, with three teeth."
+    at = self._on_head
+    lower = [at(.2, -.55), at(1.4, -1.15), at(3.0, -.95)]
+    upper = [at(.2, .1), at(1.5, .40), at(3.05, .45)]
+    mouth = self._wedge((.5, .1), (3.0, .25), (2.4, -.85), (.8, -.7))
+    teeth = [self._wedge((x, .05), (x + .5, .05), (x + .25, -.5)) for x in (1.0, 1.65, 2.3)]
+    jaws = [_limb('far', lower, [.12, .085, .055]), Part('blush', mouth),
+            _limb('body', upper, [.17, .10, .09])]
+    bumps = [_oval('nose', *at(3.15, .65), .035, .03), _oval('body', *at(*self.plan.eye), .13, .13)]
+    return jaws + [Part('eye', tooth) for tooth in teeth] + bumps
 
 # %% ../../nbs/world/01_drawing.ipynb #7c9422c0
 @patch
-def hung(self:Anatomy):
+def _torso_udder(self:Anatomy):
+    x, y = self.middle
+    return [_oval('blush', x - .13, y - .50*self.height, .13, .09)]
+
+@patch
+def _torso_wing(self:Anatomy):
+    x, y = self.middle
+    return [_oval('light', x - .10 + .05*i, y + .05 - .05*i, .25 - .05*i, .13, -18, join=i > 0)
+            for i in range(2)]
+
+@patch
+def _torso_flipper(self:Anatomy):
+    x, y = self.middle
+    return [_oval('mark', x - .16, y, .085, .32, -14)]
+
+@patch
+def _torso_crest(self:Anatomy):
+    low, high = self.middle[1] + .40*self.height, self.middle[1] + .92*self.height
+    places = np.linspace(-.34, .26, 5)
+    spikes = [np.array([(x - .085, low), (x + .085, low), (x - .02, high)]) for x in places]
+    return [Part('mark', [spike]) for spike in spikes]
+
+# %% ../../nbs/world/01_drawing.ipynb #f4e0f962
+@patch
+def hung(self:Anatomy) -> list: # of `Part`
     "What sits on the torso: udder, wing, flipper, crest."
-    (x, y), H = self.middle, self.H
-    kinds = dict(
-        udder=lambda: [_round('blush', x-.13, y-.50*H, .13, .09)],
-        wing=lambda: [_round('light', x-.10+.05*i, y+.05-.05*i, .25-.05*i, .13, -18, join=i>0) for i in (0,1)],
-        flipper=lambda: [_round('mark', x-.16, y, .085, .32, -14)],
-        crest=lambda: [Part('mark', [np.array([(a-.085, y+.40*H), (a+.085, y+.40*H), (a-.02, y+.92*H)])]) for a in np.linspace(-.34, .26, 5)])
-    return [part for e in self.plan.extras if e in kinds for part in kinds[e]()]
+    return self._wear('torso', self.plan.extras)
 
 # %% ../../nbs/world/01_drawing.ipynb #af540dfb
 @patch
-def parts(self:Anatomy)->list:
+def parts(self:Anatomy) -> list: # of `Part`
     "All parts, from back to front."
     biped = 'biped' in self.has
-    behind = self.tail() + self.limbs(False) + (self.limbs(True) if biped else []) + self.ears(False)
-    body = self.torso() + ([] if biped else self.limbs(True)) + self.coat() + self.underside() + self.hung()
-    return behind + body + self.mane() + self.face() + self.ears(True) + self.horns()
+    near_legs, far_legs = self.limbs(True), self.limbs(False)
+    behind = self.tail() + far_legs + (near_legs if biped else []) + self.ears(False)
+    body = self.torso() + ([] if biped else near_legs)
+    body += self.coat() + self.underside() + self.hung()
+    head = self.mane() + self.face() + self.ears(True) + self.horns()
+    return behind + body + head
 
 # %% ../../nbs/world/01_drawing.ipynb #09f72937
-def _thick(mask, w):
+def _thicken(mask, w):
     "The mask dilated by a disc of radius `w` pixels."
     if w < 2: return mask.filter(ImageFilter.MaxFilter(3))
-    out, turns = mask, np.linspace(0, 2*np.pi, 12 if w < 4 else 24, endpoint=False)
-    for dx,dy in {(round(w*np.cos(t)), round(w*np.sin(t))) for t in turns}: out = ImageChops.lighter(out, ImageChops.offset(mask, dx, dy))
+    turns = np.linspace(0, 2*np.pi, 12 if w < 4 else 24, endpoint=False)
+    offsets = {(round(w*np.cos(t)), round(w*np.sin(t))) for t in turns}
+    out = mask
+    for dx, dy in offsets:
+        out = ImageChops.lighter(out, ImageChops.offset(mask, dx, dy))
     return out
 
-def _stamp(canvas, shape, group, place, pen):
-    "Draw parts that melt into one another: the line around them, their paints, then the markings on them."
-    blank, union, fills = Image.new('L', canvas.size), Image.new('L', canvas.size), []
+def _fill(polygons, size):
+    "A mask of these polygons."
+    mask = Image.new('L', size)
+    ink = ImageDraw.Draw(mask)
+    for polygon in polygons:
+        ink.polygon(polygon, fill=255)
+    return mask
+
+# %% ../../nbs/world/01_drawing.ipynb #a9b8ef9f
+def _grouped(parts):
+    "Lists of parts that melt into one another, or mark one another."
+    groups = []
+    for part in parts:
+        if groups and (part.join or part.clip): groups[-1].append(part)
+        else:
+            groups.append([part])
+    return groups
+
+def _paint_group(canvas, shape, group, place, pen):
+    "One line around a group, its paints, then the markings on them; `shape` grows by the group."
+    fills, union = [], Image.new('L', canvas.size)
     for part in group:
-        m = blank.copy(); ink = ImageDraw.Draw(m)
-        for q in part.polygons: ink.polygon(place(q), fill=255)
-        if not part.clip: union = ImageChops.lighter(union, m)
-        fills.append(m)
-    canvas.paste(1 + PAINTS.index('line'), mask=ImageChops.multiply(_thick(union, pen), shape))
-    for part,m in zip(group, fills): canvas.paste(1 + PAINTS.index(part.paint), mask=ImageChops.multiply(m, union))
+        fill = _fill([place(polygon) for polygon in part.polygons], canvas.size)
+        if not part.clip: union = ImageChops.lighter(union, fill)
+        fills.append(fill)
+    line = ImageChops.multiply(_thicken(union, pen), shape)
+    canvas.paste(1 + PAINTS.index('line'), mask=line)
+    for part, fill in zip(group, fills):
+        visible = ImageChops.multiply(fill, union)
+        canvas.paste(1 + PAINTS.index(part.paint), mask=visible)
     shape.paste(255, mask=union)
 
 # %% ../../nbs/world/01_drawing.ipynb #30e8b65a
-SPANS = dict(small=(.39, .43), large=(.65, .64)) # height and width that an animal does not exceed, fractions of the picture
+SPANS = dict(small=(.39, .43), large=(.65, .64))  # largest height and width, fractions of the image
 
 @lru_cache
 def _bounds(species):
-    "The box, (2, 2), around a species in any gait."
-    points = np.concatenate([q for gait in (-1, 0, 1) for part in Anatomy(species, gait).parts() if not part.clip for q in part.polygons])
-    return np.array([points.min(0), points.max(0)])
+    "Left, bottom, right and top of a species in any gait."
+    parts = [part for gait in (-1, 0, 1) for part in Anatomy(species, gait).parts()]
+    points = np.concatenate([q for part in parts if not part.clip for q in part.polygons])
+    return *points.min(0), *points.max(0)
 
-@lru_cache(maxsize=600)
-def sprite(species:str,    # a key of `PLANS`
-           size:str,       # 'small' or 'large'
-           facing:str,     # 'left' or 'right'
-           pixels:int,     # width of the picture that it is for
-           gait:float = 0. # -1 to 1: how the legs swing
-          )->Image.Image:  # paint numbers from 1 (0: nothing), cropped to the animal
-    "An animal without its colour."
-    if facing == 'left': return sprite(species, size, 'right', pixels, gait).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    groups, (height, width), ((x0, y0), (x1, y1)) = [], SPANS[size], _bounds(species)
-    for part in Anatomy(species, gait).parts():
-        if groups and (part.join or part.clip): groups[-1].append(part)
-        else: groups.append([part])
-    scale, pen = pixels*min(height/(y1-y0), width/(x1-x0)), pixels*(.0085 if size == 'small' else .010)
+def _rasterise(parts, bounds, scale, pen):
+    "Paint numbers and mask of an animal, `scale` pixels a unit."
+    left, bottom, right, top = bounds
     margin = int(np.ceil(pen)) + 1
-    canvas = Image.new('L', (int(scale*(x1-x0)) + 2*margin + 1, int(scale*(y1-y0)) + 2*margin + 1))
+    def place(polygon):
+        return [((x - left)*scale + margin, (top - y)*scale + margin) for x, y in polygon]
+    width, height = int(scale*(right - left)), int(scale*(top - bottom))
+    canvas = Image.new('L', (width + 2*margin + 1, height + 2*margin + 1))
     shape = canvas.copy()
-    for g in groups: _stamp(canvas, shape, g, lambda q: [((x-x0)*scale + margin, (y1-y)*scale + margin) for x,y in q], .55*pen)
-    out = _thick(shape, pen).point([0] + 255*[1 + PAINTS.index('outline')])
+    for group in _grouped(parts):
+        _paint_group(canvas, shape, group, place, .55*pen)
+    return canvas, shape
+
+# %% ../../nbs/world/01_drawing.ipynb #aba283a7
+@lru_cache(maxsize=600)
+def sprite(
+    species: str,     # a key of `PLANS`
+    size: str,        # 'small' or 'large'
+    facing: str,      # 'left' or 'right'
+    pixels: int,      # width of the image that it is for
+    gait: float = 0., # -1 to 1: how the legs swing
+) -> Image.Image:     # paint numbers from 1 (0: nothing), cropped to the animal
+    "An animal without its colour."
+    if facing == 'left':
+        mirrored = sprite(species, size, 'right', pixels, gait)
+        return mirrored.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    height, width = SPANS[size]
+    left, bottom, right, top = bounds = _bounds(species)
+    scale = pixels*min(height/(top - bottom), width/(right - left))
+    pen = pixels*(.0085 if size == 'small' else .010)
+    canvas, shape = _rasterise(Anatomy(species, gait).parts(), bounds, scale, pen)
+    outline = 1 + PAINTS.index('outline')
+    out = _thicken(shape, pen).point([0] + 255*[outline])
     out.paste(canvas, mask=shape)
     return out
 
 # %% ../../nbs/world/01_drawing.ipynb #569df6a0
-SKY = dict(sky_high=(122,190,240), sky=(148,206,246), sky_low=(184,224,250), sun=(255,226,92), cloud=(250,252,255))
-NIGHT_SKY = dict(sky_high=(18,22,62), sky=(26,32,80), sky_low=(40,48,104), sun=(250,244,206), cloud=(238,240,255))
-WATER = dict(sea=(38,132,196), wave=(112,190,228))
+SKY = dict(sky_high=(122, 190, 240), sky=(148, 206, 246), sky_low=(184, 224, 250),
+           sun=(255, 226, 92), cloud=(250, 252, 255))
+NIGHT_SKY = dict(sky_high=(18, 22, 62), sky=(26, 32, 80), sky_low=(40, 48, 104),
+                 sun=(250, 244, 206), cloud=(238, 240, 255))
+WATER = dict(sea=(38, 132, 196), wave=(112, 190, 228))
 GROUND = dict(
-    straw=(226,190,92), straw_dark=(196,156,62), bark=(112,78,50), crown=(122,142,54), crown_dark=(92,112,44), hill=(204,178,104),
-    moss=(70,120,58), moss_dark=(52,96,48), leaf=(40,104,56), leaf_dark=(26,78,46), trunk=(92,64,46),
-    sand=(240,206,140), sand_dark=(222,180,108), sand_light=(248,222,166), cactus=(70,134,78), cactus_dark=(50,104,62),
-    snow=(240,244,250), snow_blue=(208,222,240), fir=(44,92,86),
-    grass=(132,204,84), grass_dark=(104,176,68), fence=(246,240,226), red=(232,66,74), yellow=(255,222,70), violet=(150,96,210),
-    beach=(246,224,170), beach_dark=(226,198,140), palm=(58,142,74), palm_dark=(40,112,62),
-    rock=(128,130,140), rock_dark=(100,102,114), rock_light=(156,158,166), cap=(246,248,252), scree=(150,146,140), scree_dark=(126,122,118),
-    bank=(118,166,96), bank_dark=(94,140,78), reed=(74,120,56), cattail=(110,68,40))
+    straw=(226, 190, 92), straw_dark=(196, 156, 62), bark=(112, 78, 50), crown=(122, 142, 54),
+    crown_dark=(92, 112, 44), hill=(204, 178, 104),                                  # savanna
+    moss=(70, 120, 58), moss_dark=(52, 96, 48), leaf=(40, 104, 56), leaf_dark=(26, 78, 46),
+    trunk=(92, 64, 46),                                                              # forest
+    sand=(240, 206, 140), sand_dark=(222, 180, 108), sand_light=(248, 222, 166),
+    cactus=(70, 134, 78), cactus_dark=(50, 104, 62),                                 # desert
+    snow=(240, 244, 250), snow_blue=(208, 222, 240), fir=(44, 92, 86),               # snow
+    grass=(132, 204, 84), grass_dark=(104, 176, 68), fence=(246, 240, 226), red=(232, 66, 74),
+    yellow=(255, 222, 70), violet=(150, 96, 210),                                    # meadow
+    beach=(246, 224, 170), beach_dark=(226, 198, 140), palm=(58, 142, 74), palm_dark=(40, 112, 62),
+    rock=(128, 130, 140), rock_dark=(100, 102, 114), rock_light=(156, 158, 166),
+    cap=(246, 248, 252), scree=(150, 146, 140), scree_dark=(126, 122, 118),          # mountains
+    bank=(118, 166, 96), bank_dark=(94, 140, 78), reed=(74, 120, 56), cattail=(110, 68, 40),
+)
 
 # %% ../../nbs/world/01_drawing.ipynb #b812f54b
 STUFF = ('sky', 'ground', 'water')
-_paints = [*SKY, *GROUND, *WATER]
-_owner = [0]*len(SKY) + [1]*len(GROUND) + [2]*len(WATER)  # index into `STUFF`
-def _moonlit(rgb, shade=(.52,.54,.66)): return tuple(round(v*s) for v,s in zip(rgb, shade))
-_palettes = dict(day=np.array([*SKY.values(), *GROUND.values(), *WATER.values()], np.uint8),
-                 night=np.array([*NIGHT_SKY.values(), *map(_moonlit, [*GROUND.values(), *WATER.values()])], np.uint8))
+_number = {paint: i for i, paint in enumerate([*SKY, *GROUND, *WATER])}  # of each scenery paint
+_owners = [0]*len(SKY) + [1]*len(GROUND) + [2]*len(WATER)                # index into `STUFF`
 
-SHADE = dict(savanna='straw_dark', forest='moss_dark', desert='sand_dark', snow='snow_blue',
-             meadow='grass_dark', beach='beach_dark', mountains='scree_dark', lake='bank_dark') # the ground in the shadow of an animal
+def _moonlit(rgb, shade=(.52, .54, .66)): return tuple(round(v*s) for v, s in zip(rgb, shade))
+
+_land = [*GROUND.values(), *WATER.values()]
+_dark_land = [_moonlit(rgb) for rgb in _land]
+_scenery_rgb = dict(  # (paints, 3)
+    day=np.array([*SKY.values(), *_land], np.uint8),
+    night=np.array([*NIGHT_SKY.values(), *_dark_land], np.uint8),
+)
 
 # %% ../../nbs/world/01_drawing.ipynb #cf55f6c8
 class Scenery:
-    "A canvas of paint numbers, `pixels` wide; `rng` places the scenery. Points are fractions of the width, from the top left."
-    def __init__(self, pixels, rng):
-        self.n, self.rng, self.image = pixels, rng, Image.new('L', (pixels, pixels))
-        self.ink, self.u = ImageDraw.Draw(self.image), rng.uniform
+    "A canvas of paint numbers. Points are fractions of the width, from the top left."
+    def __init__(
+        self,
+        pixels: int,              # width and height
+        rng: np.random.Generator, # places the scenery
+    ):
+        self.pixels, self.rng, self.uniform = pixels, rng, rng.uniform
+        self.image = Image.new('L', (pixels, pixels))
+        self.ink = ImageDraw.Draw(self.image)
 
-    def _draw(self, shape, paint, points, **kw): getattr(self.ink, shape)([(x*self.n, y*self.n) for x,y in points], fill=_paints.index(paint), **kw)
-    def polygon(self, paint, *points): self._draw('polygon', paint, points)
-    def box(self, paint, x0, y0, x1, y1): self._draw('rectangle', paint, [(x0, y0), (x1, y1)])
-    def line(self, paint, width, *points): self._draw('line', paint, points, width=max(1, round(width*self.n)))
-    def disc(self, paint, x, y, rx, ry=None): self._draw('ellipse', paint, [(x-rx, y-(ry or rx)), (x+rx, y+(ry or rx))])
-    def scatter(self, n, y0, y1): return zip(self.u(.02, .98, n), np.sort(self.u(y0, y1, n)))
+    def _draw(self, shape, paint, points, **kwargs):
+        points = [(x*self.pixels, y*self.pixels) for x, y in points]
+        getattr(self.ink, shape)(points, fill=_number[paint], **kwargs)
+
+    def to_rgb(
+        self,
+        palette: bytes, # as `scene_palette` gives it
+        k: int = 1,     # so many times smaller
+    ) -> Image.Image:   # RGB
+        "The canvas in colours. It holds no numbers any more afterwards."
+        self.image.putpalette(palette)
+        return self.image.convert('RGB').reduce(k)
+
+# %% ../../nbs/world/01_drawing.ipynb #9e694197
+@patch
+def polygon(
+    self:Scenery,
+    paint: str,     # a key of `SKY`, `GROUND` or `WATER`
+    *points: tuple, # its corners
+): self._draw('polygon', paint, points)
+
+@patch
+def box(
+    self:Scenery,
+    paint: str, # as in `polygon`
+    x0: float,  # left
+    y0: float,  # top
+    x1: float,  # right
+    y1: float,  # bottom
+): self._draw('rectangle', paint, [(x0, y0), (x1, y1)])
+
+# %% ../../nbs/world/01_drawing.ipynb #e8d5821f
+@patch
+def line(
+    self:Scenery,
+    paint: str,     # as in `polygon`
+    width: float,   # a fraction as well, at least one pixel
+    *points: tuple, # from end to end
+): self._draw('line', paint, points, width=max(1, round(width*self.pixels)))
+
+@patch
+def disc(
+    self:Scenery,
+    paint: str,              # as in `polygon`
+    x: float,                # centre
+    y: float,                # centre
+    rx: float,               # radius
+    ry: float | None = None, # vertical radius, where it is another one
+): self._draw('ellipse', paint, [(x - rx, y - (ry or rx)), (x + rx, y + (ry or rx))])
+
+# %% ../../nbs/world/01_drawing.ipynb #d513069b
+@patch
+def copy(self:Scenery) -> Scenery:
+    "Another canvas with the same on it."
+    out = Scenery(self.pixels, self.rng)
+    out.image = self.image.copy()
+    out.ink = ImageDraw.Draw(out.image)
+    return out
 
 # %% ../../nbs/world/01_drawing.ipynb #e79ef2d5
 @patch
-def land(self:Scenery, paint, y, height=.05):
+def _scatter(self:Scenery, n, y0, y1):
+    "n random points between two heights, the farthest first."
+    return zip(self.uniform(.02, .98, n), np.sort(self.uniform(y0, y1, n)))
+
+@patch
+def _roll(self:Scenery, paint, y, height=.05):
     "Rolling land from about `y` down to the bottom."
     x = np.linspace(0, 1, 33)
-    line = y - .25*height*(np.sin(5*x + self.u(0, 6.3)) + np.sin(11*x + self.u(0, 6.3)))
-    self.polygon(paint, (0,1), *zip(x, line), (1,1))
+    waves = np.sin(5*x + self.uniform(0, 6.3)) + np.sin(11*x + self.uniform(0, 6.3))
+    self.polygon(paint, (0, 1), *zip(x, y - .25*height*waves), (1, 1))
 
 @patch
-def tufts(self:Scenery, paint, n, y0=.62, y1=.98):
+def _tufts(self:Scenery, paint, n, y0=.62, y1=.98):
     "Tufts of grass, larger when nearer."
-    for x,y in self.scatter(n, y0, y1):
-        s = .02 + .05*(y-.5)
-        self.polygon(paint, (x-s,y), (x-.9*s,y-1.1*s), (x-.3*s,y-.3*s), (x,y-1.5*s), (x+.3*s,y-.3*s), (x+.9*s,y-1.1*s), (x+s,y))
+    for x, y in self._scatter(n, y0, y1):
+        s = .02 + .05*(y - .5)
+        left = (x - s, y), (x - .9*s, y - 1.1*s), (x - .3*s, y - .3*s)
+        right = (x + .3*s, y - .3*s), (x + .9*s, y - 1.1*s), (x + s, y)
+        self.polygon(paint, *left, (x, y - 1.5*s), *right)
+
+# %% ../../nbs/world/01_drawing.ipynb #fe0b2cf5
+@patch
+def _cloud(self:Scenery, x):
+    x, y, s = (x + .1) % 1.2 - .1, self.uniform(.08, .28), self.uniform(.8, 1.2)
+    for dx, dy, rx, ry in ((-.075, .014, .045, .028), (0, 0, .06, .042), (.08, .014, .045, .028)):
+        self.disc('cloud', x + s*dx, y + s*dy, s*rx, s*ry)
 
 @patch
-def sky(self:Scenery, time):
+def _day_sky(self:Scenery, x, y):
+    "The sun at `x, y`, and one cloud or two."
+    self.disc('sun', x, y, .065)
+    clouds = x + .5 + self.uniform(-.15, .15), x + self.uniform(.22, .35)
+    for cloud in clouds[:self.rng.integers(1, 3)]:
+        self._cloud(cloud)
+
+@patch
+def _night_sky(self:Scenery, x, y):
+    "Stars, and a crescent at `x, y`."
+    for star in self.uniform((0, 0), (1, .42), (16, 2)):
+        self.disc('cloud', *star, .009)
+    self.disc('sun', x, y, .062)
+    self.disc('sky_high', x - .03, y - .016, .05)
+
+# %% ../../nbs/world/01_drawing.ipynb #0576d04d
+@patch
+def sky(
+    self:Scenery,
+    time: str, # 'day' or 'night'
+):
     "Sun and clouds, or moon and stars."
-    for paint,y in (('sky_high', 0), ('sky', .2), ('sky_low', .38)): self.box(paint, 0, y, 1, 1)
-    x, y = self.u(.1, .9), self.u(.09, .14)
-    if time == 'day':
-        self.disc('sun', x, y, .065)
-        for cx in (x + .5 + self.u(-.15, .15), x + self.u(.22, .35))[:self.rng.integers(1, 3)]:
-            cx, cy, s = (cx + .1) % 1.2 - .1, self.u(.08, .28), self.u(.8, 1.2)
-            for dx,dy,rx,ry in ((-.075,.014,.045,.028), (0,0,.06,.042), (.08,.014,.045,.028)):
-                self.disc('cloud', cx + s*dx, cy + s*dy, s*rx, s*ry)
+    for paint, y in (('sky_high', 0), ('sky', .2), ('sky_low', .38)):
+        self.box(paint, 0, y, 1, 1)
+    x, y = self.uniform(.1, .9), self.uniform(.09, .14)
+    if time == 'day': self._day_sky(x, y)
     else:
-        for sx,sy in self.u((0, 0), (1, .42), (16, 2)): self.disc('cloud', sx, sy, .009)
-        self.disc('sun', x, y, .062); self.disc('sky_high', x-.03, y-.016, .05)
+        self._night_sky(x, y)
 
 # %% ../../nbs/world/01_drawing.ipynb #8f7f3ee1
 @patch
+def _acacia(self:Scenery, x, y, s):
+    self.line('bark', .026*s, (x, y), (x + .01, y - .18*s))
+    for dx in (-.07, .08):
+        self.line('bark', .018*s, (x, y - .1*s), (x + dx*s, y - .2*s))
+    self.disc('crown_dark', x, y - .21*s, .17*s, .05*s)
+    self.disc('crown', x, y - .225*s, .15*s, .04*s)
+
+@patch
 def savanna(self:Scenery):
     "Yellow grass and flat-topped acacias."
-    h = self.u(.50, .56)
-    self.land('hill', h-.03, .06); self.land('straw', h+.03, .03)
-    for x in (self.u(.05, .4), self.u(.6, .95)):
-        s = self.u(.75, 1.1); y = h + .05
-        self.line('bark', .026*s, (x,y), (x+.01,y-.18*s))
-        for dx in (-.07, .08): self.line('bark', .018*s, (x,y-.1*s), (x+dx*s,y-.2*s))
-        self.disc('crown_dark', x, y-.21*s, .17*s, .05*s); self.disc('crown', x, y-.225*s, .15*s, .04*s)
-    self.tufts('straw_dark', 12)
+    h = self.uniform(.50, .56)
+    self._roll('hill', h - .03, .06)
+    self._roll('straw', h + .03, .03)
+    for x in (self.uniform(.05, .4), self.uniform(.6, .95)):
+        self._acacia(x, h + .05, self.uniform(.75, 1.1))
+    self._tufts('straw_dark', 12)
 
 # %% ../../nbs/world/01_drawing.ipynb #fed69098
 @patch
+def _tree(self:Scenery, x, y, w):
+    "A tree with a trunk of half-width `w`."
+    self.polygon('trunk', (x - w*1.4, y), (x - w, y - .25), (x + w, y - .25), (x + w*1.4, y))
+    self.disc('leaf', x, y - .33, .115, .13)
+    for dx in (-.07, .07):
+        self.disc('leaf', x + dx, y - .27, .08)
+
+@patch
 def forest(self:Scenery):
     "A wall of trees over moss."
-    h = self.u(.50, .56)
-    for x in np.linspace(-.02, 1.02, 7) + self.u(-.05, .05, 7):
-        self.disc('leaf_dark', x, h-.22+self.u(-.05, .05), .13, .17); self.box('leaf_dark', x-.1, h-.2, x+.1, h+.05)
-    self.land('moss', h+.03, .03)
-    for x in np.linspace(.04, .96, 5) + self.u(-.07, .07, 5):
-        y, w = h + self.u(.03, .08), self.u(.022, .034)
-        self.polygon('trunk', (x-w*1.4,y), (x-w,y-.25), (x+w,y-.25), (x+w*1.4,y))
-        self.disc('leaf', x, y-.33, .115, .13); self.disc('leaf', x-.07, y-.27, .08); self.disc('leaf', x+.07, y-.27, .08)
-    self.tufts('moss_dark', 12)
+    h = self.uniform(.50, .56)
+    for x in np.linspace(-.02, 1.02, 7) + self.uniform(-.05, .05, 7):
+        self.disc('leaf_dark', x, h - .22 + self.uniform(-.05, .05), .13, .17)
+        self.box('leaf_dark', x - .1, h - .2, x + .1, h + .05)
+    self._roll('moss', h + .03, .03)
+    for x in np.linspace(.04, .96, 5) + self.uniform(-.07, .07, 5):
+        y, w = h + self.uniform(.03, .08), self.uniform(.022, .034)
+        self._tree(x, y, w)
+    self._tufts('moss_dark', 12)
 
 # %% ../../nbs/world/01_drawing.ipynb #bf03f7c3
 @patch
+def _cactus(self:Scenery, x, y, s):
+    "A cactus with two arms: a wide one in the dark paint, and a narrower one on it."
+    a = .085*s
+    for width, paint in ((.052, 'cactus_dark'), (.034, 'cactus')):
+        w = width*s
+        self.box(paint, x - w/2, y - .27*s, x + w/2, y)
+        self.disc(paint, x, y - .27*s, w/2)
+        self.line(paint, w*.8, (x - a, y - .2*s), (x - a, y - .11*s), (x, y - .11*s))
+        self.line(paint, w*.8, (x + a, y - .24*s), (x + a, y - .15*s), (x, y - .15*s))
+
+@patch
 def desert(self:Scenery):
     "Dunes and cactuses."
-    h = self.u(.50, .56)
-    self.land('sand_dark', h-.04, .12); self.land('sand_light', h+.03, .08); self.land('sand', h+.12, .05)
-    for x in (self.u(.04, .42), self.u(.58, .96)):
-        s, y = self.u(.8, 1.15), h+.10
-        for w,paint in ((.052,'cactus_dark'), (.034,'cactus')):
-            w, a = w*s, .085*s
-            self.box(paint, x-w/2, y-.27*s, x+w/2, y); self.disc(paint, x, y-.27*s, w/2)
-            self.line(paint, w*.8, (x-a,y-.2*s), (x-a,y-.11*s), (x,y-.11*s)); self.line(paint, w*.8, (x+a,y-.24*s), (x+a,y-.15*s), (x,y-.15*s))
-    for x,y in self.scatter(7, .68, .97): self.disc('sand_dark', x, y, .05, .008)
+    h = self.uniform(.50, .56)
+    self._roll('sand_dark', h - .04, .12)
+    self._roll('sand_light', h + .03, .08)
+    self._roll('sand', h + .12, .05)
+    for x in (self.uniform(.04, .42), self.uniform(.58, .96)):
+        self._cactus(x, h + .10, self.uniform(.8, 1.15))
+    for x, y in self._scatter(7, .68, .97):
+        self.disc('sand_dark', x, y, .05, .008)
 
 # %% ../../nbs/world/01_drawing.ipynb #517f8efe
 @patch
-def snow(self:Scenery):
-    "White ground and firs."
-    h = self.u(.50, .56)
-    self.land('snow_blue', h-.03, .08); self.land('snow', h+.04, .04)
-    for x in (self.u(.03, .2), self.u(.28, .48), self.u(.55, .72), self.u(.8, .97)):
-        self.fir(x, h+self.u(.04, .08), self.u(.75, 1.15))
-    for x,y in self.scatter(8, .66, .97): self.disc('snow_blue', x, y, .06, .009)
+def _fir(self:Scenery, x, y, s):
+    "A fir with snow on its branches."
+    self.box('trunk', x - .014*s, y - .05*s, x + .014*s, y)
+    for i in range(3):
+        b, w = y - .04*s - .085*s*i, (.11 - .024*i)*s
+        top, half = (x, b - .15*s), w*.45
+        self.polygon('fir', (x - w, b), top, (x + w, b))
+        self.polygon('cap', (x - half, b - .08*s), top, (x + half, b - .08*s), (x, b - .06*s))
 
 @patch
-def fir(self:Scenery, x, y, s):
-    "A fir with snow on its branches."
-    self.box('trunk', x-.014*s, y-.05*s, x+.014*s, y)
-    for i in range(3):
-        b, w = y-.04*s-.085*s*i, (.11-.024*i)*s
-        self.polygon('fir', (x-w,b), (x,b-.15*s), (x+w,b)); self.polygon('cap', (x-w*.45,b-.08*s), (x,b-.15*s), (x+w*.45,b-.08*s), (x,b-.06*s))
+def snow(self:Scenery):
+    "White ground and firs."
+    h = self.uniform(.50, .56)
+    self._roll('snow_blue', h - .03, .08)
+    self._roll('snow', h + .04, .04)
+    for x in [self.uniform(*span) for span in ((.03, .2), (.28, .48), (.55, .72), (.8, .97))]:
+        self._fir(x, h + self.uniform(.04, .08), self.uniform(.75, 1.15))
+    for x, y in self._scatter(8, .66, .97):
+        self.disc('snow_blue', x, y, .06, .009)
 
 # %% ../../nbs/world/01_drawing.ipynb #75391cf4
 @patch
+def _fence(self:Scenery, y):
+    for x in np.arange(self.uniform(-.1, 0), 1.1, .125):
+        left, right, low, high = x - .016, x + .016, y + .03, y - .10
+        self.polygon('fence', (left, low), (left, high), (x, y - .125), (right, high), (right, low))
+    for d in (-.07, -.015):
+        self.box('fence', 0, y + d - .011, 1, y + d + .011)
+
+@patch
 def meadow(self:Scenery):
     "Light grass, a white fence, flowers."
-    h = self.u(.50, .56)
-    self.land('grass_dark', h-.03, .10); self.land('grass', h+.05, .03)
-    y = h + .07
-    for x in np.arange(self.u(-.1, 0), 1.1, .125): self.polygon('fence', (x-.016,y+.03), (x-.016,y-.10), (x,y-.125), (x+.016,y-.10), (x+.016,y+.03))
-    for d in (-.07, -.015): self.box('fence', 0, y+d-.011, 1, y+d+.011)
-    self.tufts('grass_dark', 5)
-    for i,(x,y) in enumerate(self.scatter(16, .66, .98)):
-        r = .010 + .02*(y-.6)
-        self.disc(('red','yellow','violet','fence')[i%4], x, y, r*1.3); self.disc('yellow' if i%4 != 1 else 'red', x, y, r*.5)
+    h = self.uniform(.50, .56)
+    self._roll('grass_dark', h - .03, .10)
+    self._roll('grass', h + .05, .03)
+    self._fence(h + .07)
+    self._tufts('grass_dark', 5)
+    for i, (x, y) in enumerate(self._scatter(16, .66, .98)):
+        r = .010 + .02*(y - .6)
+        petals = ('red', 'yellow', 'violet', 'fence')[i % 4]
+        self.disc(petals, x, y, r*1.3)
+        self.disc('red' if petals == 'yellow' else 'yellow', x, y, r*.5)
 
 # %% ../../nbs/world/01_drawing.ipynb #ddce86c9
 @patch
-def beach(self:Scenery):
-    "A strip of sea, sand, a palm."
-    h = self.u(.46, .50); shore = h + self.u(.11, .14)
-    self.box('sea', 0, h, 1, 1)
-    for x,y in zip(self.u(0, 1, 7), np.linspace(h+.03, shore-.02, 7)): self.line('wave', .012, (x-.07,y), (x+.07,y))
-    self.land('wave', shore, .03); self.land('beach', shore+.025, .03)
-    self.palm(*((self.u(.06, .18), 1) if self.u() < .5 else (self.u(.82, .94), -1)), shore+.07)
-    for x,y in self.scatter(9, .68, .97): self.disc('beach_dark', x, y, .03, .008)
+def _palm(self:Scenery, x, lean, y):
+    "A palm leaning to the right (`lean` 1) or to the left (-1)."
+    top = u, v = x + .07*lean, y - .42
+    self.line('bark', .036, (x, y), (x + .015*lean, y - .2), top)
+    leaves = ((-.17, .05), (.17, .05), (-.13, -.06), (.13, -.06), (-.09, .13), (.10, .13))
+    for dx, dy in leaves:
+        above, below = (u + .55*dx, v + .45*dy - .055), (u + .5*dx, v + .5*dy + .01)
+        self.polygon('palm' if dy < .1 else 'palm_dark', top, above, (u + dx, v + dy), below)
 
 @patch
-def palm(self:Scenery, x, lean, y):
-    "A palm leaning to the right (`lean` 1) or to the left (-1)."
-    top = (x+.07*lean, y-.42)
-    self.line('bark', .036, (x,y), (x+.015*lean,y-.2), top)
-    for dx,dy in ((-.17,.05), (.17,.05), (-.13,-.06), (.13,-.06), (-.09,.13), (.10,.13)):
-        (u,v), (a,b) = top, (top[0]+dx, top[1]+dy)
-        self.polygon('palm' if dy < .1 else 'palm_dark', top, (u+.55*dx,v+.45*dy-.055), (a,b), (u+.5*dx,v+.5*dy+.01))
+def beach(self:Scenery):
+    "A strip of sea, sand, a palm."
+    h = self.uniform(.46, .50)
+    shore = h + self.uniform(.11, .14)
+    self.box('sea', 0, h, 1, 1)
+    for x, y in zip(self.uniform(0, 1, 7), np.linspace(h + .03, shore - .02, 7)):
+        self.line('wave', .012, (x - .07, y), (x + .07, y))
+    self._roll('wave', shore, .03)
+    self._roll('beach', shore + .025, .03)
+    if self.uniform() < .5: self._palm(self.uniform(.06, .18), 1, shore + .07)
+    else:
+        self._palm(self.uniform(.82, .94), -1, shore + .07)
+    for x, y in self._scatter(9, .68, .97):
+        self.disc('beach_dark', x, y, .03, .008)
 
 # %% ../../nbs/world/01_drawing.ipynb #f5b24875
 @patch
+def _peak(self:Scenery, paint, x, w, top, foot):
+    "A mountain with a light flank and a snow cap."
+    t = .36
+    self.polygon(paint, (x - w, foot), (x, top), (x + w, foot))
+    flank = 'rock_light' if paint == 'rock' else 'rock'
+    self.polygon(flank, (x, top), (x + w, foot), (x + w*.3, foot))
+    y = top + t*(foot - top)
+    right = (x + w*t, y), (x + w*t*.45, y - .03), (x + w*t*.1, y + .03)
+    left = (x - w*t*.4, y - .02), (x - w*t, y)
+    self.polygon('cap', (x, top), *right, *left)
+
+# %% ../../nbs/world/01_drawing.ipynb #7146f7cf
+@patch
 def mountains(self:Scenery):
     "Grey peaks with snow caps over scree."
-    h = self.u(.54, .58)
-    for x,w,top,paint in ((self.u(.0,.2), .30, self.u(.16,.24), 'rock_dark'), (self.u(.8,1.), .32, self.u(.14,.22), 'rock_dark'),
-                          (self.u(.4,.6), .36, self.u(.06,.14), 'rock')):
-        t = .36
-        self.polygon(paint, (x-w,h+.05), (x,top), (x+w,h+.05))
-        self.polygon('rock_light' if paint == 'rock' else 'rock', (x,top), (x+w,h+.05), (x+w*.3,h+.05))
-        y = top + t*(h+.05-top)
-        self.polygon('cap', (x,top), (x+w*t,y), (x+w*t*.45,y-.03), (x+w*t*.1,y+.03), (x-w*t*.4,y-.02), (x-w*t,y))
-    self.land('scree', h, .04)
-    for x,y in self.scatter(11, h+.06, .97):
-        s = .015+.05*(y-.5); self.polygon('scree_dark', (x-s,y), (x-.6*s,y-.7*s), (x+.4*s,y-.8*s), (x+s,y))
+    h = self.uniform(.54, .58)
+    ranges = ((.0, .2, .30, .16, .24, 'rock_dark'), (.8, 1., .32, .14, .22, 'rock_dark'),
+              (.4, .6, .36, .06, .14, 'rock'))
+    peaks = []
+    for x0, x1, w, top0, top1, paint in ranges:
+        x, top = self.uniform(x0, x1), self.uniform(top0, top1)
+        peaks.append((paint, x, w, top))
+    for peak in peaks:
+        self._peak(*peak, h + .05)
+    self._roll('scree', h, .04)
+    for x, y in self._scatter(11, h + .06, .97):
+        s = .015 + .05*(y - .5)
+        top = (x - .6*s, y - .7*s), (x + .4*s, y - .8*s)
+        self.polygon('scree_dark', (x - s, y), *top, (x + s, y))
 
 # %% ../../nbs/world/01_drawing.ipynb #74639004
 @patch
+def _reeds(self:Scenery, x0):
+    for x in x0 + np.array([-.07, -.03, .01, .05, .09]):
+        top = self.uniform(.46, .56)
+        self.line('reed', .014, (x, .80), (x + self.uniform(-.02, .02), top))
+        self.disc('cattail', x, top, .014, .045)
+
+@patch
 def lake(self:Scenery):
     "A sheet of water behind a green bank, reeds."
-    h = self.u(.44, .48)
-    self.land('leaf', h-.06, .06); self.box('sea', 0, h, 1, 1)
-    for x,y in zip(self.u(0, 1, 10), np.linspace(h+.04, .74, 10)): self.line('wave', .012, (x-.08,y), (x+.08,y))
-    self.land('bank_dark', .745, .03); self.land('bank', .765, .03)
-    for x0 in (self.u(.0, .16), self.u(.84, 1.)):
-        for x in x0 + np.array([-.07,-.03,.01,.05,.09]):
-            y, t = .80, self.u(.46, .56)
-            self.line('reed', .014, (x,y), (x+self.u(-.02,.02),t)); self.disc('cattail', x, t, .014, .045)
-    self.tufts('bank_dark', 6, .82, .99)
+    h = self.uniform(.44, .48)
+    self._roll('leaf', h - .06, .06)
+    self.box('sea', 0, h, 1, 1)
+    for x, y in zip(self.uniform(0, 1, 10), np.linspace(h + .04, .74, 10)):
+        self.line('wave', .012, (x - .08, y), (x + .08, y))
+    self._roll('bank_dark', .745, .03)
+    self._roll('bank', .765, .03)
+    for x in (self.uniform(.0, .16), self.uniform(.84, 1.)):
+        self._reeds(x)
+    self._tufts('bank_dark', 6, .82, .99)
 
-# %% ../../nbs/world/01_drawing.ipynb #07a7e195
-@dataclass
-class SceneMasks:
-    "To whom each pixel of a picture belongs: the masks are disjoint and cover the picture."
-    animals: np.ndarray # (n, H, W) bool: the visible part of each animal, in the order of `Scene.animals`
-    stuff: dict         # 'sky', 'ground', 'water' -> (H, W) bool; what stands on the ground is ground
+# %% ../../nbs/world/01_drawing.ipynb #0ce07f09
+def backdrop(
+    scene: Scene, # whose habitat, time and seed are used
+    pixels: int,  # width of the canvas
+) -> Scenery:     # sky and habitat, without animals
+    canvas = Scenery(pixels, np.random.default_rng(scene.seed))
+    canvas.sky(scene.time)
+    getattr(canvas, scene.habitat)()
+    return canvas
+
+@lru_cache
+def _animal_rgb(colour, time):
+    rgb = list(paints(colour).values())
+    if time == 'night': rgb = [_moonlit(each, (.82, .84, .95)) for each in rgb]
+    return np.array(rgb, np.uint8) # (len(PAINTS), 3)
+
+def scene_palette(
+    time: str,     # 'day' or 'night'
+    colours: list, # of the animals, in the order in which they are stamped
+) -> bytes:        # red, green and blue of each paint number
+    "The colours of all paint numbers of a canvas."
+    animals = [_animal_rgb(colour, time) for colour in colours]
+    return np.concatenate([_scenery_rgb[time], *animals]).tobytes()
 
 # %% ../../nbs/world/01_drawing.ipynb #9f93a0c6
-@lru_cache
-def _animal_palette(colour, time):
-    rgb = paints(colour)
-    if time == 'night': rgb = {k: _moonlit(v, (.82,.84,.95)) for k,v in rgb.items()}
-    return np.array(list(rgb.values()), np.uint8) # (len(PAINTS), 3)
+SHADE = dict(  # habitat -> paint of its ground in the shadow of an animal
+    savanna='straw_dark', forest='moss_dark', desert='sand_dark', snow='snow_blue',
+    meadow='grass_dark', beach='beach_dark', mountains='scree_dark', lake='bank_dark',
+)
 
-_solid = [0] + [255]*255
-@lru_cache
-def _shift(first): return [min(255, max(0, first + j - 1)) for j in range(256)] # paint j of a sprite -> number on the canvas
+@patch
+def shadow(
+    self:Scenery,
+    habitat: str,      # a key of `SHADE`
+    size: str,         # of the animal: 'small' or 'large'
+    x: float,          # its centre, fraction of the width
+    y: float,          # line of its feet, fraction of the height
+    scale: float = 1., # smaller for an animal that is far away
+):
+    "The shadow of an animal on the ground."
+    half_height = .018 if size == 'small' else .026
+    self.disc(SHADE[habitat], x, y, .42*SPANS[size][1]*scale, half_height*scale)
 
-def _vote(who, n, k):
-    votes = np.stack([np.asarray(who.point([255*(j == i) for j in range(256)]).reduce(k)) for i in range(len(STUFF) + n)]) # (3 + n, H, W)
-    best = votes.argmax(0)
-    return SceneMasks(best == 3 + np.arange(n)[:,None,None], {s: best == i for i,s in enumerate(STUFF)})
+# %% ../../nbs/world/01_drawing.ipynb #da026fa7
+_solid = [0] + [255]*255  # a sprite's paint number -> is there anything?
+
+@lru_cache
+def _renumber(first):
+    "Table that turns paint numbers of a sprite, from 1, into those of a canvas, from `first`."
+    return [min(255, max(0, first + j - 1)) for j in range(256)]
+
+@patch
+def stamp(
+    self:Scenery,
+    sprite: Image.Image, # as `sprite` gives it
+    corner: tuple,       # its upper left corner on the canvas, in pixels
+    nth: int = 0,        # it is the nth animal, counted from 0, that is stamped
+):
+    "Paste a sprite, with paint numbers of its own."
+    first = len(_owners) + nth*len(PAINTS)
+    self.image.paste(sprite.point(_renumber(first)), corner, sprite.point(_solid))
+
+def sprite_corner(
+    sprite: Image.Image, # as `sprite` gives it
+    x: float,            # centre of the animal, fraction of the width
+    y: float,            # line of its feet, fraction of the height
+    pixels: int,         # width of the canvas
+) -> tuple:              # column and row of its upper left corner
+    return round(x*pixels - sprite.width/2), round(y*pixels) - sprite.height + 2
+
+# %% ../../nbs/world/01_drawing.ipynb #0fb4b98f
+@dataclass
+class SceneMasks:
+    "To whom each pixel of an image belongs: the masks are disjoint and cover the image."
+    animals: np.ndarray # (n, H, W) bool: the visible part of each animal, as in `Scene.animals`
+    stuff: dict         # 'sky', 'ground', 'water' -> (H, W) bool; what stands on it is ground
+
+def oversampling(
+    size: int, # width of an image in pixels
+) -> int:      # samples along one side of a pixel
+    return 4 if size <= 200 else 2
+
+@lru_cache
+def _only(i): return [255*(j == i) for j in range(256)]
+
+def _vote(owners, n, k):
+    "Masks of an image of indices into `STUFF` and, after these, n animals."
+    layers = [owners.point(_only(i)).reduce(k) for i in range(len(STUFF) + n)]
+    best = np.stack([np.asarray(layer) for layer in layers]).argmax(0)              # (H, W)
+    animals = best == len(STUFF) + np.arange(n)[:, None, None]                      # (n, H, W)
+    return SceneMasks(animals, {name: best == i for i, name in enumerate(STUFF)})
 
 # %% ../../nbs/world/01_drawing.ipynb #610f0c50
-def _check(scene):
-    allowed = dict(habitat=HABITATS, time=TIMES), dict(species=PLANS, colour=COLOURS, size=SIZES, facing=FACINGS)
-    for thing,kinds in [(scene, allowed[0])] + [(a, allowed[1]) for a in scene.animals]:
-        for kind,names in kinds.items():
-            if getattr(thing, kind) not in names: raise BadInput(f'no {kind} {getattr(thing, kind)!r}: choose from {", ".join(names)}')
-    if len(scene.animals) > 12: raise BadInput(f'{len(scene.animals)} animals in one scene: draw at most 12')
+def _check_names(thing, allowed):
+    for kind, names in allowed.items():
+        name = getattr(thing, kind)
+        if name not in names: raise BadInput(f'no {kind} {name!r}: choose from {", ".join(names)}')
+
+def check_scene(
+    scene: Scene, # before it is drawn
+):
+    "Raise `BadInput` where a scene cannot be drawn."
+    _check_names(scene, dict(habitat=HABITATS, time=TIMES))
+    for animal in scene.animals:
+        _check_names(animal, dict(species=PLANS, colour=COLOURS, size=SIZES, facing=FACINGS))
+    if len(scene.animals) > 12:
+        raise BadInput(f'{len(scene.animals)} animals in one scene: draw at most 12')
 
 # %% ../../nbs/world/01_drawing.ipynb #fe7be9a4
-def render(scene,             # a `Scene`
-           size:int = 64,     # width of the picture in pixels
-           gaits:tuple = None # a gait from -1 to 1 for each animal; None: taken from the seed of the scene
-          )->tuple:           # picture (PIL, RGB), `SceneMasks`
-    "Draw a scene, the nearest animal last. A pixel belongs to whoever owns most of its 16 samples (4 in pictures over 200 pixels)."
-    _check(scene)
-    k = 4 if size <= 200 else 2
-    canvas = Scenery(size*k, np.random.default_rng(scene.seed))
-    canvas.sky(scene.time); getattr(canvas, scene.habitat)()
-    gaits = gaits or [(scene.seed + i) % 3 - 1. for i in range(len(scene.animals))]
-    for a in scene.animals: canvas.disc(SHADE[scene.habitat], a.x, a.y, .42*SPANS[a.size][1], .018 if a.size == 'small' else .026)
-    palette, owner = [_palettes[scene.time]], list(_owner)
-    for i,a in sorted(enumerate(scene.animals), key=lambda ia: ia[1].y):
-        s = sprite(a.species, a.size, a.facing, size*k, gaits[i])
-        corner = round(a.x*size*k - s.width/2), round(a.y*size*k) - s.height + 2
-        canvas.image.paste(s.point(_shift(len(owner))), corner, s.point(_solid))
-        palette.append(_animal_palette(a.colour, scene.time)); owner += [len(STUFF) + i]*len(PAINTS)
-    m = _vote(canvas.image.point(owner + [0]*(256 - len(owner))), len(scene.animals), k)
-    canvas.image.putpalette(np.concatenate(palette).tobytes())
-    return canvas.image.convert('RGB').reduce(k), m
+def _stamp_animals(canvas, animals, order, gaits):
+    "Stamp animals in this order. Returns the owner of each paint number, (256,)."
+    owners = list(_owners)
+    for nth, i in enumerate(order):
+        a = animals[i]
+        shape = sprite(a.species, a.size, a.facing, canvas.pixels, gaits[i])
+        canvas.stamp(shape, sprite_corner(shape, a.x, a.y, canvas.pixels), nth)
+        owners += [len(STUFF) + i]*len(PAINTS)
+    return owners + [0]*(256 - len(owners))
+
+# %% ../../nbs/world/01_drawing.ipynb #16184ac1
+def render(
+    scene: Scene,                # what to draw
+    size: int = 64,              # width of the image in pixels
+    gaits: tuple | None = None,  # one from -1 to 1 for each animal; None: by the scene's seed
+) -> tuple:                      # image (PIL, RGB), `SceneMasks`
+    "Draw a scene, the nearest animal last."
+    check_scene(scene)
+    animals, k, n = scene.animals, oversampling(size), len(scene.animals)
+    canvas = backdrop(scene, size*k)
+    for a in animals:
+        canvas.shadow(scene.habitat, a.size, a.x, a.y)
+    gaits = gaits or [(scene.seed + i) % 3 - 1. for i in range(n)]
+    order = sorted(range(n), key=lambda i: animals[i].y)
+    owners = _stamp_animals(canvas, animals, order, gaits)
+    masks = _vote(canvas.image.point(owners), n, k)
+    palette = scene_palette(scene.time, [animals[i].colour for i in order])
+    return canvas.to_rgb(palette, k), masks
 
 # %% ../../nbs/world/01_drawing.ipynb #56e1094a
-def draw(scene,         # a `Scene`
-         size:int = 64, # width of the picture in pixels
-        )->Image.Image: # RGB
-    "The picture of a scene."
+def draw(
+    scene: Scene,   # what to draw
+    size: int = 64, # width of the image in pixels
+) -> Image.Image:   # RGB
+    "The image of a scene."
     return render(scene, size)[0]
 
-def masks(scene,         # a `Scene`
-          size:int = 64, # width of the picture in pixels
-         )->SceneMasks:
-    "The masks of the picture that `draw` makes."
+def masks(
+    scene: Scene,   # as in `draw`
+    size: int = 64, # width of the image in pixels
+) -> SceneMasks:    # of the image that `draw` makes
+    "The masks of a scene."
     return render(scene, size)[1]

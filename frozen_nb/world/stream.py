@@ -8,26 +8,40 @@ __all__ = ['DOCUMENT_KINDS', 'document']
 # %% ../../nbs/world/08_stream.ipynb #e07ace55
 import random
 
-from ..core.frozen import *
+from ..core.frozen import BadInput
 from frozen_nb.world.documents import (
-    _album, _asked_about, _echo, _encyclopedia, _persona, _shots, _story, _talk, _told, Document,
-    NAMES, NEW_NAMES,
+    album_text, biography_text, Document, echo_text, encyclopedia_text, NAMES, NEW_NAMES,
+    persona_text, scene_text, shots_text, story_text, talk_text,
 )
-from .multiple_choice import _quiz
+from .multiple_choice import quiz_text
 
 # %% ../../nbs/world/08_stream.ipynb #078daee7
-_kinds = {'encyclopedia': (_encyclopedia, .10), 'scene': (_told, .30), 'album': (_album, .10), 'talk': (_talk, .08), 'biography': (_asked_about, .11),
-          'story': (_story, .05), 'persona': (_persona, .04), 'shots': (_shots, .06), 'echo': (_echo, .06), 'quiz': (_quiz, .10)}
-DOCUMENT_KINDS = tuple(_kinds)
+_WRITERS = {   # kind -> who writes it, and its share of the stream
+    'encyclopedia': (encyclopedia_text, .10),
+    'scene':        (scene_text, .30),
+    'album':        (album_text, .10),
+    'talk':         (talk_text, .08),
+    'biography':    (biography_text, .11),
+    'story':        (story_text, .05),
+    'persona':      (persona_text, .04),
+    'shots':        (shots_text, .06),
+    'echo':         (echo_text, .06),
+    'quiz':         (quiz_text, .10),
+}
+_SHARES = [share for _, share in _WRITERS.values()]
+DOCUMENT_KINDS = tuple(_WRITERS)
 
+# %% ../../nbs/world/08_stream.ipynb #a8d432af
 def document(
-    i,             # index in the stream
-    kind=None,     # one of `DOCUMENT_KINDS`; None: drawn in their usual shares
-    seed=0,        # which stream
-    shifted=False, # the second set: names that the first never uses
-)->Document:
+    i: int,                  # index in the stream
+    kind: str | None = None, # one of `DOCUMENT_KINDS`; None: any, in their usual shares
+    seed: int = 0,           # which stream
+    shifted: bool = False,   # out-of-distribution: names that no other document has
+) -> Document:
     "Document `i` of a stream. It depends on the arguments alone."
-    if kind not in (None, *_kinds): raise BadInput(f'no kind of document {kind!r}: choose from {", ".join(_kinds)}')
+    if kind not in (None, *_WRITERS):
+        raise BadInput(f'no kind of document {kind!r}: choose from {", ".join(_WRITERS)}')
     rng = random.Random(f'document/{kind}/{seed}/{shifted}/{i}')
-    kind = kind or rng.choices(list(_kinds), [w for _, w in _kinds.values()])[0]
-    return Document(kind, _kinds[kind][0](rng, NEW_NAMES if shifted else NAMES))
+    if kind is None: kind = rng.choices(DOCUMENT_KINDS, _SHARES)[0]
+    write, _ = _WRITERS[kind]
+    return Document(kind, write(rng, NEW_NAMES if shifted else NAMES))
