@@ -28,7 +28,7 @@ from frozen_nb.core.zoo import (
 from ..core.sam import SAM_SIZES
 from ..core.training import History, train, TrainConfig
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #c8bad4a4
+# %% ../../nbs/pretraining/06_recipes.ipynb #ba09a4e1
 from ..world.scenes import scene, SPECIES
 from ..world.captions import conversation, particulars
 from frozen_nb.pretraining.language_models import (
@@ -70,7 +70,7 @@ class Recipe:
 
 RECIPES = {}
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #503daf66
+# %% ../../nbs/pretraining/06_recipes.ipynb #a23ceebd
 _lm_training = TrainConfig(
     2500, 3e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01, optimizer='muon',
     precision='auto', min_lr=1e-4, checkpoint_every=250)
@@ -90,7 +90,7 @@ RECIPES['t5'] = replace(
     batch='4,096 tokens', without='Choices:',
     never_seen=(*_no_images, 'a question with choices'))
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #b8be457d
+# %% ../../nbs/pretraining/06_recipes.ipynb #5ec310cb
 _vit_training = TrainConfig(
     6000, 4e-3, 'cosine', warmup=200, weight_decay=.05, optimizer='muon', precision='auto',
     checkpoint_every=250)
@@ -112,7 +112,7 @@ RECIPES['nfnet'] = replace(
     RECIPES['beit-ft'], model=nfnet_model,
     train=replace(_vit_training, lr=2e-3, optimizer='adamw', precision='fp32'))
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #6a326568
+# %% ../../nbs/pretraining/06_recipes.ipynb #7d6ca08c
 RECIPES['llava'] = Recipe(
     kind='lmm', model=lmm_model, loss=chat_loss,
     train=replace(_lm_training, steps=5000, lr=1.5e-3, min_lr=5e-5),
@@ -129,7 +129,7 @@ RECIPES['timesformer'] = Recipe(
           'the end', 'what `beit-ft` has seen'),
     never_seen=('any word', 'any sound', 'labels of size, place, time', 'held-out combinations'))
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #97877155
+# %% ../../nbs/pretraining/06_recipes.ipynb #bc1a6851
 RECIPES['ast'] = Recipe(
     kind='encoder', model=ast_model, loss=labels_loss,
     train=replace(_vit_training, steps=800, lr=2e-3, warmup=100),
@@ -144,7 +144,7 @@ RECIPES['sam'] = Recipe(
     seen=('pictures', 'masks of their parts'),
     never_seen=('any word', 'what a part is', 'held-out combinations'))
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #9bcf492f
+# %% ../../nbs/pretraining/06_recipes.ipynb #403ccb4b
 def _image_model(recipe, images):
     "What is trained: the encoder, with the head that its loss needs."
     if recipe.loss is masked_patch_loss:
@@ -197,7 +197,7 @@ def _loss_curve(history):
         curve.append([step, round(float(np.mean(recent)), 4)])
     return curve
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #9758b51c
+# %% ../../nbs/pretraining/06_recipes.ipynb #2397d04c
 def write_card(
     name: str,           # of the model
     folder: str | Path,  # where its weights are
@@ -245,7 +245,7 @@ class _Run:
         model.half().save_pretrained(self.folder)
         processor.save_pretrained(self.folder)
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #1936b0ba
+# %% ../../nbs/pretraining/06_recipes.ipynb #c3ef20d4
 def _pretrain_lm(run):
     tokenizer = make_tokenizer()
     seed_everything(run.config.seed)
@@ -265,7 +265,7 @@ def _pretrain_t5(run):
     run.save(model, tokenizer)
     return history
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #f07b54f9
+# %% ../../nbs/pretraining/06_recipes.ipynb #e4fddb8a
 def _pretrain_encoder(run):
     scenes, images = training_pictures(run.items)
     start = load_encoder(run.other('beit')).model if run.name == 'beit-ft' else None
@@ -291,7 +291,7 @@ def _pretrain_labelled(run):
     run.save(model, frames if of_clips else ast_extractor())
     return history
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #5edb1c9c
+# %% ../../nbs/pretraining/06_recipes.ipynb #5fc6505b
 def _chat_images(items):
     "Scenes of one, two and three animals in shares of 1/5, 2/5 and 2/5, and their images."
     parts = [pictures(items*fifths//5, n_animals=n) for n, fifths in ((1, 1), (2, 2), (3, 2))]
@@ -309,7 +309,7 @@ def _chats(chat, scenes, images, processor, k, seed):
     rows = [(i, *chat_ids(processor, chat(s, i), k)) for i, s in enumerate(scenes)]
     return Chats(rows, images, seed=seed)
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #c3e4f82c
+# %% ../../nbs/pretraining/06_recipes.ipynb #02b3c09f
 def _pretrain_lmm(run):
     encoder, lm = load_encoder(run.other('clip')), load_lm(run.other('llama'))
     processor = lmm_processor(lm.tokenizer)
@@ -330,7 +330,7 @@ def _pretrain_lmm(run):
     run.save(model, processor)
     return History(first.losses + second.losses, seconds=first.seconds + second.seconds)
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #21bfd3da
+# %% ../../nbs/pretraining/06_recipes.ipynb #ef6ff413
 def _pretrain_sam(run):
     pairs = [owners(scene(i), SAM_SIZES['size']) for i in range(run.items)]
     images, parts = np.stack([x for x, _ in pairs]), np.stack([x for _, x in pairs])
@@ -342,11 +342,12 @@ def _pretrain_sam(run):
     save_file(half_weights(model.state_dict()), run.folder/'model.safetensors')
     return history
 
-# %% ../../nbs/pretraining/06_recipes.ipynb #cfd32725
+# %% ../../nbs/pretraining/06_recipes.ipynb #e4208494
 def _labelled_probes(encoder):
     "Beside each probe stands that of the same architecture with random weights."
+    probes = sense_probes(encoder)
     random = sense_probes(load_encoder(f'{encoder.name}-random'))
-    return sense_probes(encoder) | {f'{a}, random weights': v for a, v in random.items()}
+    return probes | {f'{a}, random weights': v for a, v in random.items()}
 
 _kinds = { # what trains and saves a model, what loads it, what probes it
     'lm':       (_pretrain_lm, load_lm, lm_probes),
