@@ -10,60 +10,91 @@ __all__ = ['READINGS', 'FAMILIES', 'POINTS', 'QueryMapper', 'Told', 'told', 'tra
            'count_flops', 'pope', 'chair', 'align_images', 'draw_alignment', 'told_lmm']
 
 # %% ../nbs/11_ima.ipynb #ima00002
-import copy, json, math, os, re
+import copy
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
 
-from .core.frozen import *
-from .core.folders import read_folder, write_folder
-from .core.zoo import messages, pool_tokens
 from .core.activations import blocks, final_norm, positions
-from .core.prefix import MARK, sequence, target_loss
-from .core.training import train
-from .core.metrics import mentions
 from .core.claims import Interval
+from .core.folders import read_folder, write_folder
+from .core.frozen import *
+from .core.metrics import mentions
+from .core.prefix import MARK, sequence, target_loss
+from .core.training import train, TrainConfig
+from .core.zoo import Encoder, LM, LMM, messages, pool_tokens
 
 # %% ../nbs/11_ima.ipynb #ima00021
 class QueryMapper(nn.Module):
-    "The paper's mapper: visual tokens and learnable queries through a few layers of self-attention; the queries are kept (IMA, single-task models)."
+    """The paper's mapper: visual tokens and learnable queries through a few layers of
+    self-attention; the queries are kept (IMA, single-task models)."""
     def __init__(self,
-        width_in,     # e, width of the encoder's features
-        width_out,    # d, width of the language model
-        width=256,    # inside
-        queries=10,   # embeddings that come out
-        layers=5,
-        heads=8,
-        ffn=512,      # width inside the feed-forward parts
-        mean=None,    # (e,) mean of the features over the training set; None: 0
-        std=None,     # (e,) their standard deviation; None: 1
-        scale=0.02,   # standard deviation of the outputs at the start: that of the token embeddings
-        **made_for,   # what the mapper belongs to
+        width_in: int,        # e, width of the encoder's features
+        width_out: int,       # d, width of the language model
+        width: int = 256,     # inside
+        queries: int = 10,    # embeddings that come out
+        layers: int = 5,      # of self-attention
+        heads: int = 8,       # of each of them
+        ffn: int = 512,       # width inside the feed-forward parts
+        mean: torch.Tensor | None = None, # (e,) of the features over the training set; None: 0
+        std: torch.Tensor | None = None,  # (e,) their standard deviation; None: 1
+        scale: float = 0.02,  # standard deviation of the outputs at first: of the token embeddings
+        **made_for: object,   # what the mapper belongs to
     ):
         super().__init__()
-        self.made_for, self.config = made_for, dict(width_in=width_in, width_out=width_out, width=width, queries=queries, layers=layers, heads=heads, ffn=ffn)
-        self.register_buffer('mean', torch.zeros(width_in) if mean is None else mean.float().clone())
-        self.register_buffer('std', torch.ones(width_in) if std is None else std.float().clamp_min(1e-6))
-        self.inside, self.queries = nn.Linear(width_in, width), nn.Parameter(torch.randn(queries, width))
-        layer = nn.TransformerEncoderLayer(width, heads, ffn, dropout=0., batch_first=True, norm_first=True)
-        self.mix = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.out = nn.Sequential(nn.Linear(width, width_in), nn.Linear(width_in, width_out))
-        with torch.no_grad():                                        # at the scale of the embeddings, whatever the widths
-            y = self(torch.randn(8, 16, width_in)*self.std + self.mean)
-            self.out[1].weight *= scale/y.std(); self.out[1].bias *= scale/y.std()
+        sizes = dict(width_in=width_in, width_out=width_out, width=width, queries=queries)
+        self.made_for, self.config = made_for, dict(**sizes, layers=layers, heads=heads, ffn=ffn)
+        mean = torch.zeros(width_in) if mean is None else mean.float().clone()
+        self.register_buffer('mean', mean)
+        std = torch.ones(width_in) if std is None else std.float().clamp_min(1e-6)
+        self.register_buffer('std', std)
+        self._build()
+        self._scale(scale)
 
-    def forward(self,
-        features, # (B, k, e)
-    ):            # (B, queries, d)
-        if features.shape[-1] != len(self.mean): raise BadInput(f'this mapper takes features of width {len(self.mean)}, not {features.shape[-1]}: it was made for another encoder')
-        x = self.inside((features.to(self.mean.dtype) - self.mean)/self.std)                             # (B, k, width)
-        x = self.mix(torch.cat([x, self.queries.expand(len(x), -1, -1)], 1))
-        return self.out(x[:, -len(self.queries):])
+# %% ../nbs/11_ima.ipynb #57e152fa
+@patch
+def _build(self: QueryMapper):
+    c = self.config
+    self.inside = nn.Linear(c['width_in'], c['width'])
+    self.queries = nn.Parameter(torch.randn(c['queries'], c['width']))
+    layer = nn.TransformerEncoderLayer(c['width'], c['heads'], c['ffn'], dropout=0.,
+                                       batch_first=True, norm_first=True)
+    self.mix = nn.TransformerEncoder(layer, c['layers'], enable_nested_tensor=False)
+    narrow, wide = nn.Linear(c['width'], c['width_in']), nn.Linear(c['width_in'], c['width_out'])
+    self.out = nn.Sequential(narrow, wide)
+
+@patch
+@torch.no_grad()
+def _scale(self: QueryMapper, scale):
+    "Outputs at the scale of the embeddings, whatever the widths."
+    y = self(torch.randn(8, 16, len(self.mean))*self.std + self.mean)
+    self.out[1].weight *= scale/y.std()
+    self.out[1].bias *= scale/y.std()
+
+@patch
+def forward(
+    self: QueryMapper,
+    features: torch.Tensor, # (B, k, e)
+) -> torch.Tensor:          # (B, queries, d)
+    if features.shape[-1] != len(self.mean): raise BadInput(
+        f'this mapper takes features of width {len(self.mean)}, not {features.shape[-1]}: it was '
+        'made for another encoder')
+    x = self.inside((features.to(self.mean.dtype) - self.mean)/self.std)  # (B, k, width)
+    x = self.mix(torch.cat([x, self.queries.expand(len(x), -1, -1)], 1))
+    return self.out(x[:, -len(self.queries):])
 
 # %% ../nbs/11_ima.ipynb #ima00024
 @dataclass
@@ -73,77 +104,109 @@ class Told:
     visual: torch.Tensor # (B, T) bool
     text: torch.Tensor   # (B, T) bool
 
-def told(
-    lm,        # a frozen `LM`
-    images,    # (B, k, d) embeddings of images, d the width of the token embeddings
-    prompts,   # B texts or one for all, which follow the image
-    targets,   # B texts which follow the prompt
-    end=True,  # whether an end token follows
-)->Told:
-    "Images in front of texts. All that follows the image counts as text: a prompt that is the same for all, too. Raises `BadInput` for images of another shape, and for a prompt that marks the image's place."
-    if images.ndim != 3 or images.shape[-1] != lm.width: raise BadInput(f'embeddings of images of shape {tuple(images.shape)} in front of {lm.name}: give (B, k, {lm.width})')
+def _check_told(lm, images, prompts):
+    if images.ndim != 3 or images.shape[-1] != lm.width: raise BadInput(
+        f'embeddings of images of shape {tuple(images.shape)} in front of {lm.name}: give '
+        f'(B, k, {lm.width})')
     marked = [p for p in ([prompts] if isinstance(prompts, str) else prompts) if MARK in p]
-    if marked: raise BadInput(f'the prompt {marked[0][:60]!r} marks where the image goes, and here it comes first: leave out {MARK}')
-    seq = sequence(lm, images, prompts, targets, end=end)
-    here, at = seq.attention_mask.bool(), torch.arange(seq.attention_mask.shape[1], device=seq.attention_mask.device)
-    visual = (at < images.shape[1]).expand_as(here)
-    return Told(dict(inputs_embeds=seq.inputs_embeds, attention_mask=seq.attention_mask), visual, here & ~visual)
+    if marked: raise BadInput(
+        f'the prompt {marked[0][:60]!r} marks where the image goes, and here it comes first: '
+        f'leave out {MARK}')
 
+# %% ../nbs/11_ima.ipynb #fcd7d9f8
+def told(
+    lm: LM,               # frozen
+    images: torch.Tensor, # (B, k, d) embeddings of images, d the width of the token embeddings
+    prompts: str | list,  # B texts or one for all, which follow the image
+    targets: list,        # B texts which follow the prompt
+    end: bool = True,     # whether an end token follows
+) -> Told:
+    """Images in front of texts. All that follows the image counts as text: a prompt that is the
+    same for all, too. Raises `BadInput` for images of another shape, and for a prompt that marks
+    the image's place."""
+    _check_told(lm, images, prompts)
+    seq = sequence(lm, images, prompts, targets, end=end)
+    inputs = dict(inputs_embeds=seq.inputs_embeds, attention_mask=seq.attention_mask)
+    here = seq.attention_mask.bool()                                # (B, T)
+    at = torch.arange(here.shape[1], device=here.device)
+    visual = (at < images.shape[1]).expand_as(here)
+    return Told(inputs, visual, here & ~visual)
 
 # %% ../nbs/11_ima.ipynb #imab0024
 def train_and_keep(
-    module,      # trained in place
-    batches, loss, config, # as for `train`
-    marks=(),    # steps at which a copy is kept
-    folder=None, # for checkpoints and copies: an interrupted run goes on and has them all
-    **options,   # of `train`
-)->tuple:        # `History`, and step -> state of the module, the last one too
+    module: nn.Module,     # trained in place
+    batches: Callable,     # step -> batch, as for `train`
+    loss: Callable,        # as for `train`
+    config: TrainConfig,   # likewise
+    marks: tuple = (),     # steps at which a copy is kept
+    folder: str | Path | None = None, # for checkpoints and copies: an interrupted run has them all
+    **options: object,     # of `train`
+) -> tuple:                # `History`, and step -> state of the module, the last one too
     "Train, and keep what the module was along the way."
     kept = {}
-    def seen(step):
+    def keep(step):
         if step in marks:
             kept[step] = {k: t.detach().clone() for k, t in module.state_dict().items()}
-            if folder is not None: write_folder(Path(folder)/f'mark-{step}', kept[step], dict(step=step))
+            if folder is not None:
+                write_folder(Path(folder)/f'mark-{step}', kept[step], dict(step=step))
         return batches(step)
-    history = train(module, seen, loss, config, folder=folder, **options)
-    for step in [] if folder is None else [s for s in marks if s not in kept and s < config.steps]: kept[step] = read_folder(Path(folder)/f'mark-{step}', 'copy')[1]
-    return history, dict(sorted((kept | {config.steps: copy.deepcopy(module.state_dict())}).items()))
+    history = train(module, keep, loss, config, folder=folder, **options)
+    missing = [step for step in marks if step not in kept and step < config.steps]
+    for step in missing if folder is not None else []:
+        kept[step] = read_folder(Path(folder)/f'mark-{step}', 'copy')[1]
+    kept[config.steps] = copy.deepcopy(module.state_dict())
+    return history, dict(sorted(kept.items()))
 
-def fit_mapper(
-    mapper,       # a `LinearMap` or a `QueryMapper`
-    lm,           # a frozen `LM`
-    features,     # (n, k, e)
-    texts,        # n lists of (prompt, target): one pair is drawn each time
-    config,       # a `TrainConfig`
-    batch_size=32,
-    end=True,     # whether targets are learnt with an end token
-    frozen=(),    # further frozen models, which are checked, too
-    desc='mapper', **options, # of `train_and_keep`
-)->tuple:         # `History`, and step -> state of the mapper
-    "Train a mapper in front of a frozen language model, on captions, questions or both."
-    def batches(step):
-        rng = np.random.default_rng([config.seed, step])
+# %% ../nbs/11_ima.ipynb #48680c26
+def _pair_batches(features, texts, batch_size, seed):
+    "Batches of images with a prompt and a target each; a function of the step."
+    def batch(step):
+        rng = np.random.default_rng([seed, step])
         i = rng.choice(len(features), min(batch_size, len(features)), replace=False)
         pairs = [texts[j][rng.integers(len(texts[j]))] for j in i]
-        return dict(features=features[torch.from_numpy(i)].float(), prompts=[p for p, _ in pairs], targets=[t for _, t in pairs])
+        prompts, targets = [p for p, _ in pairs], [t for _, t in pairs]
+        return dict(features=features[torch.from_numpy(i)].float(), prompts=prompts,
+                    targets=targets)
+    return batch
+
+# %% ../nbs/11_ima.ipynb #e0974c37
+def fit_mapper(
+    mapper: nn.Module,      # a `LinearMap` or a `QueryMapper`
+    lm: LM,                 # frozen
+    features: torch.Tensor, # (n, k, e)
+    texts: list,            # n lists of (prompt, target): one pair is drawn each time
+    config: TrainConfig,    # its seed orders the batches, too
+    batch_size: int = 32,   # images in a step
+    end: bool = True,       # whether targets are learnt with an end token
+    frozen: tuple = (),     # further frozen models, which are checked, too
+    desc: str = 'mapper',   # what a progress bar says
+    **options: object,      # of `train_and_keep`
+) -> tuple:                 # `History`, and step -> state of the mapper
+    "Train a mapper in front of a frozen language model, on captions, questions or both."
     def loss(mapper, b):
         seq = sequence(lm, mapper(b['features']), b['prompts'], b['targets'], end=end)
         n = (seq.labels[:, 1:] != -100).sum()
         return target_loss(lm, seq)*n, n
-    return train_and_keep(mapper, batches, loss, config, frozen=[lm.model, *frozen], desc=desc, **options)
-
+    batches = _pair_batches(features, texts, batch_size, config.seed)
+    return train_and_keep(mapper, batches, loss, config, frozen=[lm.model, *frozen], desc=desc,
+                          **options)
 
 # %% ../nbs/11_ima.ipynb #ima00031
 @torch.no_grad()
 def token_states(
-    model,  # a transformers model
-    told,   # a `Told`
-)->list:    # L + 1 tensors (B, T, d)
-    "The state of every token where it enters and after each block. What leaves the last block is taken before the final norm."
+    model: nn.Module, # a transformers model
+    told: Told,       # what it is called with
+) -> list:            # L + 1 tensors (B, T, d)
+    """The state of every token where it enters and after each block. What leaves the last block is
+    taken before the final norm."""
     kept, parts = {}, blocks(model)
-    def out(i): return lambda block, args, output: kept.__setitem__(i, output[0] if isinstance(output, tuple) else output)
-    hooks = [block.register_forward_hook(out(i + 1)) for i, block in enumerate(parts)]
-    hooks.append(parts[0].register_forward_pre_hook(lambda block, args, kwargs: kept.__setitem__(0, args[0] if args else kwargs['hidden_states']), with_kwargs=True))
+    def enter(block, args, kwargs): kept[0] = args[0] if args else kwargs['hidden_states']
+    def leave(i):
+        def hook(block, args, output):
+            kept[i] = output[0] if isinstance(output, tuple) else output
+        return hook
+    hooks = [block.register_forward_hook(leave(i + 1)) for i, block in enumerate(parts)]
+    hooks.append(parts[0].register_forward_pre_hook(enter, with_kwargs=True))
     try: model.base_model(**told.inputs, use_cache=False)
     finally:
         for hook in hooks: hook.remove()
@@ -154,30 +217,38 @@ class Medians:
     "Running medians of positive numbers, one for each of `rows`, to within 0.26 %."
     LOW, HIGH, BINS = -4., 5., 4096          # powers of ten
 
-    def __init__(self, rows): self.counts = torch.zeros(rows, self.BINS, dtype=torch.long)
+    def __init__(self,
+        rows: int, # how many medians
+    ):
+        self.counts = torch.zeros(rows, self.BINS, dtype=torch.long)
 
     def add(self,
-        row,
-        x, # any shape
+        row: int,        # of which median
+        x: torch.Tensor, # any shape
     ):
-        at = ((x.detach().float().clamp_min(1e-30).log10() - self.LOW)/(self.HIGH - self.LOW)*self.BINS).long().clamp(0, self.BINS - 1)
+        "Take in numbers."
+        powers = x.detach().float().clamp_min(1e-30).log10()
+        at = ((powers - self.LOW)/(self.HIGH - self.LOW)*self.BINS).long()
+        at = at.clamp(0, self.BINS - 1)
         self.counts[row] += torch.bincount(at.flatten().cpu(), minlength=self.BINS)
 
     @property
-    def value(self)->np.ndarray: # (rows,)
-        c = self.counts.cumsum(1)
-        return 10**(self.LOW + (np.array([int(torch.searchsorted(row, (row[-1] + 1)//2)) for row in c]) + .5)*(self.HIGH - self.LOW)/self.BINS)
+    def value(self) -> np.ndarray: # (rows,)
+        sums = self.counts.cumsum(1)
+        middle = [int(torch.searchsorted(row, (row[-1] + 1)//2)) for row in sums]
+        return 10**(self.LOW + (np.array(middle) + .5)*(self.HIGH - self.LOW)/self.BINS)
 
+# %% ../nbs/11_ima.ipynb #eb039f94
 def token_norms(
-    x, # (..., d)
-):     # (...,)
+    x: torch.Tensor, # (..., d)
+) -> torch.Tensor:   # (...,)
     "The length of each token: `||x||_2`."
     return x.float().norm(dim=-1)
 
 def change(
-    x, # (..., d): tokens after a block
-    y, # (..., d): the same tokens after a later one
-):     # (...,) from -1 to 1
+    x: torch.Tensor, # (..., d): tokens after a block
+    y: torch.Tensor, # (..., d): the same tokens after a later one
+) -> torch.Tensor:   # (...,) from -1 to 1
     "Cosine of each token to itself in a later layer: `cos(x, y)`; 1 where nothing turns."
     return F.cosine_similarity(x.float(), y.float(), dim=-1)
 
@@ -185,97 +256,168 @@ def change(
 READINGS = 'pooled', 'token'
 
 class Alignment:
-    "Running sums of unit vectors of visual and textual tokens, layer by layer: cosines within and across modalities, norms and change (IMA, Figures 2, 3 and 7)."
+    """Running sums of unit vectors of visual and textual tokens, layer by layer: cosines within and
+    across modalities, norms and change (IMA, Figures 2, 3 and 7)."""
     def __init__(self,
-        groups=32, # of examples, for intervals
+        groups: int = 32, # of examples, for intervals
     ):
-        self.groups, self.n, self.sums = groups, torch.zeros(groups, dtype=torch.float64), None
+        self.groups, self.n = groups, torch.zeros(groups, dtype=torch.float64)
+        self.sums = None
 
-    def add(self,
-        states, # L + 1 tensors (B, T, d), from `token_states`
-        told,   # the `Told` that they come from
-    ):
-        "Take in a batch of examples. Raises `BadInput` for an example without visual or textual tokens."
-        masks = {'P': told.visual, 'T': told.text}
-        for kind, m in masks.items():
-            if not m.any(1).all(): raise BadInput(f'an example has no {dict(P="visual", T="textual")[kind]} token: nothing to compare')
-        B, L, d = len(states[0]), len(states), states[0].shape[-1]
-        if self.sums is None:
-            zeros = lambda *shape: torch.zeros(self.groups, L, *shape, dtype=torch.float64)
-            self.sums = {(r, k): zeros(d) for r in READINGS for k in 'PT'}                            # of unit vectors
-            self.squares = {(r, k): zeros() for r in READINGS for k in 'PT'}                          # of their squared lengths: an example with itself
-            self.matched = {(r, first): zeros() for r in READINGS for first in ('same', 0)}           # an image with its own text
-            self.turned = {(k, n): zeros() for k in 'PT' for n in (1, 8)}
-            self.norms = {k: Medians(L) for k in 'PT'}
-        group = (int(self.n.sum()) + torch.arange(B)) % self.groups
-        self.n.index_add_(0, group, torch.ones(B, dtype=torch.float64))
-        entry = {}
-        for l, x in enumerate(states):
-            x, unit = x.float(), {}
-            for k, m in masks.items():
-                m = m.to(x.device)[..., None]; count = m.sum(1)
-                self.norms[k].add(l, token_norms(x)[m[..., 0]])
-                unit['pooled', k] = F.normalize((x*m).sum(1), dim=-1)                                 # (B, d)
-                unit['token', k] = (F.normalize(x, dim=-1)*m).sum(1)/count
-                for n in (1, 8):
-                    if l + n < L: self.turned[k, n][:, l].index_add_(0, group, ((change(x, states[l + n])*m[..., 0]).sum(1)/count[:, 0]).double().cpu())
-            entry = entry or unit
-            for r in READINGS:
-                for k in 'PT':
-                    u = unit[r, k].double().cpu()
-                    self.sums[r, k][:, l].index_add_(0, group, u); self.squares[r, k][:, l].index_add_(0, group, u.square().sum(1))
-                t = unit[r, 'T']
-                for first, p in (('same', unit[r, 'P']), (0, entry[r, 'P'])): self.matched[r, first][:, l].index_add_(0, group, (p*t).sum(1).double().cpu())
-        return self
+@patch
+def _start(self: Alignment, layers, width):
+    "Sums of nothing yet, (groups, layers ...)."
+    def zeros(firsts, seconds, *shape):
+        like = torch.zeros(self.groups, layers, *shape, dtype=torch.float64)
+        return {key: like.clone() for key in product(firsts, seconds)}
+    self.sums = zeros(READINGS, 'PT', width)         # of unit vectors
+    self.squares = zeros(READINGS, 'PT')             # of lengths: an example with itself
+    self.matched = zeros(READINGS, ('same', 0))      # an image with its own text
+    self.turned = zeros('PT', (1, 8))
+    self.norms = {kind: Medians(layers) for kind in 'PT'}
 
-    def _weights(self, n_boot):
-        if not self.n.sum(): raise BadInput('no example was added yet')
-        rng = np.random.default_rng(0); G = int((self.n > 0).sum())
-        w = np.vstack([np.ones((1, G)), rng.multinomial(G, [1/G]*G, size=n_boot)]) if n_boot else np.ones((1, G))
-        return F.pad(torch.from_numpy(w.astype(float)), (0, self.groups - G))                         # (1 + n_boot, G), the first row as it is
+# %% ../nbs/11_ima.ipynb #0a180cd7
+def _unit_means(x, mask):
+    "Unit vector of the mean token, and mean of the unit vectors of tokens: reading -> (B, d)."
+    m = mask.to(x.device)[..., None]                            # (B, T, 1)
+    pooled = F.normalize((x*m).sum(1), dim=-1)
+    return dict(pooled=pooled, token=(F.normalize(x, dim=-1)*m).sum(1)/m.sum(1))
 
-    def curve(self,
-        a='P', b='T',     # which tokens
-        reading='pooled', # or 'token'
-        images='same',    # layer of the image's tokens: 'same', or 0 where they enter
-        pairs='all',      # or 'matched': an image with its own text
-        n_boot=0,
-    ):                    # (L + 1,); with n_boot (1 + n_boot, L + 1), the first row the value itself
-        "Mean cosine in each layer. Pairs of an example with itself do not count where `a` is `b`; `images=0` and `pairs='matched'` are cosines of 'P' with 'T'. Raises `BadInput` for anything else."
-        if not {a, b} <= {'P', 'T'} or reading not in READINGS or images not in ('same', 0) or pairs not in ('all', 'matched'):
-            raise BadInput(f"no cosine of {a!r} with {b!r} (reading {reading!r}, images {images!r}, pairs {pairs!r}): choose P or T; {' or '.join(READINGS)}; 'same' or 0; all or matched")
-        if (a, b) != ('P', 'T') and (images == 0 or pairs == 'matched'): raise BadInput(f'images where they enter, and an image with its own text, are cosines of P with T, not of {a} with {b}')
-        w = self._weights(n_boot); n = w @ self.n
-        if pairs == 'matched': out = torch.einsum('bg,gl->bl', w, self.matched[reading, images])/n[:, None]
-        else:
-            x, y = (torch.einsum('bg,gld->bld', w, self.sums[reading, k]) for k in (a, b))
-            if images == 0: x = x[:, :1].expand_as(x)
-            out = (x*y).sum(-1)
-            if a != b: out = out/n[:, None]**2
-            else:
-                if (self.n.sum() < 2): raise BadInput('pairs need two examples or more; give more images')
-                pairs = n**2 - w**2 @ self.n                                                          # none where a draw has one example alone
-                out = (out - torch.einsum('bg,gl->bl', w**2, self.squares[reading, a]))/torch.where(pairs > 0, pairs, math.nan)[:, None]
-        return out.numpy() if n_boot else out[0].numpy()
+@patch
+def _add_lengths(self: Alignment, states, layer, kind, mask, group):
+    "Norms of tokens, and how much they turn until 1 and 8 layers later."
+    x = states[layer].float()
+    m = mask.to(x.device)                                       # (B, T)
+    self.norms[kind].add(layer, token_norms(x)[m])
+    for n in (1, 8):
+        if layer + n >= len(states): continue
+        turned = (change(x, states[layer + n])*m).sum(1)/m.sum(1)
+        self.turned[kind, n][:, layer].index_add_(0, group, turned.double().cpu())
 
-    def score(self,
-        n_boot=1000,
-        **reading, # as for `curve`
-    )->Interval:
-        "The implicit alignment score: the mean over the layers, with its interval."
-        x = self.curve(n_boot=n_boot, **reading).mean(1)
-        return Interval(float(x[0]), *(float(v) for v in np.nanquantile(x[1:], [.025, .975])))
+# %% ../nbs/11_ima.ipynb #c2594b75
+@patch
+def _add_units(self: Alignment, layer, units, entry, group):
+    "Unit vectors of one layer; `entry`: those where the tokens enter."
+    for reading in READINGS:
+        for kind in 'PT':
+            unit = units[kind][reading].double().cpu()          # (B, d)
+            self.sums[reading, kind][:, layer].index_add_(0, group, unit)
+            self.squares[reading, kind][:, layer].index_add_(0, group, unit.square().sum(1))
+        text = units['T'][reading]
+        for first, images in (('same', units), (0, entry)):
+            cosines = (images['P'][reading]*text).sum(1).double().cpu()   # (B,)
+            self.matched[reading, first][:, layer].index_add_(0, group, cosines)
 
-    def changes(self,
-        kind, # 'P' or 'T'
-        n=1,  # layers between
-    ):        # (L + 1 - n,)
-        "Mean cosine of a token to itself `n` layers later, from each layer. Raises `BadInput` for a model that has not so many."
-        if self.sums is None: raise BadInput('no example was added yet')
-        if (kind, n) not in self.turned: raise BadInput(f'change of {kind!r} over {n!r} layers is not measured; choose P or T, and 1 or 8')
-        x = self.turned[kind, n].sum(0)/self.n.sum()
-        if n >= len(x): raise BadInput(f'change over {n} layers in a model of {len(x) - 1}; choose 1')
-        return x.numpy()[:len(x) - n]
+# %% ../nbs/11_ima.ipynb #56129e90
+@patch
+def add(
+    self: Alignment,
+    states: list, # L + 1 tensors (B, T, d), from `token_states`
+    told: Told,   # that they come from
+) -> Alignment:   # itself
+    """Take in a batch of examples. Raises `BadInput` for an example without visual or textual
+    tokens."""
+    masks = {'P': told.visual, 'T': told.text}
+    for word, mask in (('visual', told.visual), ('textual', told.text)):
+        if not mask.any(1).all():
+            raise BadInput(f'an example has no {word} token: nothing to compare')
+    if self.sums is None: self._start(len(states), states[0].shape[-1])
+    B = len(states[0])
+    group = (int(self.n.sum()) + torch.arange(B)) % self.groups
+    self.n.index_add_(0, group, torch.ones(B, dtype=torch.float64))
+    for layer, x in enumerate(states):
+        units = {kind: _unit_means(x.float(), mask) for kind, mask in masks.items()}
+        if layer == 0: entry = units
+        for kind, mask in masks.items(): self._add_lengths(states, layer, kind, mask, group)
+        self._add_units(layer, units, entry, group)
+    return self
+
+# %% ../nbs/11_ima.ipynb #013de4ce
+@patch
+def _weights(self: Alignment, n_boot):
+    "How often each group counts, (1 + n_boot, groups); in the first row all count once."
+    if not self.n.sum(): raise BadInput('no example was added yet')
+    rng, n = np.random.default_rng(0), int((self.n > 0).sum())
+    weights = np.ones((1, n))
+    if n_boot: weights = np.vstack([weights, rng.multinomial(n, [1/n]*n, size=n_boot)])
+    return F.pad(torch.from_numpy(weights.astype(float)), (0, self.groups - n))
+
+def _check_curve(a, b, reading, images, pairs):
+    known = {a, b} <= {'P', 'T'} and reading in READINGS
+    if not (known and images in ('same', 0) and pairs in ('all', 'matched')): raise BadInput(
+        f'no cosine of {a!r} with {b!r} (reading {reading!r}, images {images!r}, pairs '
+        f"{pairs!r}): choose P or T; {' or '.join(READINGS)}; 'same' or 0; all or matched")
+    if (a, b) != ('P', 'T') and (images == 0 or pairs == 'matched'): raise BadInput(
+        'images where they enter, and an image with its own text, are cosines of P with T, not of '
+        f'{a} with {b}')
+
+# %% ../nbs/11_ima.ipynb #e3280df6
+@patch
+def _within(self: Alignment, weights, reading, kind):
+    "Mean cosine of a kind with itself; pairs of an example with itself do not count."
+    if self.n.sum() < 2: raise BadInput('pairs need two examples or more; give more images')
+    x = torch.einsum('bg,gld->bld', weights, self.sums[reading, kind])
+    n = weights @ self.n
+    pairs = n**2 - weights**2 @ self.n     # none where a draw has one example alone
+    own = torch.einsum('bg,gl->bl', weights**2, self.squares[reading, kind])
+    return ((x*x).sum(-1) - own)/torch.where(pairs > 0, pairs, math.nan)[:, None]
+
+@patch
+def _across(self: Alignment, weights, reading, a, b, images):
+    "Mean cosine of one kind with the other, over all pairs."
+    x, y = (torch.einsum('bg,gld->bld', weights, self.sums[reading, kind]) for kind in (a, b))
+    if images == 0: x = x[:, :1].expand_as(x)
+    return (x*y).sum(-1)/(weights @ self.n)[:, None]**2
+
+# %% ../nbs/11_ima.ipynb #fa040c59
+@patch
+def curve(
+    self: Alignment,
+    a: str = 'P',              # which tokens, 'P' or 'T'
+    b: str = 'T',              # and which others
+    reading: str = 'pooled',   # or 'token'
+    images: str | int = 'same',# layer of the image's tokens: 'same', or 0 where they enter
+    pairs: str = 'all',        # or 'matched': an image with its own text
+    n_boot: int = 0,           # draws of examples
+) -> np.ndarray: # (L + 1,); with n_boot (1 + n_boot, L + 1), the first row the value itself
+    """Mean cosine in each layer. Pairs of an example with itself do not count where `a` is `b`;
+    `images=0` and `pairs='matched'` are cosines of 'P' with 'T'. Raises `BadInput` for anything
+    else."""
+    _check_curve(a, b, reading, images, pairs)
+    weights = self._weights(n_boot)
+    if pairs == 'matched':
+        sums = torch.einsum('bg,gl->bl', weights, self.matched[reading, images])
+        out = sums/(weights @ self.n)[:, None]
+    elif a == b: out = self._within(weights, reading, a)
+    else: out = self._across(weights, reading, a, b, images)
+    return out.numpy() if n_boot else out[0].numpy()
+
+# %% ../nbs/11_ima.ipynb #c425fe2b
+@patch
+def score(
+    self: Alignment,
+    n_boot: int = 1000, # draws of examples
+    **reading: object,  # as for `curve`
+) -> Interval:
+    "The implicit alignment score: the mean over the layers, with its interval."
+    x = self.curve(n_boot=n_boot, **reading).mean(1)
+    return Interval(float(x[0]), *(float(v) for v in np.nanquantile(x[1:], [.025, .975])))
+
+@patch
+def changes(
+    self: Alignment,
+    kind: str,     # 'P' or 'T'
+    n: int = 1,    # layers between
+) -> np.ndarray:   # (L + 1 - n,)
+    """Mean cosine of a token to itself `n` layers later, from each layer. Raises `BadInput` for a
+    model that has not so many."""
+    if self.sums is None: raise BadInput('no example was added yet')
+    if (kind, n) not in self.turned: raise BadInput(
+        f'change of {kind!r} over {n!r} layers is not measured; choose P or T, and 1 or 8')
+    x = self.turned[kind, n].sum(0)/self.n.sum()
+    if n >= len(x): raise BadInput(
+        f'change over {n} layers in a model of {len(x) - 1}; choose 1')
+    return x.numpy()[:len(x) - n]
 
 # %% ../nbs/11_ima.ipynb #ima00041
 @dataclass(frozen=True)
@@ -286,263 +428,319 @@ class Family:
     query: str       # the projection to queries
     out: str         # the projection out of attention
     norm2: str
-    first: str       # where the feed-forward part begins: a module whose input is the normalised state
+    first: str       # where the feed-forward part begins; its input is the normalised state
     middle: str      # the linear layer whose output is FC1
     last: str        # where it ends: a module whose output is added
 
-_LLAMA = Family('input_layernorm', 'self_attn', 'self_attn.q_proj', 'self_attn.o_proj', 'post_attention_layernorm', 'mlp', 'mlp.gate_proj', 'mlp')
-FAMILIES = {f'{name}DecoderLayer': _LLAMA for name in ('Llama', 'Mistral', 'Qwen2', 'Qwen2VL', 'Qwen2_5_VL', 'Qwen3', 'Gemma')} | {
-    'OPTDecoderLayer': Family('self_attn_layer_norm', 'self_attn', 'self_attn.q_proj', 'self_attn.out_proj', 'final_layer_norm', 'fc1', 'fc1', 'fc2')}
-
-def family(
-    model, # a transformers model
-)->Family:
-    "What the parts of its blocks are called. Raises `BadInput` for a family that is not in `FAMILIES`."
-    name = type(blocks(model)[0]).__name__
-    if name not in FAMILIES: raise BadInput(f"blocks of the class {name} are not known: say what their parts are called, FAMILIES['{name}'] = Family(...); known are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+_LLAMA = Family('input_layernorm', 'self_attn', 'self_attn.q_proj', 'self_attn.o_proj',
+                'post_attention_layernorm', 'mlp', 'mlp.gate_proj', 'mlp')
+_LIKE_LLAMA = 'Llama', 'Mistral', 'Qwen2', 'Qwen2VL', 'Qwen2_5_VL', 'Qwen3', 'Gemma'
+FAMILIES = {f'{name}DecoderLayer': _LLAMA for name in _LIKE_LLAMA}
+FAMILIES['OPTDecoderLayer'] = Family(
+    'self_attn_layer_norm', 'self_attn', 'self_attn.q_proj', 'self_attn.out_proj',
+    'final_layer_norm', 'fc1', 'fc1', 'fc2')
 
 POINTS = 'LN1', 'SA', 'X+SA', 'LN2', 'FC1', 'FC2', 'X+FC2'
 
+# %% ../nbs/11_ima.ipynb #229eacc7
+def family(
+    model: nn.Module, # a transformers model
+) -> Family:
+    """What the parts of its blocks are called. Raises `BadInput` for a family that is not in
+    `FAMILIES`."""
+    name = type(blocks(model)[0]).__name__
+    if name not in FAMILIES: raise BadInput(
+        f"blocks of the class {name} are not known: say what their parts are called, "
+        f"FAMILIES['{name}'] = Family(...); known are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+def _check_norms(block):
+    if not getattr(block, 'do_layer_norm_before', True): raise BadInput(
+        'blocks with their norms after attention and FFN (do_layer_norm_before=False, as in '
+        'OPT-350m) have other points; take a model with the norms before them')
+
+# %% ../nbs/11_ima.ipynb #78ca217f
 @torch.no_grad()
 def point_states(
-    model,  # a transformers model
-    told,   # a `Told`
-    layer,  # number of the block
-)->dict:    # name of the point -> (B, T, width there)
-    "States at the seven points inside a block (Figure 8). Raises `BadInput` for blocks with their norms after attention and feed-forward part."
-    parts, block, seen = family(model), blocks(model)[layer], {}
-    if not getattr(block, 'do_layer_norm_before', True): raise BadInput('blocks with their norms after attention and FFN (do_layer_norm_before=False, as in OPT-350m) have other points; take a model with the norms before them')
-    B, T = told.visual.shape
-    first = lambda x: x[0] if isinstance(x, tuple) else x
-    def after(name): return lambda module, args, output: seen.__setitem__(name, first(output).reshape(B, T, -1))
-    def before(name): return lambda module, args: seen.__setitem__(name, args[0].reshape(B, T, -1))
-    hooks = [block.get_submodule(at).register_forward_hook(after(name)) for name, at in (('LN1', parts.norm1), ('SA', parts.attention), ('LN2', parts.norm2), ('FC1', parts.middle), ('FC2', parts.last))]
-    hooks += [block.get_submodule(parts.norm2).register_forward_pre_hook(before('X+SA')), block.register_forward_hook(after('X+FC2'))]
+    model: nn.Module, # a transformers model
+    told: Told,       # what it is called with
+    layer: int,       # number of the block
+) -> dict:            # name of the point -> (B, T, width there)
+    """States at the seven points inside a block (Figure 8). Raises `BadInput` for blocks with their
+    norms after attention and feed-forward part."""
+    parts, block, states = family(model), blocks(model)[layer], {}
+    _check_norms(block)
+    shape = *told.visual.shape, -1
+    def keep(name, x): states[name] = (x[0] if isinstance(x, tuple) else x).reshape(shape)
+    def after(name): return lambda module, args, output: keep(name, output)
+    outputs = dict(LN1=parts.norm1, SA=parts.attention, LN2=parts.norm2, FC1=parts.middle,
+                   FC2=parts.last)
+    modules = {name: block.get_submodule(at) for name, at in outputs.items()} | {'X+FC2': block}
+    hooks = [module.register_forward_hook(after(name)) for name, module in modules.items()]
+    before_norm = lambda module, args: keep('X+SA', args[0])
+    hooks.append(modules['LN2'].register_forward_pre_hook(before_norm))
     try: model.base_model(**told.inputs, use_cache=False)
     finally:
         for hook in hooks: hook.remove()
-    return {name: seen[name] for name in POINTS}
+    return {name: states[name] for name in POINTS}
 
 # %% ../nbs/11_ima.ipynb #ima00051
 @torch.no_grad()
 def vocabulary(
-    lm, # a frozen `LM`
-    x,  # (..., d) states
-):      # (..., V) log-probabilities
-    "What a state would say: the final norm, the projection to the width of the embeddings where there is one (OPT-350m), and the output matrix."
-    norm, narrow = final_norm(lm.model) or nn.Identity(), getattr(lm.model.get_decoder(), 'project_out', None) or nn.Identity()
-    return lm.model.get_output_embeddings()(narrow(norm(x.to(lm.dtype)))).float().log_softmax(-1)
+    lm: LM,          # frozen
+    x: torch.Tensor, # (..., d) states
+) -> torch.Tensor:   # (..., V) log-probabilities
+    """What a state would say: the final norm, the projection to the width of the embeddings where
+    there is one (OPT-350m), and the output matrix."""
+    norm = final_norm(lm.model) or nn.Identity()
+    narrow = getattr(lm.model.get_decoder(), 'project_out', None) or nn.Identity()
+    logits = lm.model.get_output_embeddings()(narrow(norm(x.to(lm.dtype))))
+    return logits.float().log_softmax(-1)
 
 def kl(
-    p, # (..., V) log-probabilities
-    q, # (..., V)
-):     # (...,) nats, 0 or more
+    p: torch.Tensor, # (..., V) log-probabilities
+    q: torch.Tensor, # (..., V)
+) -> torch.Tensor:   # (...,) nats, 0 or more
     "How much `p` is not `q`; what `p` never says does not count."
     return torch.where(p > -math.inf, p.exp()*(p - q), 0.).sum(-1)
 
 def entropy(
-    p, # (..., V) log-probabilities
-):     # (...,) nats, from 0 to log V
+    p: torch.Tensor, # (..., V) log-probabilities
+) -> torch.Tensor:   # (...,) nats, from 0 to log V
     "How undecided `p` is."
     return -torch.where(p > -math.inf, p.exp()*p, 0.).sum(-1)
 
+# %% ../nbs/11_ima.ipynb #e246902b
+def _side_by_side(told):
+    "Places of visual and of textual tokens of each example, as many as the shorter has."
+    for visual, text in zip(told.visual, told.text):
+        n = min(int(visual.sum()), int(text.sum()))
+        yield visual.nonzero()[:n, 0], text.nonzero()[:n, 0]
+
 @torch.no_grad()
 def vocabulary_curves(
-    lm,     # a frozen `LM`
-    states, # L + 1 tensors (B, T, d), from `token_states`
-    told,   # a `Told`
-)->dict:    # (L + 1,) each: 'P against T' and 'P before' (to the layer before; NaN in layer 0) in nats, entropies 'P' and 'T'
-    "How far image and text are apart in the vocabulary, layer by layer."
-    out, last = {name: [] for name in ('P against T', 'P before', 'P', 'T')}, None
-    zipped = [(told.visual[b].nonzero()[:n, 0], told.text[b].nonzero()[:n, 0]) for b in range(len(told.visual)) for n in [min(int(told.visual[b].sum()), int(told.text[b].sum()))]]
+    lm: LM,       # frozen
+    states: list, # L + 1 tensors (B, T, d), from `token_states`
+    told: Told,   # that they come from
+) -> dict:        # (L + 1,) each: 'P against T' and 'P before' in nats, entropies 'P' and 'T'
+    """How far image and text are apart in the vocabulary, layer by layer; 'P before': from the layer
+    before, NaN in layer 0."""
+    curves, last = {name: [] for name in ('P against T', 'P before', 'P', 'T')}, None
+    pairs = list(_side_by_side(told))
     for x in states:
-        p = vocabulary(lm, x)                                                                            # (B, T, V)
-        out['P against T'].append(torch.cat([kl(p[b, i], p[b, j]) for b, (i, j) in enumerate(zipped)]).mean().item())
-        out['P before'].append(math.nan if last is None else kl(p[told.visual], last).mean().item())
-        for k, m in (('P', told.visual), ('T', told.text)): out[k].append(entropy(p[m]).mean().item())
-        last = p[told.visual]
-    return {name: np.array(v) for name, v in out.items()}
+        p = vocabulary(lm, x)                                       # (B, T, V)
+        apart = [kl(p[b, i], p[b, j]) for b, (i, j) in enumerate(pairs)]
+        curves['P against T'].append(torch.cat(apart).mean().item())
+        visual, text = p[told.visual], p[told.text]
+        moved = math.nan if last is None else kl(visual, last).mean().item()
+        curves['P before'].append(moved)
+        curves['P'].append(entropy(visual).mean().item())
+        curves['T'].append(entropy(text).mean().item())
+        last = visual
+    return {name: np.array(values) for name, values in curves.items()}
 
+# %% ../nbs/11_ima.ipynb #fae43b8a
 def top_words(
-    lm, # a frozen `LM`
-    x,  # (n, d) states
-    k=10,
-)->list: # of (word, count), the most frequent first
-    "What the states would say, counted over their `k` likeliest tokens; words of three letters and more."
-    from collections import Counter
-    words = Counter(w for w in lm.tokenizer.batch_decode(vocabulary(lm, x).topk(k, -1).indices.flatten()[:, None]) for w in [w.strip().lower()] if re.fullmatch('[a-z]{3,}', w))
-    return words.most_common()
+    lm: LM,          # frozen
+    x: torch.Tensor, # (n, d) states
+    k: int = 10,     # likeliest tokens of each
+) -> list:           # of (word, count), the most frequent first
+    """What the states would say, counted over their `k` likeliest tokens; words of three letters and
+    more."""
+    likeliest = vocabulary(lm, x).topk(k, -1).indices.flatten()[:, None]
+    words = [text.strip().lower() for text in lm.tokenizer.batch_decode(likeliest)]
+    return Counter(word for word in words if re.fullmatch('[a-z]{3,}', word)).most_common()
 
 # %% ../nbs/11_ima.ipynb #ima00061
 def linears(
-    model, # a transformers model
-    layer, # number of a block
-)->dict:   # name -> nn.Linear
+    model: nn.Module, # a transformers model
+    layer: int,       # number of a block
+) -> dict:            # name -> nn.Linear
     "The linear layers of a block."
-    return {f'{layer}.{name}': m for name, m in blocks(model)[layer].named_modules() if isinstance(m, nn.Linear)}
+    modules = blocks(model)[layer].named_modules()
+    return {f'{layer}.{name}': m for name, m in modules if isinstance(m, nn.Linear)}
 
 def _sparsity(s):
-    if not 0 < s < 1: raise BadInput(f'a sparsity of {s} is not between 0 and 1; 0.3 leaves out 30 % of the weights')
+    if not 0 < s < 1: raise BadInput(
+        f'a sparsity of {s} is not between 0 and 1; 0.3 leaves out 30 % of the weights')
     return s
 
+# %% ../nbs/11_ima.ipynb #620dcd6e
 def keep_mask(
-    scores,   # (out, in)
-    sparsity, # share of each row that is left out
-)->torch.Tensor: # (out, in) bool
+    scores: torch.Tensor, # (out, in)
+    sparsity: float,      # share of each row that is left out
+) -> torch.Tensor:        # (out, in) bool
     "The largest scores of each row. Raises `BadInput` for a sparsity outside (0, 1)."
     n = round(scores.shape[1]*_sparsity(sparsity))
     keep = torch.ones_like(scores, dtype=torch.bool)
     return keep.scatter_(1, scores.argsort(dim=1, stable=True)[:, :n], False)
 
 def wanda_scores(
-    weight, # (out, in)
-    norms,  # (in,): the length of each input over the tokens
-)->torch.Tensor: # (out, in)
+    weight: torch.Tensor, # (out, in)
+    norms: torch.Tensor,  # (in,): the length of each input over the tokens
+) -> torch.Tensor:        # (out, in)
     "`|W_ij| ||X_j||` (arXiv 2306.11695)."
     return weight.abs().to(norms.dtype)*norms
 
 # %% ../nbs/11_ima.ipynb #imab0061
 @contextmanager
 def pruned(
-    model,
-    masks, # name of a linear layer -> (out, in) bool: the weights that stay
-):
+    model: nn.Module, # a transformers model
+    masks: dict,      # name of a linear layer -> (out, in) bool: the weights that stay
+) -> Iterator:        # the model
     "A block in which the other weights are 0. Afterwards every weight is as it was, to the bit."
-    found = {name: m for i in range(len(blocks(model))) for name, m in linears(model, i).items()}
-    kept = {name: found[name].weight.data for name in masks}
+    layers = {}
+    for i in range(len(blocks(model))): layers |= linears(model, i)
+    kept = {name: layers[name].weight.data for name in masks}
     try:
-        for name, mask in masks.items(): found[name].weight.data = kept[name]*mask.to(kept[name].device)
+        for name, mask in masks.items():
+            layers[name].weight.data = kept[name]*mask.to(kept[name].device)
         yield model
     finally:
-        for name, w in kept.items(): found[name].weight.data = w
+        for name, weight in kept.items(): layers[name].weight.data = weight
 
 # %% ../nbs/11_ima.ipynb #imac0061
+def _tokens_of(told, tokens):
+    return dict(visual=told.visual, text=told.text, both=told.visual | told.text)[tokens]
+
+def _input_norms(model, layers, batches, tokens):
+    "The length of each input of linear layers over the tokens of one kind: name -> (in,)."
+    squares = {name: torch.zeros(m.in_features, dtype=torch.float64) for name, m in layers.items()}
+    keep = None
+    def see(name):
+        def hook(module, args):
+            x = args[0].reshape(-1, module.in_features)[keep]      # (tokens, in)
+            squares[name] += x.double().square().sum(0).cpu()
+        return hook
+    hooks = [m.register_forward_pre_hook(see(name)) for name, m in layers.items()]
+    try:
+        for told in batches:
+            keep = _tokens_of(told, tokens).flatten().to(model.device)
+            model.base_model(**told.inputs, use_cache=False)
+    finally:
+        for hook in hooks: hook.remove()
+    return {name: x.sqrt() for name, x in squares.items()}
+
+def _check_subnetwork(tokens, by):
+    known = tokens in ('visual', 'text', 'both') and by in ('wanda', 'magnitude', 'random')
+    if not known: raise BadInput(
+        f'no subnetwork of {tokens!r} tokens by {by!r}: choose visual, text or both, by wanda, '
+        'magnitude or random')
+
+# %% ../nbs/11_ima.ipynb #6035f985
 @torch.no_grad()
 def subnetwork(
-    model,
-    batches,  # list of `Told`: the calibration set
-    sparsity,
-    tokens='both', # which tokens count: 'visual', 'text' or 'both'
-    by='wanda',    # or 'magnitude', 'random': floors that see no input
-    seed=0,        # of 'random'
-)->dict:           # name of a linear layer -> (out, in) bool
+    model: nn.Module,     # a transformers model
+    batches: list,        # of `Told`: the calibration set
+    sparsity: float,      # share of the weights that is left out
+    tokens: str = 'both', # which tokens count: 'visual', 'text' or 'both'
+    by: str = 'wanda',    # or 'magnitude', 'random': floors that see no input
+    seed: int = 0,        # of 'random'
+) -> dict:                # name of a linear layer -> (out, in) bool
     "The weights that an input uses, block by block (IMA, Figure 22)."
-    if tokens not in ('visual', 'text', 'both') or by not in ('wanda', 'magnitude', 'random'): raise BadInput(f'no subnetwork of {tokens!r} tokens by {by!r}: choose visual, text or both, by wanda, magnitude or random')
-    _sparsity(sparsity); generator, masks = torch.Generator().manual_seed(seed), {}
-    for layer in range(len(blocks(model))):
-        found = linears(model, layer)
+    _check_subnetwork(tokens, by)
+    _sparsity(sparsity)
+    generator, masks = torch.Generator().manual_seed(seed), {}
+    for i in range(len(blocks(model))):
+        layers = linears(model, i)
         if by == 'wanda':
-            squares = {name: torch.zeros(m.in_features, dtype=torch.float64) for name, m in found.items()}
-            now = {}
-            def see(name):
-                def hook(m, args): squares[name] += args[0].reshape(-1, m.in_features)[now['keep']].double().square().sum(0).cpu()
-                return hook
-            hooks = [m.register_forward_pre_hook(see(name)) for name, m in found.items()]
-            try:
-                with pruned(model, masks):
-                    for b in batches:
-                        now['keep'] = dict(visual=b.visual, text=b.text, both=b.visual | b.text)[tokens].flatten().to(model.device)
-                        model.base_model(**b.inputs, use_cache=False)
-            finally:
-                for hook in hooks: hook.remove()
-        for name, m in found.items():
-            score = {'wanda': lambda: wanda_scores(m.weight.cpu(), squares[name].sqrt()), 'magnitude': lambda: m.weight.cpu().float().abs(), 'random': lambda: torch.rand(m.weight.shape, generator=generator)}[by]()
+            with pruned(model, masks): norms = _input_norms(model, layers, batches, tokens)
+        for name, m in layers.items():
+            if by == 'wanda': score = wanda_scores(m.weight.cpu(), norms[name])
+            elif by == 'magnitude': score = m.weight.cpu().float().abs()
+            else: score = torch.rand(m.weight.shape, generator=generator)
             masks[name] = keep_mask(score, sparsity)
     return masks
 
 # %% ../nbs/11_ima.ipynb #imad0061
 def subnetwork_iou(
-    a, # name -> (out, in) bool
-    b,
-)->dict: # name -> intersection over union of the weights that stay
+    a: dict,  # name -> (out, in) bool
+    b: dict,  # likewise
+) -> dict:    # name -> intersection over union of the weights that stay
     "How much two subnetworks share, linear layer by linear layer."
     return {name: float((a[name] & b[name]).sum()/(a[name] | b[name]).sum()) for name in a}
 
 def chance_iou(
-    sparsity,
-)->float:
+    sparsity: float, # of both masks
+) -> float:
     "What two independent masks share: `d/(2 - d)` with the density `d`."
     d = 1 - _sparsity(sparsity)
     return d/(2 - d)
 
 def density(
-    masks,
-)->float:
+    masks: dict, # name -> (out, in) bool
+) -> float:
     "The share of the weights that stays."
     return float(sum(m.sum() for m in masks.values())/sum(m.numel() for m in masks.values()))
 
+# %% ../nbs/11_ima.ipynb #f0ad1508
 def shared_subnetwork(
-    found, # list of subnetworks
-)->dict:
+    found: list, # of subnetworks
+) -> dict:       # name -> (out, in) bool
     "The weights that all of them keep (the alpha-SubNet of IMA, Figure 12)."
     return {name: torch.stack([masks[name] for masks in found]).all(0) for name in found[0]}
 
 # %% ../nbs/11_ima.ipynb #ima00071
 def skipped_layers(
-    depth,      # blocks of the model
-    interval=2, # every which layer
-    start=0,    # layers after this one
-    end=None,   # and before this one; None: the last
-)->list:
+    depth: int,             # blocks of the model
+    interval: int = 2,      # every which layer
+    start: int = 0,         # layers after this one
+    end: int | None = None, # and before this one; None: the last
+) -> list:
     "Numbers of the layers to skip: `start < layer < end`, a multiple of `interval`."
     if interval < 1: raise BadInput(f'an interval of {interval} layers; it is 1 or more')
-    return [i for i in range(depth) if start < i < (depth - 1 if end is None else end) and i % interval == 0]
+    if end is None: end = depth - 1
+    return [i for i in range(depth) if start < i < end and i % interval == 0]
 
 def _spread(mask, ratio):
     "`ratio` of the true positions of each row, evenly spread."
     order = mask.cumsum(1)
     return mask & ((order*ratio).floor() > ((order - 1)*ratio).floor())
 
+def _first_given(kwargs, *names):
+    return next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+
+# %% ../nbs/11_ima.ipynb #bfcb2644
 class _Now:
     "Which tokens of the present pass are left alone: (B, T) bool, and their complement as an index."
-    def __init__(self, skip, generated, when): self.skip, self.generated, self.when = skip, generated, when
+    def __init__(self, skip, generated, when):
+        self.skip, self.generated, self.when = skip, generated, when
 
     def begin(self, decoder, args, kwargs):
-        x = next(kwargs[k] for k in ('inputs_embeds', 'input_ids') if kwargs.get(k) is not None) if kwargs.get('inputs_embeds') is not None or kwargs.get('input_ids') is not None else args[0]
-        cache = next((kwargs[k] for k in ('cache', 'past_key_values') if kwargs.get(k) is not None), None)
+        x = _first_given(kwargs, 'inputs_embeds', 'input_ids')
+        if x is None: x = args[0]
+        cache = _first_given(kwargs, 'cache', 'past_key_values')
         past, (B, T) = 0 if cache is None else int(cache.get_seq_length()), x.shape[:2]
+        if len(self.skip) != B:
+            raise BadInput(f'{len(self.skip)} rows of tokens to skip for a batch of {B}')
+        self.keep = (~self.present(B, T, past)).to(x.device)        # (B, T)
+        self.none, self.rows = bool(self.keep.all()), None
+        if self.none: return
+        nothing = torch.zeros(B, 0, dtype=torch.long, device=x.device)
+        self.rows = positions(self.keep) if self.keep.any() else nothing
+
+    def present(self, B, T, past):
+        "The tokens to skip among those of this pass, (B, T)."
         prompt = self.skip.shape[1]
-        if len(self.skip) != B: raise BadInput(f'{len(self.skip)} rows of tokens to skip for a batch of {B}')
         later = torch.full((B, max(0, past + T - prompt)), self.generated, dtype=torch.bool)
-        now = torch.cat([self.skip, later], 1)[:, past:past + T]
-        if self.when == 'prefill' and past >= prompt or self.when == 'generation' and past < prompt: now = torch.zeros_like(now)
-        self.keep = (~now).to(x.device)                                                                  # (B, T)
-        self.all, self.none, self.rows = bool(now.all()), not bool(now.any()), None
-        if not self.none: self.rows = positions(self.keep) if self.keep.any() else torch.zeros(B, 0, dtype=torch.long, device=x.device)
+        skip = torch.cat([self.skip, later], 1)[:, past:past + T]
+        other = 'generation' if past < prompt else 'prefill'
+        return torch.zeros_like(skip) if self.when == other else skip
 
 # %% ../nbs/11_ima.ipynb #imab0071
 def _gather(now):
     def hook(module, args):
-        if not now.none: return (args[0].reshape(-1, args[0].shape[-1])[now.keep.flatten()], *args[1:])
+        if now.none: return
+        return (args[0].reshape(-1, args[0].shape[-1])[now.keep.flatten()], *args[1:])
     return hook
 
 def _scatter(now, flat):
     def hook(module, args, y):
         if now.none: return
-        out = y.new_zeros(now.keep.numel(), y.shape[-1]); out[now.keep.flatten()] = y
+        out = y.new_zeros(now.keep.numel(), y.shape[-1])
+        out[now.keep.flatten()] = y
         return out if flat else out.view(*now.keep.shape, -1)
     return hook
-
-_resting = {}   # attention module -> `_Now`
-
-def _sdpa_of_rows(module, query, key, value, attention_mask, scaling=None, is_causal=None, **kwargs):
-    "Attention of the tokens that are kept; zeros for the others."
-    now, sdpa = _resting.get(module), AttentionInterface()['sdpa']
-    if now is None or now.none: return sdpa(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
-    B, H, T, d = query.shape; S = key.shape[2]; out = query.new_zeros(B, T, H, d)
-    if now.rows.shape[1]:
-        rows = now.rows.clamp_min(0)                                                                     # (B, Q)
-        if attention_mask is None: mask = (torch.arange(S, device=query.device) <= (rows + S - T)[..., None])[:, None]
-        else: mask = attention_mask.expand(B, *attention_mask.shape[1:]).take_along_dim(rows[:, None, :, None], 2)   # (B, 1, Q, S)
-        y, _ = sdpa(module, query.take_along_dim(rows[:, None, :, None], 2), key, value, mask, scaling=scaling, is_causal=False, **kwargs)   # (B, Q, H, d)
-        real = (now.rows >= 0).nonzero(as_tuple=True)
-        out[real[0], now.rows[real]] = y[real]
-    return out, None
-
-from transformers import AttentionInterface, AttentionMaskInterface
-AttentionInterface.register('sdpa_of_rows', _sdpa_of_rows)
-AttentionMaskInterface.register('sdpa_of_rows', AttentionMaskInterface()['sdpa'])
 
 class _NoAttention(nn.Module):
     def forward(self, hidden_states, *args, **kwargs): return torch.zeros_like(hidden_states), None
@@ -550,159 +748,287 @@ class _NoAttention(nn.Module):
 class _NoBlock(nn.Module):
     def forward(self, hidden_states, *args, **kwargs): return hidden_states
 
+# %% ../nbs/11_ima.ipynb #50af7fa7
+_resting = {}   # attention module -> `_Now`
+
+def _mask_of_rows(mask, rows, T, S):
+    "The rows of an attention mask, causal if there is none: (B, 1, Q, S)."
+    if mask is None:
+        return (torch.arange(S, device=rows.device) <= (rows + S - T)[..., None])[:, None]
+    mask = mask.expand(len(rows), *mask.shape[1:])
+    return mask.take_along_dim(rows[:, None, :, None], 2)
+
+def _sdpa_of_rows(module, query, key, value, attention_mask, **kwargs):
+    "Attention of the tokens that are kept; zeros for the others."
+    now, sdpa = _resting.get(module), AttentionInterface()['sdpa']
+    if now is None or now.none: return sdpa(module, query, key, value, attention_mask, **kwargs)
+    B, H, T, d = query.shape
+    out = query.new_zeros(B, T, H, d)
+    if not now.rows.shape[1]: return out, None
+    rows = now.rows.clamp_min(0)                                # (B, Q)
+    mask = _mask_of_rows(attention_mask, rows, T, key.shape[2])
+    query = query.take_along_dim(rows[:, None, :, None], 2)     # (B, H, Q, d)
+    y, _ = sdpa(module, query, key, value, mask, **kwargs | dict(is_causal=False))
+    example, row = (now.rows >= 0).nonzero(as_tuple=True)
+    out[example, now.rows[example, row]] = y[example, row]
+    return out, None
+
+AttentionInterface.register('sdpa_of_rows', _sdpa_of_rows)
+AttentionMaskInterface.register('sdpa_of_rows', AttentionMaskInterface()['sdpa'])
+
+# %% ../nbs/11_ima.ipynb #3d0fc1f0
+class _Changes:
+    "Hooks and stand-ins in a model, and the way back."
+    def __init__(self, model):
+        self.decoder, self.hooks, self.replaced, self.resting = model.get_decoder(), [], [], []
+        self.attention = self.decoder.config._attn_implementation
+
+    def stand_in(self, owner, name, module):
+        self.replaced.append((owner, name, owner._modules[name]))
+        owner._modules[name] = module
+
+    def before(self, module, hook, **how):
+        self.hooks.append(module.register_forward_pre_hook(hook, **how))
+
+    def after(self, module, hook): self.hooks.append(module.register_forward_hook(hook))
+
+    def rest(self, attention, now):
+        self.resting.append(attention)
+        _resting[attention] = now
+
+    def undo(self):
+        for owner, name, module in reversed(self.replaced): owner._modules[name] = module
+        for hook in self.hooks: hook.remove()
+        for attention in self.resting: _resting.pop(attention, None)
+        self.decoder.set_attn_implementation(self.attention)
+
 # %% ../nbs/11_ima.ipynb #ima00072
+def _check_skip(what, told, tokens, ratio, when):
+    known = what in ('ffn', 'attention', 'block') and tokens in ('visual', 'text', 'all')
+    if not known or when not in ('both', 'prefill', 'generation'): raise BadInput(
+        f'cannot skip {what!r} of {tokens!r} tokens in {when!r}: choose ffn, attention or block; '
+        'visual, text or all; both, prefill or generation')
+    if not 0 < ratio <= 1:
+        raise BadInput(f'a ratio of {ratio} tokens; it is above 0 and at most 1')
+    if tokens != 'all' and told is None:
+        raise BadInput(f'which tokens are {tokens}? give the prompt as told=')
+
+def _check_layers(what, layers, depth, whole, told):
+    if whole and what == 'block' and len(layers) == depth: raise BadInput(
+        f'all {depth} layers would be skipped and nothing is left; take a larger interval or '
+        'fewer layers')
+    if whole and what != 'ffn' and 0 in layers: raise BadInput(
+        'attention of layer 0 cannot be left out for all tokens, since the cache counts its '
+        'tokens there; begin with layer 1')
+    if not whole and told is None: raise BadInput(
+        'a share of the tokens, or a part of the time, needs the prompt: give it as told=')
+
+# %% ../nbs/11_ima.ipynb #f0ed58ca
+def _never(changes, block, parts):
+    "The feed-forward part of no token: it is called with no rows."
+    shape = None
+    def enter(module, args):
+        nonlocal shape
+        shape = args[0].shape
+        return (args[0].reshape(-1, args[0].shape[-1])[:0], *args[1:])
+    def leave(module, args, y): return y.new_zeros(*shape[:-1], y.shape[-1])
+    changes.before(block.get_submodule(parts.first), enter)
+    changes.after(block.get_submodule(parts.last), leave)
+
+def _skip_for_all(changes, what, found, i, parts):
+    "Leave out a part of block `i` for all tokens, always."
+    if what == 'block': changes.stand_in(found, str(i), _NoBlock())
+    elif what == 'attention': changes.stand_in(found[i], parts.attention, _NoAttention())
+    else: _never(changes, found[i], parts)
+
+def _numbers_of(layers, depth):
+    "Numbers of layers, also given from the end."
+    for i in layers:
+        if not -depth <= i < depth: raise BadInput(f'no layer {i} in {depth}')
+    return sorted({range(depth)[i] for i in layers})
+
+# %% ../nbs/11_ima.ipynb #dce1df96
+def _skip_for_some(changes, what, block, parts, now):
+    "Leave out a part of a block for the tokens of the moment."
+    if what != 'attention':
+        changes.before(block.get_submodule(parts.first), _gather(now))
+        changes.after(block.get_submodule(parts.last), _scatter(now, parts.first != parts.last))
+    if what == 'ffn': return
+    for at in (parts.query, parts.out):
+        changes.before(block.get_submodule(at), _gather(now))
+        changes.after(block.get_submodule(at), _scatter(now, False))
+    changes.rest(block.get_submodule(parts.attention), now)
+
+def _tokens_to_skip(told, tokens, ratio, when):
+    masks = dict(visual=told.visual, text=told.text, all=told.visual | told.text)
+    skip = _spread(masks[tokens].cpu(), ratio)
+    return _Now(skip, tokens != 'visual' and ratio == 1, when)
+
+# %% ../nbs/11_ima.ipynb #6ce1af01
+@contextmanager
+def _changed(model, what, layers, now):
+    "Without `what` in some layers: for the tokens of `now`, or for all if it is None."
+    parts, found, changes = family(model), blocks(model), _Changes(model)
+    try:
+        if now is not None:
+            changes.before(changes.decoder, now.begin, with_kwargs=True)
+            if what != 'ffn' and layers: changes.decoder.set_attn_implementation('sdpa_of_rows')
+        for i in layers:
+            if now is None: _skip_for_all(changes, what, found, i, parts)
+            else: _skip_for_some(changes, what, found[i], parts, now)
+        yield layers
+    finally: changes.undo()
+
+# %% ../nbs/11_ima.ipynb #6e069645
 @contextmanager
 def skipping(
-    model,             # a transformers model of a family in `FAMILIES`
-    what,              # 'ffn', 'attention' or 'block'
-    told=None,         # the `Told` of the prompt, for 'visual' and 'text'
-    tokens='all',      # 'visual', 'text' or 'all'; the last two with what is generated, where the ratio is 1
-    layers=None,       # numbers of the layers; None: `skipped_layers(depth, interval, start, end)`
-    interval=2, start=0, end=None,
-    ratio=1.,          # share of these tokens in the prompt, evenly spread
-    when='both',       # or 'prefill', 'generation'
-):                     # yields the numbers of the layers
-    """A block in which `model` does not compute `what` for `tokens` in some layers, in forward passes and in generation, with a cache and without
-    (IMA, Figure 11). Raises `BadInput` for a family that is not known, and for a skip that would leave nothing."""
-    if what not in ('ffn', 'attention', 'block') or tokens not in ('visual', 'text', 'all') or when not in ('both', 'prefill', 'generation'):
-        raise BadInput(f'cannot skip {what!r} of {tokens!r} tokens in {when!r}: choose ffn, attention or block; visual, text or all; both, prefill or generation')
-    if not 0 < ratio <= 1: raise BadInput(f'a ratio of {ratio} tokens; it is above 0 and at most 1')
-    if tokens != 'all' and told is None: raise BadInput(f'which tokens are {tokens}? give the prompt as told=')
-    parts, found = family(model), blocks(model); depth = len(found)
-    layers = skipped_layers(depth, interval, start, end) if layers is None else sorted({range(depth)[i] if -depth <= i < depth else _no_layer(i, depth) for i in layers})
-    whole = tokens == 'all' and ratio == 1 and when == 'both'
-    if what == 'block' and whole and len(layers) == depth: raise BadInput(f'all {depth} layers would be skipped and nothing is left; take a larger interval or fewer layers')
-    if what != 'ffn' and whole and 0 in layers: raise BadInput('attention of layer 0 cannot be left out for all tokens, since the cache counts its tokens there; begin with layer 1')
-    mask = dict(visual=lambda: told.visual, text=lambda: told.text, all=lambda: told.visual | told.text if told is not None else torch.zeros(1, 0, dtype=torch.bool))[tokens]().cpu()
-    if tokens == 'all' and not whole and told is None: raise BadInput('a share of the tokens, or a part of the time, needs the prompt: give it as told=')
-    now, replaced, hooks, before = _Now(_spread(mask, ratio), tokens != 'visual' and ratio == 1, when), [], [], model.get_decoder().config._attn_implementation
-    def stand_in(owner, name, module): replaced.append((owner, name, owner._modules[name])); owner._modules[name] = module
-    try:
-        if not whole: hooks.append(model.get_decoder().register_forward_pre_hook(now.begin, with_kwargs=True))
-        if not whole and what != 'ffn' and layers: model.get_decoder().set_attn_implementation('sdpa_of_rows')
-        for i in layers:
-            block = found[i]
-            if whole and what == 'block': stand_in(found, str(i), _NoBlock()); continue
-            if whole and what == 'attention': stand_in(block, parts.attention, _NoAttention()); continue
-            if whole: _never(block, parts, hooks); continue
-            if what != 'attention':
-                hooks.append(block.get_submodule(parts.first).register_forward_pre_hook(_gather(now)))
-                hooks.append(block.get_submodule(parts.last).register_forward_hook(_scatter(now, parts.first != parts.last)))
-            if what != 'ffn':
-                for at in (parts.query, parts.out):
-                    hooks.append(block.get_submodule(at).register_forward_pre_hook(_gather(now))); hooks.append(block.get_submodule(at).register_forward_hook(_scatter(now, False)))
-                _resting[block.get_submodule(parts.attention)] = now
-        yield layers
-    finally:
-        for owner, name, module in reversed(replaced): owner._modules[name] = module
-        for hook in hooks: hook.remove()
-        for i in layers: _resting.pop(found[i].get_submodule(parts.attention), None)
-        model.get_decoder().set_attn_implementation(before)
-
-def _no_layer(i, depth): raise BadInput(f'no layer {i} in {depth}')
-
-def _never(block, parts, hooks):
-    "The feed-forward part of no token: it is called with no rows."
-    shape = {}
-    def enter(module, args): shape['x'] = args[0].shape; return (args[0].reshape(-1, args[0].shape[-1])[:0], *args[1:])
-    hooks.append(block.get_submodule(parts.first).register_forward_pre_hook(enter))
-    hooks.append(block.get_submodule(parts.last).register_forward_hook(lambda module, args, y: y.new_zeros(*shape['x'][:-1], y.shape[-1])))
+    model: nn.Module,           # a transformers model of a family in `FAMILIES`
+    what: str,                  # 'ffn', 'attention' or 'block'
+    told: Told | None = None,   # the prompt, for 'visual' and 'text'
+    tokens: str = 'all',        # 'visual', 'text' or 'all'; the last two with what is generated
+    layers: list | None = None, # their numbers; None: `skipped_layers(depth, interval, start, end)`
+    interval: int = 2, start: int = 0, end: int | None = None, # as for `skipped_layers`
+    ratio: float = 1.,          # share of these tokens in the prompt, evenly spread
+    when: str = 'both',         # or 'prefill', 'generation'
+) -> Iterator:                  # the numbers of the layers
+    """A block in which `model` does not compute `what` for `tokens` in some layers, with a cache and
+    without (IMA, Figure 11); what is generated is computed at a ratio below 1. Raises `BadInput`
+    for a family that is not known, and for a skip that would leave nothing."""
+    _check_skip(what, told, tokens, ratio, when)
+    family(model)
+    depth, whole = len(blocks(model)), tokens == 'all' and ratio == 1 and when == 'both'
+    if layers is None: layers = skipped_layers(depth, interval, start, end)
+    else: layers = _numbers_of(layers, depth)
+    _check_layers(what, layers, depth, whole, told)
+    now = None if whole else _tokens_to_skip(told, tokens, ratio, when)
+    with _changed(model, what, layers, now): yield layers
 
 # %% ../nbs/11_ima.ipynb #ima00075
 def peak_memory(
-    call, # a function without arguments
-)->int:   # bytes
+    call: Callable, # a function without arguments
+) -> int:           # bytes
     "The most that tensors take at once during a call, above what is there before it."
     from torch.profiler import ProfilerActivity, profile
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')                                                      # it speaks of itself on stderr
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen, torch.no_grad(): call()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == '[memory]']
-    return max(np.cumsum([0] + [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]))
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # it speaks of itself on stderr
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen, torch.no_grad():
+        call()
+    events = seen.profiler.kineto_results.events()
+    events = [event for event in events if event.name() == '[memory]']
+    events.sort(key=lambda event: event.start_ns())
+    return max(np.cumsum([0] + [event.nbytes() for event in events]))
 
 def count_flops(
-    call, # a function without arguments
-)->int:
+    call: Callable, # a function without arguments
+) -> int:
     "Floating-point operations of matrix products and attention in a call, as PyTorch counts them."
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad(): call()     # fused attention on a CPU is not counted
+    counter, plain = FlopCounterMode(display=False), sdpa_kernel(SDPBackend.MATH)
+    with counter, plain, torch.no_grad(): call()     # fused attention on a CPU is not counted
     return counter.get_total_flops()
 
 # %% ../nbs/11_ima.ipynb #ima00081
-def pope(
-    objects,       # list of sets: what is in each image
-    kind='random', # or 'popular', 'adversarial'
-    n=1,           # questions of each kind an image: so many things that are there, and as many that are not
-    seed=0,
-)->list:           # of (number of the image, thing, whether it is there)
-    "Object questions (POPE, arXiv 2305.10355)."
-    if kind not in ('random', 'popular', 'adversarial'): raise BadInput(f'no object questions {kind!r}: choose random, popular or adversarial')
-    rng, names = np.random.default_rng(seed), sorted(set().union(*objects))
-    seen = {x: sum(x in o for o in objects) for x in names}
-    together = {x: {y: sum(x in o and y in o for o in objects) for y in names} for x in names}
-    out = []
-    for i, there in enumerate(objects):
-        absent = [x for x in rng.permutation(names) if x not in there]                                  # ties in random order
-        if kind == 'popular': absent.sort(key=lambda x: -seen[x])
-        if kind == 'adversarial': absent.sort(key=lambda x: -sum(together[x][y] for y in there))
-        present = list(rng.permutation(sorted(there)))[:n]
-        out += [(i, str(x), True) for x in present] + [(i, str(x), False) for x in absent[:len(present)]]
-    return out
+def _absent(kind, shuffled, there, seen, together):
+    "Things that are not in an image, those first that are asked about first."
+    absent = [x for x in shuffled if x not in there]                # ties in random order
+    if kind == 'popular': absent.sort(key=lambda x: -seen[x])
+    if kind == 'adversarial': absent.sort(key=lambda x: -sum(together[x, y] for y in there))
+    return absent
 
+def pope(
+    objects: list,        # of sets: what is in each image
+    kind: str = 'random', # or 'popular', 'adversarial'
+    n: int = 1,           # things that are there, and as many that are not, an image
+    seed: int = 0,        # of the order
+) -> list:                # of (number of the image, thing, whether it is there)
+    "Object questions (POPE, arXiv 2305.10355)."
+    if kind not in ('random', 'popular', 'adversarial'): raise BadInput(
+        f'no object questions {kind!r}: choose random, popular or adversarial')
+    rng, names = np.random.default_rng(seed), sorted(set().union(*objects))
+    seen = Counter(x for there in objects for x in there)
+    together = Counter((x, y) for there in objects for x in there for y in there)
+    questions = []
+    for i, there in enumerate(objects):
+        absent = _absent(kind, rng.permutation(names), there, seen, together)
+        present = list(rng.permutation(sorted(there)))[:n]
+        questions += [(i, str(x), True) for x in present]
+        questions += [(i, str(x), False) for x in absent[:len(present)]]
+    return questions
+
+# %% ../nbs/11_ima.ipynb #0080004b
 def chair(
-    captions, # N texts
-    objects,  # N sets: what is in each image
-    names,    # all things that can be named
-)->tuple:     # (N,) things named, (N,) of them not there
-    "Things that captions name and that are not there (CHAIR, arXiv 1809.02156): CHAIR_i is the sum of the second over that of the first, CHAIR_s the share of captions with one or more."
-    found = [mentions(c, names) for c in captions]
-    return np.array([len(f) for f in found]), np.array([len(set(f) - set(o)) for f, o in zip(found, objects)])
+    captions: list, # N texts
+    objects: list,  # N sets: what is in each image
+    names: list,    # all things that can be named
+) -> tuple:         # (N,) things named, (N,) of them not there
+    """Things that captions name and that are not there (CHAIR, arXiv 1809.02156): CHAIR_i is the
+    sum of the second over that of the first, CHAIR_s the share of captions with one or more."""
+    named = [mentions(caption, names) for caption in captions]
+    wrong = [len(set(words) - set(there)) for words, there in zip(named, objects)]
+    return np.array([len(words) for words in named]), np.array(wrong)
 
 # %% ../nbs/11_ima.ipynb #ima00151
+def _check_images(images, captions):
+    if len(images) != len(captions): raise BadInput(
+        f'{len(images)} images and {len(captions)} captions: give one for each')
+    if len(images) < 2: raise BadInput(
+        f'{len(images)} image{"" if len(images) == 1 else "s"}: pairs need two or more')
+
+# %% ../nbs/11_ima.ipynb #c76382f3
 @torch.no_grad()
 def align_images(
-    images,    # N PIL images
-    captions,  # N texts, one about each
-    encoder,   # an `Encoder`
-    lm,        # an `LM`
-    mapper,    # features (B, k, e) -> embeddings (B, k', d): a `LinearMap`, a `QueryMapper` ...
-    k=None,    # visual tokens that the mapper takes; None: those of its `made_for`, or of the encoder
-    prompt='A picture of', # between image and caption
-    batch_size=32,
-)->Alignment:
-    "Alignment of images and captions in a language model. Raises `BadInput` for fewer than two images."
-    if len(images) != len(captions): raise BadInput(f'{len(images)} images and {len(captions)} captions: give one for each')
-    if len(images) < 2: raise BadInput(f'{len(images)} image{"" if len(images) == 1 else "s"}: pairs need two or more')
-    k, seen = min(k or getattr(mapper, 'made_for', {}).get('k', encoder.k), encoder.k), Alignment(min(32, len(images)))
-    for lo in range(0, len(images), batch_size):
-        x = pool_tokens(encoder.encode(encoder.preprocess(images[lo:lo + batch_size])), k, encoder.grid)
-        one = told(lm, mapper(x.float().to(lm.device)), prompt, [f' {c.strip()}' for c in captions[lo:lo + batch_size]], end=False)
+    images: list,          # N PIL images
+    captions: list,        # N texts, one about each
+    encoder: Encoder,      # of images
+    lm: LM,                # frozen
+    mapper: Callable,      # features (B, k, e) -> embeddings (B, k', d): a `LinearMap` ...
+    k: int | None = None,  # visual tokens that the mapper takes; None: its `made_for`, or all
+    prompt: str = 'A picture of', # between image and caption
+    batch_size: int = 32,  # images at a time
+) -> Alignment:
+    """Alignment of images and captions in a language model. Raises `BadInput` for fewer than two
+    images."""
+    _check_images(images, captions)
+    k = min(k or getattr(mapper, 'made_for', {}).get('k', encoder.k), encoder.k)
+    seen = Alignment(min(32, len(images)))
+    for start in range(0, len(images), batch_size):
+        tokens = encoder.encode(encoder.preprocess(images[start:start + batch_size]))
+        prefix = mapper(pool_tokens(tokens, k, encoder.grid).float().to(lm.device))  # (B, k', d)
+        texts = [f' {caption.strip()}' for caption in captions[start:start + batch_size]]
+        one = told(lm, prefix, prompt, texts, end=False)
         seen.add(token_states(lm.model, one), one)
     return seen
 
+# %% ../nbs/11_ima.ipynb #f978c296
 def draw_alignment(
-    seen, # an `Alignment`
-    title='',
-):        # the figure
+    seen: Alignment, # of images and texts
+    title: str = '', # of the figure
+) -> object:         # the figure
     "Cosines by layer, within and across, and the medians of the norms."
     import matplotlib.pyplot as plt
     from frozen_nb.core.figures import curves
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout='constrained')
-    names, layers = {'image with image': 'PP', 'text with text': 'TT', 'image with text': 'PT'}, np.arange(seen.sums['pooled', 'P'].shape[1])
-    drawn = {n: seen.curve(*p, n_boot=300) for n, p in names.items()}
-    curves(layers, {n: x[0] for n, x in drawn.items()}, 'layer', 'mean cosine', bands={n: tuple(np.nanquantile(x[1:], [.025, .975], axis=0)) for n, x in drawn.items()}, title=title, ax=axes[0])
+    names = {'image with image': 'PP', 'text with text': 'TT', 'image with text': 'PT'}
+    layers = np.arange(seen.sums['pooled', 'P'].shape[1])
+    cosines = {name: seen.curve(*pair, n_boot=300) for name, pair in names.items()}
+    ends = {n: tuple(np.nanquantile(x[1:], [.025, .975], axis=0)) for n, x in cosines.items()}
+    values = {name: x[0] for name, x in cosines.items()}
+    curves(layers, values, 'layer', 'mean cosine', bands=ends, title=title, ax=axes[0])
     norms = {'visual tokens': seen.norms['P'].value, 'textual tokens': seen.norms['T'].value}
-    curves(layers, norms, 'layer', 'median norm', bands={n: (x, x) for n, x in norms.items()}, ax=axes[1])
+    ends = {name: (x, x) for name, x in norms.items()}
+    curves(layers, norms, 'layer', 'median norm', bands=ends, ax=axes[1])
     return fig
 
 # %% ../nbs/11_ima.ipynb #imac0152
 def told_lmm(
-    lmm,      # an `LMM`
-    images,   # B PIL images
-    answers,  # B texts that it is made to say
-    question='What do you see?',
-)->Told:
-    "Images and answers in the chat template of a multimodal model; its template and question count as text."
-    inputs = lmm.inputs(images, [lmm.processor.apply_chat_template(messages(question, a)) for a in answers])
+    lmm: LMM,      # a multimodal model
+    images: list,  # B PIL images
+    answers: list, # B texts that it is made to say
+    question: str = 'What do you see?', # of all of them
+) -> Told:
+    """Images and answers in the chat template of a multimodal model; its template and question
+    count as text."""
+    template = lmm.processor.apply_chat_template
+    inputs = lmm.inputs(images, [template(messages(question, answer)) for answer in answers])
     visual = inputs['input_ids'] == lmm.model.config.image_token_id
     return Told(inputs, visual, inputs['attention_mask'].bool() & ~visual)
