@@ -972,16 +972,14 @@ class Scenery:
         points = [(x*self.pixels, y*self.pixels) for x, y in points]
         getattr(self.ink, shape)(points, fill=_number[paint], **kwargs)
 
-    def _scatter(self, n, y0, y1):
-        "n random points between two heights, the farthest first."
-        return zip(self.uniform(.02, .98, n), np.sort(self.uniform(y0, y1, n)))
-
-    def copy(self):
-        "Another canvas with the same on it."
-        out = Scenery(self.pixels, self.rng)
-        out.image = self.image.copy()
-        out.ink = ImageDraw.Draw(out.image)
-        return out
+    def to_rgb(
+        self,
+        palette: bytes, # as `scene_palette` gives it
+        k: int = 1,     # so many times smaller
+    ) -> Image.Image:   # RGB
+        "The canvas in colours. It holds no numbers any more afterwards."
+        self.image.putpalette(palette)
+        return self.image.convert('RGB').reduce(k)
 
 # %% ../../nbs/world/01_drawing.ipynb #9e694197
 @patch
@@ -1020,7 +1018,21 @@ def disc(
     ry: float | None = None, # vertical radius, where it is another one
 ): self._draw('ellipse', paint, [(x - rx, y - (ry or rx)), (x + rx, y + (ry or rx))])
 
+# %% ../../nbs/world/01_drawing.ipynb #d513069b
+@patch
+def copy(self:Scenery) -> Scenery:
+    "Another canvas with the same on it."
+    out = Scenery(self.pixels, self.rng)
+    out.image = self.image.copy()
+    out.ink = ImageDraw.Draw(out.image)
+    return out
+
 # %% ../../nbs/world/01_drawing.ipynb #e79ef2d5
+@patch
+def _scatter(self:Scenery, n, y0, y1):
+    "n random points between two heights, the farthest first."
+    return zip(self.uniform(.02, .98, n), np.sort(self.uniform(y0, y1, n)))
+
 @patch
 def _roll(self:Scenery, paint, y, height=.05):
     "Rolling land from about `y` down to the bottom."
@@ -1288,17 +1300,6 @@ def scene_palette(
     "The colours of all paint numbers of a canvas."
     animals = [_animal_rgb(colour, time) for colour in colours]
     return np.concatenate([_scenery_rgb[time], *animals]).tobytes()
-
-# %% ../../nbs/world/01_drawing.ipynb #ee5b86c0
-@patch
-def to_rgb(
-    self:Scenery,
-    palette: bytes, # as `scene_palette` gives it
-    k: int = 1,     # so many times smaller
-) -> Image.Image:   # RGB
-    "The canvas in colours. It holds no numbers any more afterwards."
-    self.image.putpalette(palette)
-    return self.image.convert('RGB').reduce(k)
 
 # %% ../../nbs/world/01_drawing.ipynb #9f93a0c6
 SHADE = dict(  # habitat -> paint of its ground in the shadow of an animal
