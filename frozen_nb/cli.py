@@ -701,12 +701,13 @@ def _caption(
     limber, n_done = None, 0
     there = [path for path in images if _is_there(path)]
     for lo in range(0, len(there), 32):
-        batch = _opened(there[lo:lo + 32])
+        batch = _opened(dict.fromkeys(there[lo:lo + 32]))
         if not batch: continue
         if limber is None: limber = _load_limber(map_folder, encoder, lm, device, dtype)
-        for path, text in zip(batch, limber.caption(list(batch.values()))):
-            print(f'{path}: {_one_line(text)}', flush=True)
-        n_done += len(batch)
+        texts = dict(zip(batch, limber.caption(list(batch.values()))))
+        for path in filter(texts.__contains__, there[lo:lo + 32]):
+            print(f'{path}: {_one_line(texts[path])}', flush=True)
+            n_done += 1
     return 0 if n_done == len(images) else 2
 
 
