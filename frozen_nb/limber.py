@@ -10,7 +10,7 @@ __all__ = ['LIMBER_RECIPE', 'image_features', 'new_map', 'caption_batches', 'fit
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from frozen_nb.core.prefix import (
     generate, LinearMap, load_map, MARK, save_map, sequence, target_log_likelihood, target_loss,
 )
 from .core.stores import feature_key, FeatureStore, run_folder
-from .core.training import History, train, TrainConfig
+from .core.training import train, TrainConfig
 from frozen_nb.core.zoo import (
     cached_folder, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens, visual_tokens,
 )
@@ -79,7 +79,7 @@ def new_map(
                          **about, **kwargs)
     return untrained.to(lm.device)
 
-# %% ../nbs/10_limber.ipynb #e0b46a03
+# %% ../nbs/10_limber.ipynb #c641fa34
 def caption_batches(
     features: torch.Tensor,  # (n, k, e)
     captions: list,          # n lists of paraphrases
@@ -152,7 +152,7 @@ class Limber:
         lm = load_lm(lm or made_for['lm'], dtype, device)
         return cls(encoder, load_map(folder, encoder, lm).to(lm.device), lm)
 
-# %% ../nbs/10_limber.ipynb #399f1ae2
+# %% ../nbs/10_limber.ipynb #240b6293
 @patch
 @torch.no_grad()
 def prefix(
@@ -177,7 +177,7 @@ def caption(
     texts = generate(self.lm, self.prefix(images), prompt, max_new_tokens)
     return [text.strip() for text in texts]
 
-# %% ../nbs/10_limber.ipynb #1573c4b9
+# %% ../nbs/10_limber.ipynb #310c46b7
 @patch
 def ask(
     self: Limber,
@@ -234,7 +234,7 @@ def _parse_line(line):
         raise ValueError('has no "caption" with a text or a list of texts, none of them blank')
     return image, [text.strip() for text in texts]
 
-# %% ../nbs/10_limber.ipynb #e764dcfe
+# %% ../nbs/10_limber.ipynb #c78dd67c
 def _lines(path):
     "(number, path of the image, texts) of each line that is not blank."
     for n, line in enumerate(_read_text(path).split('\n'), 1):
@@ -276,7 +276,7 @@ def _check_limits(fit):
         if value > limits.get('max', value):
             raise BadInput(f"{option.name} {value}: give {limits['max']} or less")
 
-# %% ../nbs/10_limber.ipynb #5e25f317
+# %% ../nbs/10_limber.ipynb #49b9f0ec
 @dataclass
 class LimberFit:
     "How a map is trained on a file of images with captions."
@@ -305,7 +305,7 @@ class LimberFit:
         _check_limits(self)
         self.train_config # refuses an optimizer that there is not
 
-# %% ../nbs/10_limber.ipynb #5fd67c2d
+# %% ../nbs/10_limber.ipynb #72d622eb
 @patch(as_prop=True)
 def train_config(self: LimberFit) -> TrainConfig:
     "The recipe with these steps."
@@ -321,7 +321,7 @@ def map_options(self: LimberFit) -> dict:
     names = 'out_tokens', 'dropout', 'feature_dropout'
     return {name: getattr(self, name) for name in names}
 
-# %% ../nbs/10_limber.ipynb #9908d79c
+# %% ../nbs/10_limber.ipynb #0b29a0cf
 @patch
 def lines(
     self: LimberFit,
@@ -338,7 +338,7 @@ def lines(
         f"difference {losses['difference']}{no_use}",
     ]
 
-# %% ../nbs/10_limber.ipynb #48784d1f
+# %% ../nbs/10_limber.ipynb #422f0940
 def _read_images(data):
     "The different images of a file, in the order of the hashes of their bytes."
     by_hash = {}
@@ -366,7 +366,7 @@ def _open_image(data, path):
         line = next(n for n, image, _ in _lines(data) if image == path)
         raise BadInput(f'{data}: line {line}: {error}') from None
 
-# %% ../nbs/10_limber.ipynb #b0de829a
+# %% ../nbs/10_limber.ipynb #80ce91ed
 def _caption_losses(lm, linear_map, features, prompt, captions, batch_size=32):
     "Nats a token of each image's captions, (n,)."
     pairs = [(i, f' {text}') for i, texts in enumerate(captions) for text in texts]
@@ -388,7 +388,7 @@ def _held_out(lm, linear_map, features, prompt, captions):
                      difference=paired_bootstrap(another, right))
     return {name: dict(value=i.value, ci=[i.low, i.high]) for name, i in intervals.items()}
 
-# %% ../nbs/10_limber.ipynb #32133ce6
+# %% ../nbs/10_limber.ipynb #ff234ba6
 def _train_fit(fit, encoder, lm, features, captions, n):
     "Train on all images but the first `n`: the map, and what `fit.json` says about its training."
     config, options = fit.train_config, fit.map_options
@@ -405,7 +405,7 @@ def _train_fit(fit, encoder, lm, features, captions, n):
     about |= dict(models=dict(encoder=encoder.fingerprint, lm=lm.fingerprint), steps=history.steps)
     return trained, about | dict(seconds=round(history.seconds, 1), losses=losses)
 
-# %% ../nbs/10_limber.ipynb #d8da1178
+# %% ../nbs/10_limber.ipynb #7bbfdc1f
 def fit_captions(
     fit: LimberFit,                    # data, models, training
     store: FeatureStore | None = None, # None: the one in the cache
@@ -450,7 +450,7 @@ def _load_state(path):
         f'{path}: not a state dict of tensors; save the state_dict() of the linear layer')
     return state
 
-# %% ../nbs/10_limber.ipynb #9134b38e
+# %% ../nbs/10_limber.ipynb #599b30fc
 def _names_of(state, ndim): return [name for name, t in state.items() if t.ndim == ndim]
 
 def _read_layer(path):
@@ -477,7 +477,7 @@ def _check_layer(path, weight, bias, encoder, lm):
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise BadInput(f'{path}: holds NaN or infinity; copy it again')
 
-# %% ../nbs/10_limber.ipynb #35584d71
+# %% ../nbs/10_limber.ipynb #75a0a4fb
 def read_projection(
     path: str | Path,             # a pickled state dict with one matrix and one vector
     encoder: Encoder,             # that it was trained behind
