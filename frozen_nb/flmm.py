@@ -8,32 +8,34 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'FLMM_RECIPE', 'COLOURS_OF_MASKS', 'Spo
            'mask_boxes', 'Refiner', 'FLMM', 'flmm_loss', 'Grounding', 'referring_set', 'narrative_set', 'GroundingData',
            'grounding_data', 'fit_flmm', 'new_flmm', 'word_states', 'fit_selector', 'keywords', 'GroundedPhrase',
            'Answer', 'Grounder', 'overlay', 'crop_box', 'save_flmm', 'load_grounder', 'read_coco', 'read_refcoco',
-           'read_narratives', 'read_nlvr', 'fit_grounding']
+           'read_narratives', 'read_nlvr', 'FLMMFit', 'fit_grounding']
 
 # %% ../nbs/12_flmm.ipynb #flm00002
-import copy, json, math, pickle, re
-from dataclasses import dataclass, replace
+import copy, hashlib, json, math, pickle, re
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from PIL import Image
 from torch import nn
 
+# %% ../nbs/12_flmm.ipynb #flm0002bs
 from .core.frozen import *
 from frozen_nb.core.folders import (
     check_place, read_folder, read_json, schema_error, write_folder, write_whole,
 )
-from .core.stores import encode_images, feature_key, FeatureStore
-from .core.zoo import load_lmm, load_sam, messages, open_image, to_rgb
+from .core.stores import encode_images, feature_key, FeatureStore, run_folder
+from .core.zoo import LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
 from .core.sam import sam_decode, sam_prompts
 from .core.training import History, train, TrainConfig
 from .core.metrics import grid_oracle, mask_iou, mask_overlap
-from .core.claims import bootstrap, versions
+from .core.claims import bootstrap, Interval, versions
 from .world.scenes import scene
 from .world.drawing import draw, masks
 from .world.captions import an, capital, narrative, referrals
@@ -51,9 +53,9 @@ class Spoken:
 
 # %% ../nbs/12_flmm.ipynb #flm00015
 def image_grids(
-    lmm,    # an `LMM`
-    inputs, # what its processor made
-)->list:    # B lists of index tensors (h, w), the finest last
+    lmm: LMM,     # an `LMM`
+    inputs: dict, # what its processor made
+) -> list:        # B lists of index tensors (h, w), the finest last
     "The positions of the image's tokens as they lie in the image. Raises `BadInput` for a sequence without image tokens or with more than a grid of them."
     config, out = lmm.model.config, []
     mark = getattr(config, 'image_token_id', None)
@@ -77,8 +79,8 @@ def _next_grids(config, at, size):
 
 # %% ../nbs/12_flmm.ipynb #flm00017
 def pad_square(
-    image,                  # PIL
-    colour=(127, 127, 127), # of the bars
+    image: Image.Image,              # PIL
+    colour: tuple = (127, 127, 127), # of the bars
 ):
     "The image in the middle of a square."
     side = max(image.size)
@@ -87,9 +89,9 @@ def pad_square(
     return out
 
 def unpad(
-    x,    # (K, n, n) over the padded square
-    size, # (width, height) of the image
-):        # (K, h, w): n places along the longer side
+    x: torch.Tensor, # (K, n, n) over the padded square
+    size: tuple,     # (width, height) of the image
+):                   # (K, h, w): n places along the longer side
     "The part of maps that the image covers, cut out to a fraction of a place."
     n, side = x.shape[-1], max(size)
     if size[0] == size[1]: return x
@@ -112,28 +114,54 @@ def _places(spans, text, lo, hi):
         yield found
 
 # %% ../nbs/12_flmm.ipynb #flm00a18
-def speak(
-    lmm,               # an `LMM`
-    images,            # B PIL images
-    texts,             # B texts that the LMM is made to say, or is asked
-    spans,             # B lists of (start, end): characters of the text, one pair a phrase
-    question=QUESTION, # what it is asked, one text or B; None: the texts are themselves questions
-)->Spoken:
-    "Images and texts as one batch, and where phrases and images are in it. Raises `BadInput` for a phrase that is not in its text and a text that is too long."
-    asked = [question]*len(images) if question is None or isinstance(question, str) else question
-    whole = [lmm.processor.apply_chat_template(messages(t) if q is None else messages(q, t), add_generation_prompt=q is None) for q, t in zip(asked, texts)]
+def _in_chat(lmm, texts, question):
+    "Texts in the chat template, and where each begins there."
+    one = question is None or isinstance(question, str)
+    questions, whole = [question]*len(texts) if one else question, []
+    for text, asks in zip(texts, questions):
+        chat = messages(text) if asks is None else messages(asks, text)
+        prompted = asks is None
+        whole.append(lmm.processor.apply_chat_template(chat, add_generation_prompt=prompted))
     starts = [w.rfind(t) for w, t in zip(whole, texts)]
-    lost = [t for t, at in zip(texts, starts) if at < 0 or not t.strip()]
-    if lost: raise BadInput(f'{lmm.name}: {lost[0][:60]!r} is not left as it is by the chat template; give a text with words and without space around it')
+    lost = [t for t, start in zip(texts, starts) if start < 0 or not t.strip()]
+    if lost: raise BadInput(
+        f'{lmm.name}: {lost[0][:60]!r} is not left as it is by the chat template; give a text with '
+        'words and without space around it')
+    return whole, starts
+
+def _check_length(lmm, length):
+    config = lmm.model.config.get_text_config()
+    limit = getattr(config, 'max_position_embeddings', None)
+    if limit and length > limit: raise BadInput(
+        f'{length} tokens do not fit into the {limit} of {lmm.name}: shorten the text')
+
+# %% ../nbs/12_flmm.ipynb #spoken01
+def _characters(lmm, inputs, offsets, whole, start):
+    "One text: the first character of each token, and the one behind its last; no token is padding."
+    mark, ids = lmm.processor.image_token, inputs['input_ids']
+    added = (ids == lmm.model.config.image_token_id).sum().item() - whole.count(mark)
+    first, last = (offsets - added*len(mark) - start).T # (L,) each
+    return first, torch.where(inputs['attention_mask'].cpu() > 0, last, first)
+
+# %% ../nbs/12_flmm.ipynb #speakx1
+def speak(
+    lmm: LMM,                               # an `LMM`
+    images: list,                           # B PIL images
+    texts: list,                            # B texts that the LMM is made to say, or is asked
+    spans: list, # B lists of (start, end): characters of the text, one pair a phrase
+    question: str | list | None = QUESTION, # one or B; None: the texts are the questions
+) -> Spoken:
+    """Images and texts as one batch, and where phrases and images are in it. Raises `BadInput` for a
+    phrase that is not in its text and a text that is too long."""
+    whole, starts = _in_chat(lmm, texts, question)
     inputs = lmm.inputs(_shown(lmm, images), whole, return_offsets_mapping=True)
-    offsets, mark = inputs.pop('offset_mapping').cpu(), lmm.processor.image_token                       # (B, L, 2)
-    limit, L = getattr(lmm.model.config.get_text_config(), 'max_position_embeddings', None), inputs['input_ids'].shape[1]
-    if limit and L > limit: raise BadInput(f'{L} tokens do not fit into the {limit} of {lmm.name}: shorten the text')
+    offsets = inputs.pop('offset_mapping').cpu() # (B, L, 2)
+    _check_length(lmm, inputs['input_ids'].shape[1])
     grids, tokens = image_grids(lmm, inputs), []
     for b, text in enumerate(texts):
-        added = (inputs['input_ids'][b] == lmm.model.config.image_token_id).sum().item() - whole[b].count(mark)
-        lo, hi = (offsets[b] - added*len(mark) - starts[b]).T                                            # characters of the text
-        tokens.append(list(_places(spans[b], text, lo, torch.where(inputs['attention_mask'][b].cpu() > 0, hi, lo))))
+        of_text = {k: inputs[k][b] for k in ('input_ids', 'attention_mask')}
+        first, last = _characters(lmm, of_text, offsets[b], whole[b], starts[b])
+        tokens.append(list(_places(spans[b], text, first, last)))
     return Spoken(inputs, tokens, grids)
 
 # %% ../nbs/12_flmm.ipynb #flm00021
@@ -145,10 +173,16 @@ class Phrases:
     lengths: torch.Tensor # (K,) tokens of each phrase
     def __len__(self): return len(self.maps)
     def __getitem__(self, i): return Phrases(self.maps[i], self.states[i], self.lengths[i])
-    def to(self, device): return Phrases(*(x.to(device) for x in (self.maps, self.states, self.lengths)))
+    def to(
+        self,
+        device: str | torch.device, # where its tensors go
+    ):
+        return Phrases(*(x.to(device) for x in (self.maps, self.states, self.lengths)))
 
     @staticmethod
-    def join(parts):
+    def join(
+        parts: list, # of `Phrases`
+    ):
         "Several as one."
         T = max(p.states.shape[1] for p in parts)
         return Phrases(torch.cat([p.maps for p in parts]), torch.cat([F.pad(p.states, (0, 0, 0, 0, 0, T - p.states.shape[1])) for p in parts]), torch.cat([p.lengths for p in parts]))
@@ -168,35 +202,44 @@ def _index(lists):
     return torch.nn.utils.rnn.pad_sequence([torch.as_tensor(x) for x in lists], True, -1)
 
 # %% ../nbs/12_flmm.ipynb #flm00a22
+def _phrases_of(rows, states, tokens, wanted, keys, grids, merge):
+    "The `Phrases` of one text, by its rows (M, N, Q, keys) and states (L, M, d)."
+    columns = torch.zeros(int(keys.max()) + 1, dtype=torch.long)
+    columns[keys[keys >= 0]] = torch.arange(int((keys >= 0).sum()))
+    row = {t: i for i, t in enumerate(wanted)}
+    in_rows = [[row[t] for t in positions] for positions in tokens]
+    maps = _maps(rows, columns, grids, in_rows, merge)
+    of_phrases = [states[positions] for positions in tokens] # (T, M, d) each
+    lengths = torch.tensor([len(positions) for positions in tokens])
+    return Phrases(maps, nn.utils.rnn.pad_sequence(of_phrases, True), lengths)
+
+# %% ../nbs/12_flmm.ipynb #readphrax1
 @torch.no_grad()
 def read_phrases(
-    lmm,           # a frozen `LMM`
-    spoken,        # from `speak`
-    merge='mean',  # of the rows of a phrase's tokens: 'mean' or 'max'
-)->list:           # B `Phrases`, on the CPU
+    lmm: LMM,            # a frozen `LMM`
+    spoken: Spoken,      # from `speak`
+    merge: str = 'mean', # of the rows of a phrase's tokens: 'mean' or 'max'
+) -> list:               # B `Phrases`, on the CPU
     "Attention maps and hidden states of every phrase, from one forward pass (F-LMM, section 3)."
-    if merge not in ('mean', 'max'): raise BadInput(f"merge={merge!r} is unknown; use 'mean' or 'max'")
-    wanted = [sorted({t for at in phrases for t in at}) for phrases in spoken.tokens]
+    if merge not in ('mean', 'max'): raise BadInput(
+        f"merge={merge!r} is unknown; use 'mean' or 'max'")
+    wanted = [sorted(set().union(*phrases)) for phrases in spoken.tokens]
     keys = _index([torch.cat([g.flatten() for g in grids]) for grids in spoken.grids])
     with attention_rows(lmm.model, _index(wanted), keys) as seen:
         hidden = hidden_states(lmm.model, range(1, lmm.depth + 1), **spoken.inputs)
-    rows, states = torch.stack(list(seen.rows.values()), 1).cpu(), torch.stack(list(hidden.values()), 2).cpu() # (B, M, N, Q, keys), (B, L, M, d)
-    out = []
-    for b, phrases in enumerate(spoken.tokens):
-        columns, row = torch.zeros(int(keys.max()) + 1, dtype=torch.long), {t: i for i, t in enumerate(wanted[b])}
-        columns[keys[b][keys[b] >= 0]] = torch.arange(int((keys[b] >= 0).sum()))
-        maps = _maps(rows[b], columns, spoken.grids[b], [[row[t] for t in at] for at in phrases], merge)
-        out.append(Phrases(maps, nn.utils.rnn.pad_sequence([states[b, at] for at in phrases], True), torch.tensor([len(at) for at in phrases])))
-    return out
+    rows = torch.stack(list(seen.rows.values()), 1).cpu() # (B, M, N, Q, keys)
+    states = torch.stack(list(hidden.values()), 2).cpu()  # (B, L, M, d)
+    texts = zip(rows, states, spoken.tokens, wanted, keys, spoken.grids)
+    return [_phrases_of(*text, merge) for text in texts]
 
 # %% ../nbs/12_flmm.ipynb #flm00027
 @torch.no_grad()
 def generate_rows(
-    lmm,                # an `LMM`
-    image,              # PIL
-    question=QUESTION,
-    max_new_tokens=80,
-)->tuple:               # ids (n,) of the tokens that were fed back, and their rows (M, N, n, h*w)
+    lmm: LMM,                 # an `LMM`
+    image: Image.Image,       # PIL
+    question: str = QUESTION, # what is asked
+    max_new_tokens: int = 80, # of the answer, at most
+) -> tuple: # ids (n,) of the tokens that were fed back, and their rows (M, N, n, h*w)
     "Answer a question, and keep the attention from each word of the answer to the image."
     inputs = lmm.inputs(_shown(lmm, [image]), [lmm.processor.apply_chat_template(messages(question), add_generation_prompt=True)])
     P, grid = inputs['input_ids'].shape[1], image_grids(lmm, inputs)[0][-1]
@@ -209,12 +252,14 @@ def generate_rows(
 def _conv(i, o, k=3): return nn.Sequential(nn.Conv2d(i, o, k, padding=k//2, bias=False), nn.GroupNorm(1, o), nn.ReLU())
 def _convs(i, o): return nn.Sequential(_conv(i, o), _conv(o, o))
 
+# %% ../nbs/12_flmm.ipynb #flm0031bs
 class UNet(nn.Module):
     "Maps (K, channels, h, w) -> (K, h, w) (F-LMM, section 3)."
-    def __init__(self,
-        channels,  # attention maps that come in
-        width=64,  # channels of the first level; each further one has twice as many
-        levels=4,
+    def __init__(
+        self,
+        channels: int,   # attention maps that come in
+        width: int = 64, # channels of the first level; each further one has twice as many
+        levels: int = 4, # how many
     ):
         super().__init__()
         w = [width*2**i for i in range(levels)]
@@ -222,7 +267,10 @@ class UNet(nn.Module):
         self.up, self.join = nn.ModuleList(_conv(2*o, o, 1) for o in w[:-1]), nn.ModuleList(_convs(2*o, o) for o in w[:-1])
         self.out = nn.Conv2d(width, 1, 1)
 
-    def forward(self, x):
+    def forward(
+        self,
+        x: torch.Tensor, # (K, channels, h, w)
+    ):
         (h, w), m, kept = x.shape[-2:], 2**(len(self.down) - 1), []
         x = F.pad(x, (0, -w % m, 0, -h % m))
         for i, block in enumerate(self.down): kept.append(x := block(F.max_pool2d(x, 2) if i else x))    # (K, width * 2^i, h / 2^i, w / 2^i)
@@ -233,37 +281,57 @@ class UNet(nn.Module):
 # %% ../nbs/12_flmm.ipynb #flm00a31
 class FCN(nn.Module):
     "Eight 3 x 3 convolutions, as many channels in each: (K, channels, h, w) -> (K, h, w)."
-    def __init__(self, channels, width=256, layers=8):
+    def __init__(
+        self,
+        channels: int,    # attention maps that come in
+        width: int = 256, # channels inside
+        layers: int = 8,  # convolutions
+    ):
         super().__init__()
         self.body, self.out = nn.Sequential(_conv(channels, width), *(_conv(width, width) for _ in range(layers - 1))), nn.Conv2d(width, 1, 1)
-    def forward(self, x): return self.out(self.body(x))[:, 0]
+    def forward(
+        self,
+        x: torch.Tensor, # (K, channels, h, w)
+    ):
+        return self.out(self.body(x))[:, 0]
 
+# %% ../nbs/12_flmm.ipynb #flm0a31bs
 class Conv(nn.Module):
     "A weighted sum of the maps: (K, channels, h, w) -> (K, h, w)."
-    def __init__(self, channels, width=None):
+    def __init__(
+        self,
+        channels: int,            # attention maps that come in
+        width: int | None = None, # not used: there is nothing inside
+    ):
         super().__init__()
         self.out = nn.Conv2d(channels, 1, 1)
-    def forward(self, x): return self.out(x)[:, 0]
+    def forward(
+        self,
+        x: torch.Tensor, # (K, channels, h, w)
+    ):
+        return self.out(x)[:, 0]
 
 # %% ../nbs/12_flmm.ipynb #flm00032
 HEADS = dict(unet=UNet, fcn=FCN, conv=Conv)
 
 class MaskHead(nn.Module):
     "Attention maps to logits of a mask."
-    def __init__(self,
-        channels,      # attention maps that come in
-        kind='unet',   # 'unet', 'fcn' or 'conv'
-        width=64,      # channels inside
-        upsample=64,   # places along the longer side to which smaller maps are enlarged
+    def __init__(
+        self,
+        channels: int,      # attention maps that come in
+        kind: str = 'unet', # 'unet', 'fcn' or 'conv'
+        width: int = 64,    # channels inside
+        upsample: int = 64, # places along the longer side to which smaller maps are enlarged
     ):
         super().__init__()
         if kind not in HEADS: raise BadInput(f'no head {kind!r}: choose from {", ".join(HEADS)}')
         self.config = dict(channels=channels, kind=kind, width=width, upsample=upsample)
         self.net = HEADS[kind](channels, width).to(memory_format=torch.channels_last)                    # a third faster on a CPU
 
-    def forward(self,
-        maps, # (K, channels, h, w), weights of attention
-    ):        # (K, H, W) logits, the longer side of `upsample` places or more
+    def forward(
+        self,
+        maps: torch.Tensor, # (K, channels, h, w), weights of attention
+    ):                      # (K, H, W) logits, the longer side of `upsample` places or more
         if maps.shape[1] != self.config['channels']: raise BadInput(f"this head reads {self.config['channels']} attention maps and is given {maps.shape[1]}: it was made for another LMM")
         x = maps.float()/maps.float().mean((2, 3), keepdim=True).clamp_min(1e-12)                        # 1 on average
         scale = self.config['upsample']/max(x.shape[-2:])
@@ -271,9 +339,9 @@ class MaskHead(nn.Module):
 
 # %% ../nbs/12_flmm.ipynb #flm00038
 def mask_losses(
-    logits, # (K, H, W)
-    masks,  # (K, h, w) bool
-)->tuple:   # mean cross-entropy over the pixels, mean Dice loss over the masks
+    logits: torch.Tensor, # (K, H, W)
+    masks: torch.Tensor,  # (K, h, w) bool
+) -> tuple:               # mean cross-entropy over the pixels, mean Dice loss over the masks
     "The two losses on a mask; the true one is resized to the logits, nearest."
     true, p = F.interpolate(masks[:, None].float(), logits.shape[-2:])[:, 0], logits.sigmoid()
     dice = 1 - (2*(p*true).sum((1, 2)) + 1)/(p.sum((1, 2)) + true.sum((1, 2)) + 1)
@@ -282,8 +350,8 @@ def mask_losses(
 # %% ../nbs/12_flmm.ipynb #flm00041
 @torch.no_grad()
 def mask_boxes(
-    masks, # (K, H, W) bool
-):         # (K, 4): x0, y0, x1, y1, the far ends outside
+    masks: torch.Tensor, # (K, H, W) bool
+):                       # (K, 4): x0, y0, x1, y1, the far ends outside
     "Boxes around masks; around an empty one the whole image."
     rows, columns = masks.any(2).float(), masks.any(1).float()
     (K, H, W), last = masks.shape, lambda x: x.shape[1] - x.flip(1).argmax(1)
@@ -293,11 +361,14 @@ def mask_boxes(
 # %% ../nbs/12_flmm.ipynb #flm00a41
 class Refiner(nn.Module):
     "SAM's prompt encoder and mask decoder, prompted by a phrase."
-    def __init__(self,
-        sam,       # a `SAM`; its two parts are copied, its image encoder is not needed
-        width,     # d, of the LMM
-        depth,     # M
-        mask=True, box=True, text=True, # which prompts are used
+    def __init__(
+        self,
+        sam: SAM,          # a `SAM`; its two parts are copied, its image encoder is not needed
+        width: int,        # d, of the LMM
+        depth: int,        # M
+        mask: bool = True, # which prompts are used
+        box: bool = True,  # which prompts are used
+        text: bool = True, # which prompts are used
     ):
         super().__init__()
         self.config, self.size = dict(width=width, depth=depth, mask=mask, box=box, text=text), sam.size
@@ -305,7 +376,11 @@ class Refiner(nn.Module):
         for p in self.parameters(): p.requires_grad_(True)
         self.layers, self.project = nn.Parameter(torch.ones(depth)), nn.Linear(width, self.prompts.embed_dim)
 
-    def dense(self, logits, fit):
+    def dense(
+        self,
+        logits: torch.Tensor, # (K, h, w) of the head
+        fit: tuple,           # (width, height) of the image in SAM's square
+    ):
         "Logits (K, h, w) as the mask prompt, `fit` = (width, height) of the image in SAM's square: (K, c, g, g)."
         if not self.config['mask']: return self.prompts.no_mask_embed.weight.view(1, -1, 1, 1).expand(len(logits), -1, *self.prompts.image_embedding_size)
         x = F.interpolate(logits[:, None].float(), fit[::-1], mode='bilinear')
@@ -313,17 +388,22 @@ class Refiner(nn.Module):
         x = F.pad(x, (0, self.size - fit[0], 0, self.size - fit[1])).where(F.pad(torch.ones_like(x), (0, self.size - fit[0], 0, self.size - fit[1])) > 0, outside)
         return self.prompts.mask_downscaling(F.interpolate(x, self.prompts.mask_input_size, mode='bilinear'))
 
-    def sparse(self, boxes, states):
+    def sparse(
+        self,
+        boxes: torch.Tensor,  # (K, 4) in SAM's pixels
+        states: torch.Tensor, # (K, T, M, d) hidden states of phrases of one length
+    ):
         "Boxes (K, 4) in SAM's pixels and hidden states (K, T, M, d) of phrases of one length: (K, n, c)."
         text = lambda: self.project((states.float()*self.layers.softmax(0)[:, None]).sum(2))             # (K, T, c)
         return torch.cat([boxes.new_zeros(len(boxes), 0, self.prompts.embed_dim), *[sam_prompts(self.prompts, boxes=boxes)]*self.config['box'], *([text()] if self.config['text'] else [])], 1)
 
-    def forward(self,
-        features, # (K, c, g, g): SAM's features of the image of each phrase
-        logits,   # (K, h, w): from the head, over the image
-        phrases,  # `Phrases`
-        size,     # (width, height) of the image
-    ):            # (K, height, width) logits
+    def forward(
+        self,
+        features: torch.Tensor, # (K, c, g, g): SAM's features of the image of each phrase
+        logits: torch.Tensor,   # (K, h, w): from the head, over the image
+        phrases: Phrases,       # `Phrases`
+        size: tuple,            # (width, height) of the image
+    ):                          # (K, height, width) logits
         fit = tuple(int(x*self.size/max(size) + .5) for x in size)
         boxes = mask_boxes(F.interpolate(logits[:, None].float(), size[::-1], mode='bilinear')[:, 0] > 0)*self.size/max(size)
         dense, low = self.dense(logits, fit), logits.new_empty(len(logits), *self.prompts.mask_input_size, dtype=torch.float32)
@@ -338,28 +418,36 @@ class Refiner(nn.Module):
 # %% ../nbs/12_flmm.ipynb #flm00047
 class FLMM(nn.Module):
     "All that F-LMM trains: a mask head, a refiner, a keyword selector."
-    def __init__(self,
-        head,          # a `MaskHead`
-        refiner=None,  # a `Refiner`; None: the head's mask is the mask
-        selector=None, # a linear layer, d -> 1
-        padded=True,   # whether maps are of the image padded to a square
-        merge='mean',  # how the rows of a phrase's tokens were merged
-        **made_for,    # what it belongs to: lmm, lmm_fingerprint, sam, sam_fingerprint
+    def __init__(
+        self,
+        head: MaskHead,                    # a `MaskHead`
+        refiner: Refiner | None = None,    # a `Refiner`; None: the head's mask is the mask
+        selector: nn.Module | None = None, # a linear layer, d -> 1
+        padded: bool = True,               # whether maps are of the image padded to a square
+        merge: str = 'mean',               # how the rows of a phrase's tokens were merged
+        **made_for: str, # what it belongs to: lmm, lmm_fingerprint, sam, sam_fingerprint
     ):
         super().__init__()
         self.head, self.refiner, self.selector, self.padded, self.merge, self.made_for = head, refiner, selector, padded, merge, made_for
 
-    def forward(self,
-        phrases,  # `Phrases` on images of one size
-        features, # (K, c, g, g): SAM's features, or None where there is no refiner
-        size,     # (width, height) of the images
-    )->tuple:     # logits of the head (K, h, w), logits of the refiner (K, height, width) or None
+    def forward(
+        self,
+        phrases: Phrases,              # `Phrases` on images of one size
+        features: torch.Tensor | None, # (K, c, g, g) of SAM; None: there is no refiner
+        size: tuple,                   # (width, height) of the images
+    ) -> tuple: # logits of the head (K, h, w), logits of the refiner (K, height, width) or None
         logits = self.head(phrases.maps)
         if self.padded: logits = unpad(logits, size)
         return logits, None if self.refiner is None else self.refiner(features, logits, phrases, size)
 
     @torch.no_grad()
-    def masks(self, phrases, features, size, batch_size=128):
+    def masks(
+        self,
+        phrases: Phrases,              # on images of one size
+        features: torch.Tensor | None, # (K, c, g, g) of SAM; None: there is no refiner
+        size: tuple,                   # (width, height) of the images
+        batch_size: int = 128,         # phrases at once
+    ):
         "Logits at the size of the image from the head alone and from the refiner (or None): two tensors (K, height, width), on the CPU."
         there, parts = next(self.parameters()).device, [slice(i, i + batch_size) for i in range(0, len(phrases), batch_size)]
         found = [self(phrases[part].to(there), None if features is None else features[part].to(there), size) for part in parts]
@@ -368,8 +456,8 @@ class FLMM(nn.Module):
 
 # %% ../nbs/12_flmm.ipynb #flm00a47
 def flmm_loss(
-    model, # an `FLMM`
-    batch, # {'maps', 'states', 'lengths', 'masks' (K, H, W), and 'features' for a refiner}
+    model: FLMM, # an `FLMM`
+    batch: dict, # {'maps', 'states', 'lengths', 'masks' (K, H, W), and 'features' for a refiner}
 ):
     "The sum of the losses on the head's and on the refiner's masks, and each of them (F-LMM, section 3)."
     phrases, true = Phrases(batch['maps'], batch['states'], batch['lengths']), batch['masks']
@@ -393,12 +481,12 @@ class Grounding:
 
 # %% ../nbs/12_flmm.ipynb #flm00a51
 def referring_set(
-    n,             # scenes
-    split='train', # which split
-    flavour='any', # 'any', 'plain' or 'long', as in `referrals`
-    seed=0,        # which stream
-    size=128,      # of the pictures
-)->list:           # of `Grounding`, one an expression
+    n: int,               # scenes
+    split: str = 'train', # which split
+    flavour: str = 'any', # 'any', 'plain' or 'long', as in `referrals`
+    seed: int = 0,        # which stream
+    size: int = 128,      # of the pictures
+) -> list:                # of `Grounding`, one an expression
     "Referring expressions on scenes of two or three animals, in the manner of RefCOCO, RefCOCO+ and RefCOCOg."
     out = []
     for i in range(n):
@@ -409,21 +497,30 @@ def referring_set(
     return out
 
 # %% ../nbs/12_flmm.ipynb #flm00b51
+def _narrated(s, name, size):
+    "A scene's narrative with the masks of its phrases; phrases that nothing is seen of are left out."
+    text, of_scene, spans, parts, kinds = narrative(s), masks(s, size), [], [], []
+    for start, end, targets in text.links:
+        is_stuff = [isinstance(t, str) for t in targets]
+        each = [(of_scene.stuff if stuff else of_scene.animals)[t] for t, stuff in zip(targets, is_stuff)]
+        mask = np.any(each, 0)
+        if not mask.any(): continue
+        spans.append((start, end))
+        parts.append(mask)
+        number = 'plural' if len(targets) > 1 else 'singular'
+        kinds.append({'stuff' if is_stuff[0] else 'thing', number})
+    return Grounding(lambda: draw(s, size), text.text, spans, np.stack(parts), tuple(kinds), name)
+
+# %% ../nbs/12_flmm.ipynb #narrativx1
 def narrative_set(
-    n,             # scenes
-    split='train', # which split
-    seed=0,        # which stream
-    size=128,      # of the pictures
-)->list:           # of `Grounding`, one a narrative
+    n: int,               # scenes
+    split: str = 'train', # which split
+    seed: int = 0,        # which stream
+    size: int = 128,      # of the pictures
+) -> list:                # of `Grounding`, one a narrative
     "Narratives with a mask for each phrase, in the manner of panoptic narrative grounding."
-    out = []
-    for i in range(n):
-        s = scene(i, split, seed); told, m = narrative(s), masks(s, size)
-        parts = [(span, np.any([m.stuff[t] if isinstance(t, str) else m.animals[t] for t in span[2]], 0)) for span in told.links]
-        parts = [(span, mask) for span, mask in parts if mask.any()]
-        kinds = tuple({'stuff' if isinstance(t[0], str) else 'thing', 'plural' if len(t) > 1 else 'singular'} for (_, _, t), _ in parts)
-        out.append(Grounding(lambda s=s: draw(s, size), told.text, [span[:2] for span, _ in parts], np.stack([mask for _, mask in parts]), kinds, f'{split}/{seed}/None/{i}/{size}'))
-    return out
+    return [_narrated(scene(i, split, seed), f'{split}/{seed}/None/{i}/{size}', size)
+            for i in range(n)]
 
 # %% ../nbs/12_flmm.ipynb #flm00054
 @dataclass
@@ -436,7 +533,10 @@ class GroundingData:
     features: torch.Tensor # (images, c, g, g) of SAM, or None
     def __len__(self): return len(self.masks)
 
-    def batch(self, i):
+    def batch(
+        self,
+        i: object, # numbers of phrases, an array or a list
+    ):
         "Phrases `i`, whose images have one size, as `flmm_loss` takes them."
         i = np.asarray(i)
         out = dict(vars(self.phrases[torch.from_numpy(i)]), masks=torch.from_numpy(np.stack([self.masks[k] for k in i])))
@@ -461,39 +561,72 @@ def _rows(lmm, examples, merge, T, grid):
     return compute
 
 # %% ../nbs/12_flmm.ipynb #flm00b54
+def _with_images(examples, others):
+    "Examples with the images of others in place of their own."
+    return [replace(x, image=o.image, name=f'{x.name} as {o.name}') for x, o in zip(examples, others)]
+
+def _sizes(lmm, examples):
+    "Tokens of the longest phrase, rounded up, and the grid (h, w) of the first image."
+    first, longest = examples[0], 0
+    for text, (start, end) in ((x.text, span) for x in examples for span in x.spans):
+        ids = lmm.tokenizer(text[start:end], add_special_tokens=False).input_ids
+        longest = max(longest, len(ids) + 2)
+    spoken = speak(lmm, [first.open()], [first.text], [first.spans[:1]])
+    return -(-longest//8)*8, read_phrases(lmm, spoken)[0].maps.shape[2:]
+
+# %% ../nbs/12_flmm.ipynb #grounds1
+def _all_phrases(lmm, examples, merge, store, progress):
+    "The `Phrases` of all examples, computed or out of the store."
+    T, (h, w) = _sizes(lmm, examples)
+    names = [f'{x.name} {x.question} {x.text} {a} {b}' for x in examples for a, b in x.spans]
+    key = feature_key(lmm, merge=merge, tokens=T, scale=1024)
+    compute = _rows(lmm, examples, merge, T, (h, w))
+    rows = store.features(key, names, compute, progress=progress)[:]
+    split = rows.shape[1] - 1 - T*lmm.depth*lmm.width
+    maps = rows[:, :split].unflatten(1, (-1, h, w)).float()/1024             # (K, channels, h, w)
+    states = rows[:, split:-1].unflatten(1, (T, lmm.depth, lmm.width))       # (K, T, M, d)
+    return Phrases(maps, states, rows[:, -1].long())
+
+# %% ../nbs/12_flmm.ipynb #groundinx1
 def grounding_data(
-    lmm,          # a frozen `LMM`
-    examples,     # list of `Grounding`
-    sam=None,     # a frozen `SAM`; None: no features for a refiner
-    merge='mean', # of the rows of a phrase's tokens: 'mean' or 'max'
-    store=None,   # a `FeatureStore`; None: the one in the cache
-    other_images=None, # images to look at instead, one an example
-    progress=False,
-)->GroundingData:
-    "Look at every example once. Raises `BadInput` for images that do not make grids of one shape. What a head reads is held in memory: 4 M N h w + 2 T M d bytes a phrase, which is a few MB for an LMM of 7 billion parameters."
+    lmm: LMM,                          # a frozen `LMM`
+    examples: list,                    # list of `Grounding`
+    sam: SAM | None = None,            # a frozen `SAM`; None: no features for a refiner
+    merge: str = 'mean',               # of the rows of a phrase's tokens: 'mean' or 'max'
+    store: FeatureStore | None = None, # a `FeatureStore`; None: the one in the cache
+    other_images: list | None = None,  # images to look at instead, one an example
+    progress: bool = False,            # whether bars are shown
+) -> GroundingData:
+    """Look at every example once. Raises `BadInput` for images that do not make grids of one shape.
+    What a head reads is held in memory: 4 M N h w + 2 T M d bytes a phrase, which is a few MB for an
+    LMM of 7 billion parameters."""
     store = store or FeatureStore()
-    if other_images is not None: examples = [Grounding(o.image, e.text, e.spans, e.masks, e.kinds, f'{e.name} as {o.name}', e.question) for e, o in zip(examples, other_images)]
-    lengths = [len(lmm.tokenizer(e.text[a:b], add_special_tokens=False).input_ids) + 2 for e in examples for a, b in e.spans]
-    T, (h, w) = -(-max(lengths)//8)*8, read_phrases(lmm, speak(lmm, [examples[0].open()], [examples[0].text], [examples[0].spans[:1]]))[0].maps.shape[2:]
-    rows = store.features(feature_key(lmm, merge=merge, tokens=T, scale=1024), [f'{e.name} {e.question} {e.text} {a} {b}' for e in examples for a, b in e.spans], _rows(lmm, examples, merge, T, (h, w)), progress=progress)[:]
-    states = T*lmm.depth*lmm.width
-    maps, states, n = rows[:, :-1 - states].unflatten(1, (-1, h, w)).float()/1024, rows[:, -1 - states:-1].unflatten(1, (T, lmm.depth, lmm.width)), rows[:, -1].long()
-    names = {e.name: e for e in examples}; number = {name: i for i, name in enumerate(names)}
-    features = None if sam is None else encode_images(sam, lambda i: list(names.values())[i].open(), list(names), store, batch_size=16, progress=progress)[:]
-    return GroundingData(Phrases(maps, states, n), [m for e in examples for m in e.masks], [k for e in examples for k in e.kinds], np.array([number[e.name] for e in examples for _ in e.spans]), features)
+    if other_images is not None: examples = _with_images(examples, other_images)
+    phrases, features = _all_phrases(lmm, examples, merge, store, progress), None
+    images = list({x.name: x for x in examples}.values())
+    number = {x.name: i for i, x in enumerate(images)}
+    if sam is not None:
+        names, opened = list(number), lambda i: images[i].open()
+        features = encode_images(sam, opened, names, store, batch_size=16, progress=progress)[:]
+    masks, kinds, image = [], [], []
+    for example in examples:
+        masks += list(example.masks)
+        kinds += example.kinds
+        image += [number[example.name]]*len(example.spans)
+    return GroundingData(phrases, masks, kinds, np.array(image), features)
 
 # %% ../nbs/12_flmm.ipynb #flm00056
 FLMM_RECIPE = TrainConfig(600, 2e-3, 'cosine', warmup=20, weight_decay=.01, betas=(.9, .999), precision='auto')
 
 def fit_flmm(
-    model,         # an `FLMM`
-    data,          # `GroundingData`
-    config=FLMM_RECIPE, # steps, rate, seed ...
-    batch_size=32, # phrases a step
-    folder=None,   # for checkpoints
-    frozen=(),     # the frozen models: checked before and after
-    progress=True,
-)->History:
+    model: FLMM,                       # an `FLMM`
+    data: GroundingData,               # `GroundingData`
+    config: TrainConfig = FLMM_RECIPE, # steps, rate, seed ...
+    batch_size: int = 32,              # phrases a step
+    folder: Path | str | None = None,  # for checkpoints
+    frozen: object = (),               # the frozen models: checked before and after
+    progress: bool = True,             # whether a bar is shown
+) -> History:
     "Train head and refiner on frozen attention."
     sizes = {}
     for k, m in enumerate(data.masks): sizes.setdefault(m.shape, []).append(k)
@@ -506,14 +639,16 @@ def fit_flmm(
 
 # %% ../nbs/12_flmm.ipynb #flm00a56
 def new_flmm(
-    lmm,           # an `LMM`
-    sam=None,      # a `SAM`, for a refiner
-    seed=0,
-    kind='unet', width=32, upsample=32, # of the head
-    channels=None, # attention maps; None: layers times heads
-    merge='mean',  # of the rows of a phrase's tokens, as in `grounding_data`
-    **prompts,     # of the refiner: mask, box, text
-)->FLMM:
+    lmm: LMM,                    # an `LMM`
+    sam: SAM | None = None,      # a `SAM`, for a refiner
+    seed: int = 0,               # of the weights
+    kind: str = 'unet',          # of the head
+    width: int = 32,             # of the head
+    upsample: int = 32,          # of the head
+    channels: int | None = None, # attention maps; None: layers times heads
+    merge: str = 'mean',         # of the rows of a phrase's tokens, as in `grounding_data`
+    **prompts: bool,             # of the refiner: mask, box, text
+) -> FLMM:
     "An untrained F-LMM for these frozen models, on their device and in float32."
     with seeded(seed):
         head = MaskHead(channels or lmm.depth*lmm.heads, kind, width, upsample)
@@ -524,11 +659,11 @@ def new_flmm(
 # %% ../nbs/12_flmm.ipynb #flm00101
 @torch.no_grad()
 def word_states(
-    lmm,      # a frozen `LMM`
-    images,   # B PIL images
-    texts,    # B texts
-    question=QUESTION,
-)->list:      # B tuples: last hidden states (n, d) of the text's tokens, and their (start, end) in the text
+    lmm: LMM,                 # a frozen `LMM`
+    images: list,             # B PIL images
+    texts: list,              # B texts
+    question: str = QUESTION, # what is asked
+) -> list: # B tuples: last hidden states (n, d) of the text's tokens, their (start, end) in it
     "What the LMM thinks at each token of what it says."
     spoken = speak(lmm, images, texts, [[(0, len(t))] for t in texts], question)
     states = hidden_states(lmm.model, [-1], **spoken.inputs)[-1].float().cpu()
@@ -541,12 +676,12 @@ def word_states(
 
 # %% ../nbs/12_flmm.ipynb #flm00a01
 def fit_selector(
-    model,    # an `FLMM`; its selector is trained
-    lmm,      # a frozen `LMM`
-    examples, # list of `Grounding`: narratives
-    steps=300,
-    seed=0,
-)->History:
+    model: FLMM,      # an `FLMM`; its selector is trained
+    lmm: LMM,         # a frozen `LMM`
+    examples: list,   # list of `Grounding`: narratives
+    steps: int = 300, # of training
+    seed: int = 0,    # of the order of the words
+) -> History:
     "Train the keyword selector (F-LMM, section 3)."
     states, labels = [], []
     for lo in range(0, len(examples), 16):
@@ -561,11 +696,11 @@ def fit_selector(
 
 # %% ../nbs/12_flmm.ipynb #flm00b01
 def keywords(
-    scores,        # (n,) from 0 to 1, one a token
-    edges,         # n pairs (start, end) in the text
-    text,
-    threshold=.3,
-)->list:           # of (start, end)
+    scores: list,          # (n,) from 0 to 1, one a token
+    edges: list,           # n pairs (start, end) in the text
+    text: str,             # whose tokens they are
+    threshold: float = .3, # of the score of a keyword
+) -> list:                 # of (start, end)
     "Neighbouring tokens above the threshold as phrases."
     spans = []
     for s, (start, end) in zip(scores, edges):
@@ -596,10 +731,11 @@ class Answer:
 # %% ../nbs/12_flmm.ipynb #flm00a04
 class Grounder:
     "A frozen LMM, a frozen SAM, and what F-LMM trained on them."
-    def __init__(self,
-        flmm,     # an `FLMM`
-        lmm,      # the `LMM` it was trained on
-        sam=None, # the `SAM` it was trained on, if it has a refiner
+    def __init__(
+        self,
+        flmm: FLMM,             # an `FLMM`
+        lmm: LMM,               # the `LMM` it was trained on
+        sam: SAM | None = None, # the `SAM` it was trained on, if it has a refiner
     ):
         for role, model in (('lmm', lmm), ('sam', sam)):
             made = flmm.made_for.get(f'{role}_fingerprint')
@@ -617,11 +753,22 @@ class Grounder:
         p, named = (coarse if fine is None else fine).sigmoid().numpy(), [(t, span) for t, each in zip(texts, spans) for span in each]
         return [GroundedPhrase(t[a:b], (a, b), m > .5, float(m[m > .5].mean()) if (m > .5).any() else 0.) for (t, (a, b)), m in zip(named, p)]
 
-    def spans(self, image, text, spans, question=QUESTION):
+    def spans(
+        self,
+        image: Image.Image,              # what the phrases are about
+        text: str,                       # what the LMM is made to say
+        spans: list,                     # of (start, end): characters of the text
+        question: str | None = QUESTION, # what is asked; None: the text is the question
+    ):
         "Masks for characters of a text that the LMM is made to say (`question=None`: that it is asked): a list of `GroundedPhrase`."
         return self._find(image, [text], [spans], question)
 
-    def ground(self, image, phrases, question=REFER):
+    def ground(
+        self,
+        image: Image.Image,    # what the phrases are about
+        phrases: list,         # of texts
+        question: str = REFER, # what is asked before each
+    ):
         "A mask for each phrase, spoken by itself: a list of `GroundedPhrase`. Raises `BadInput` for an empty phrase."
         words = self._words(phrases)
         found = self._find(image, [capital(w) for w in words], [[(0, len(w))] for w in words], question)
@@ -632,7 +779,11 @@ class Grounder:
         return [p.strip() for p in phrases]
 
     @torch.no_grad()
-    def presence(self, image, phrases):
+    def presence(
+        self,
+        image: Image.Image, # what is asked about
+        phrases: list,      # of texts
+    ):
         "How likely the frozen LMM is to answer yes, and not no, when it is asked whether each phrase is in the image: (K,), from 0 to 1."
         asked = [f'Is there {an(re.sub("^(the|an?) ", "", w, flags=re.I))}?' for w in self._words(phrases)]
         both = [speak(self.lmm, [image]*len(asked), [word]*len(asked), [[(0, len(word))]]*len(asked), asked) for word in ('Yes.', 'No.')]
@@ -641,13 +792,24 @@ class Grounder:
         logits = self.lmm.model(**both[0].inputs).logits.float().cpu()[rows, first - 1]                      # (K, vocabulary)
         return logits.gather(1, ids).softmax(1)[:, 0].numpy()
 
-    def within(self, image, text, phrases, question=QUESTION):
+    def within(
+        self,
+        image: Image.Image,              # what the text is about
+        text: str,                       # what the LMM is made to say
+        phrases: list,                   # parts of the text
+        question: str | None = QUESTION, # what is asked; None: the text is the question
+    ):
         "A mask for each phrase of a text that the LMM is made to say, or with `question=None` of a text that it is asked. Raises `BadInput` for a phrase that is not in it."
         missing = [p for p in phrases if not p or p not in text]
         if missing: raise BadInput(f'{missing[0]!r} is not in the text {text[:60]!r}; give phrases as they stand there')
         return self.spans(image, text, [(text.index(p), text.index(p) + len(p)) for p in phrases], question)
 
-    def converse(self, image, question=QUESTION, max_new_tokens=80):
+    def converse(
+        self,
+        image: Image.Image,       # what is asked about
+        question: str = QUESTION, # what is asked
+        max_new_tokens: int = 80, # of the answer, at most
+    ):
         "Ask, and get a mask for each noun phrase of the answer: an `Answer`. Raises `BadInput` where there is no keyword selector."
         if self.flmm.selector is None: raise BadInput('this F-LMM was trained without narratives and has no keyword selector: give it phrases, or train one with fit_selector')
         text = self.lmm.answer(_shown(self.lmm, [image]), question, max_new_tokens)[0]
@@ -660,8 +822,8 @@ class Grounder:
 COLOURS_OF_MASKS = (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)
 
 def overlay(
-    image, # PIL
-    found, # list of `GroundedPhrase`
+    image: Image.Image, # PIL
+    found: list,        # list of `GroundedPhrase`
 ):
     "The image in pale grey, with each mask in a colour of its own, smaller ones above larger ones."
     out = np.asarray(to_rgb(image).convert('L').convert('RGB')).astype(float)*.5 + 120
@@ -670,10 +832,10 @@ def overlay(
 
 # %% ../nbs/12_flmm.ipynb #flm00201
 def crop_box(
-    mask,      # (H, W) bool
-    scale=2.,  # side of the square over the longer side of the mask's box
-    least=16,  # pixels: no square is smaller
-)->tuple:      # left, top, right, bottom, inside the image
+    mask: np.ndarray,  # (H, W) bool
+    scale: float = 2., # side of the square over the longer side of the mask's box
+    least: int = 16,   # pixels: no square is smaller
+) -> tuple:            # left, top, right, bottom, inside the image
     "A square part of an image around a mask; the whole image for an empty mask."
     (H, W), (x0, y0, x1, y1) = mask.shape, mask_boxes(torch.as_tensor(mask)[None])[0].tolist()
     side = min(max(least, scale*max(x1 - x0, y1 - y0)), H, W)
@@ -682,31 +844,50 @@ def crop_box(
 
 # %% ../nbs/12_flmm.ipynb #flm00111
 def save_flmm(
-    model,  # an `FLMM`
-    folder, # where `config.json` and `model.safetensors` go
-)->Path:
+    model: FLMM,        # an `FLMM`
+    folder: Path | str, # where `config.json` and `model.safetensors` go
+) -> Path:
     "Save what was trained, in half precision; the folder appears whole or not at all."
     config = dict(kind='FLMM', head=model.head.config, refiner=model.refiner and model.refiner.config, selector=model.selector is not None, padded=model.padded, merge=model.merge, **model.made_for)
     return write_folder(folder, {k: t.half() for k, t in model.state_dict().items()}, config)
 
+def _head_of(config, folder):
+    try:
+        for name in ('refiner', 'selector', 'padded', 'merge', 'lmm'): config[name]
+        return MaskHead(**config['head'])
+    except (KeyError, TypeError): raise BadInput(
+        f'{folder/"config.json"}: not the configuration of an F-LMM: train or download it '
+        'again') from None
+
+def _flmm_of(config, head, lmm, sam):
+    "An F-LMM of this configuration, before its weights are read."
+    own = 'kind', 'head', 'refiner', 'selector', 'padded', 'merge'
+    made_for = {name: value for name, value in config.items() if name not in own}
+    refiner = config['refiner'] and Refiner(sam, **config['refiner'])
+    selector = nn.Linear(lmm.width, 1) if config['selector'] else None
+    return FLMM(head, refiner, selector, config['padded'], config['merge'], **made_for)
+
+# %% ../nbs/12_flmm.ipynb #loadgroux1
 def load_grounder(
-    folder=None, # made by `save_flmm`; None: the one that ships
-    lmm=None,    # an `LMM`; None: the one it was made for, by name
-    sam=None,    # a `SAM`, likewise
-    device=None, dtype=None, # of models that are loaded by name
-)->Grounder:
+    folder: Path | str | None = None, # made by `save_flmm`; None: the one that ships
+    lmm: LMM | None = None,           # an `LMM`; None: the one it was made for, by name
+    sam: SAM | None = None,           # a `SAM`, likewise
+    device: str | None = None,        # of models that are loaded by name
+    dtype: str | None = None,         # of models that are loaded by name
+) -> Grounder:
     "A trained F-LMM with its frozen models. Raises `BadInput` if it was made for others, or is damaged."
     folder = Path(folder or data_path('zoo', 'flmm'))
     config, weights = read_folder(folder, 'F-LMM')
-    try: head, refiner, _ = MaskHead(**config['head']), config['refiner'], [config[k] for k in ('selector', 'padded', 'merge', 'lmm')]
-    except (KeyError, TypeError): raise BadInput(f'{folder/"config.json"}: not the configuration of an F-LMM: train or download it again') from None
+    head = _head_of(config, folder)
     lmm = lmm or load_lmm(config['lmm'], dtype, device)
-    if refiner: sam = sam or load_sam(config['sam'], dtype, device)
-    made_for = {k: v for k, v in config.items() if k not in ('kind', 'head', 'refiner', 'selector', 'padded', 'merge')}
-    model = FLMM(head, refiner and Refiner(sam, **refiner), nn.Linear(lmm.width, 1) if config['selector'] else None, config['padded'], config['merge'], **made_for)
+    if config['refiner']: sam = sam or load_sam(config['sam'], dtype, device)
+    model = _flmm_of(config, head, lmm, sam)
     grounder = Grounder(freeze(model.to(lmm.device)), lmm, sam)
     try: model.load_state_dict({k: t.float() for k, t in weights.items()})
-    except RuntimeError as e: raise BadInput(f'{folder/"model.safetensors"}: {str(e).splitlines()[1].strip()}; train or download it again') from None
+    except RuntimeError as error:
+        wrong = str(error).splitlines()[1].strip()
+        place = folder/'model.safetensors'
+        raise BadInput(f'{place}: {wrong}; train or download it again') from None
     return grounder
 
 # %% ../nbs/12_flmm.ipynb #flm00131
@@ -749,9 +930,9 @@ class _Instances:
 
 # %% ../nbs/12_flmm.ipynb #flmb0131
 def read_coco(
-    instances, # a JSON file with COCO's instances
-    images,    # the folder of the images
-)->list:       # of `Grounding`, one a category of an image
+    instances: Path | str, # a JSON file with COCO's instances
+    images: Path | str,    # the folder of the images
+) -> list:                 # of `Grounding`, one a category of an image
     "Every category that an image has as a phrase, with all of its instances as the mask; crowds are left out. All masks are held in memory, a byte a pixel: give a part of a large set."
     data, groups = _Instances(instances, images), {}
     for a in data.annotations.values():
@@ -761,39 +942,67 @@ def read_coco(
 
 # %% ../nbs/12_flmm.ipynb #flmc0131
 def read_refcoco(
-    refs,          # RefCOCO's `refs(unc).p` or the like, or its content as JSON
-    instances,     # `instances.json` beside it
-    images,        # the folder of the images
-    split='train', # 'train', 'val', 'testA' ...
-)->list:           # of `Grounding`, one a sentence
+    refs: Path | str,      # RefCOCO's `refs(unc).p` or the like, or its content as JSON
+    instances: Path | str, # `instances.json` beside it
+    images: Path | str,    # the folder of the images
+    split: str = 'train',  # 'train', 'val', 'testA' ...
+) -> list:                 # of `Grounding`, one a sentence
     "Referring expressions that people wrote, in the format of RefCOCO, RefCOCO+ and RefCOCOg. All masks are held in memory, a byte a pixel and sentence: give a part of a large set."
     data, found = _Instances(instances, images), _references(refs)
     if not any(r['split'] == split for r in found): raise BadInput(f'{refs}: no split {split!r}; it has {", ".join(sorted({r["split"] for r in found}))}')
     return [data.grounding(r['image_id'], s['sent'].strip(), [data.mask(r['ann_id'])], [{'thing', 'singular'}]) for r in found if r['split'] == split for s in r['sentences'] if s['sent'].strip()]
 
 # %% ../nbs/12_flmm.ipynb #flmd0131
+class _Panoptic:
+    "COCO's panoptic segments: of each image its file, its segments, and which categories are things."
+    def __init__(self, path, segments, images):
+        content = read_json(path, 'a set in COCO format', _coco_schema, 'give its panoptic segments')
+        self.segments, self.images = Path(segments), Path(images)
+        self.annotations = {a['image_id']: a for a in content['annotations']}
+        self.things = {c['id'] for c in content['categories'] if c['isthing']}
+        self.files = {i['id']: i['file_name'] for i in content['images']}
+
+    def of_image(self, id):
+        "Path of the image, number of the segment at each pixel (H, W), number -> whether a thing."
+        annotation = self.annotations[id]
+        rgb = np.asarray(Image.open(self.segments/annotation['file_name']).convert('RGB'))
+        things = {s['id']: s['category_id'] in self.things for s in annotation['segments_info']}
+        path = self.images/self.files[annotation['image_id']]
+        return path, rgb.astype(int) @ (1, 256, 65536), things
+
+# %% ../nbs/12_flmm.ipynb #narrate1
+def _kind(is_thing, several):
+    return {'thing' if is_thing else 'stuff', 'plural' if several else 'singular'}
+
+def _narrative_of(parts, path, pixels, things):
+    "The phrases of one narrative as a `Grounding`; None if it has no phrase with a mask."
+    text, spans, regions, kinds = '', [], [], []
+    for part in parts:
+        words = part['utterance'].strip()
+        text += ' '*bool(text and words[:1].isalnum()) + words
+        ids = [int(i) for i in part['segment_ids'] if int(i) in things]
+        if not ids or not words: continue
+        spans.append((len(text) - len(words), len(text)))
+        regions.append(np.isin(pixels, ids))
+        several = part['plural'] or len(ids) > 1
+        kinds.append(_kind(things[ids[0]], several))
+    if not spans: return None
+    opened = lambda: open_image(path)
+    return Grounding(opened, text, spans, np.stack(regions), tuple(kinds), str(path))
+
+# %% ../nbs/12_flmm.ipynb #readnarrx1
 def read_narratives(
-    narratives, # `png_coco_*.json`
-    panoptic,   # `panoptic_*.json` of COCO
-    segments,   # the folder of the panoptic PNG files
-    images,     # the folder of the images
-)->list:        # of `Grounding`, one a narrative
-    "Panoptic narratives: phrases of a caption with masks of things and stuff (González et al. 2021)."
-    seen = read_json(panoptic, 'a set in COCO format', _coco_schema, 'give its panoptic segments'); by_image, things = {a['image_id']: a for a in seen['annotations']}, {c['id'] for c in seen['categories'] if c['isthing']}
-    files, out = {i['id']: i['file_name'] for i in seen['images']}, []
-    for n in read_json(narratives, 'a list of narratives', list[dict(image_id=int | str, segments=list)]):
-        a, text, spans, found, kinds = by_image[int(n['image_id'])], '', [], [], []
-        pixels = np.asarray(Image.open(Path(segments)/a['file_name']).convert('RGB')).astype(int) @ (1, 256, 65536)
-        category = {s['id']: s['category_id'] for s in a['segments_info']}
-        for part in n['segments']:
-            words = part['utterance'].strip(); text += ' '*bool(text and words[:1].isalnum()) + words
-            ids = [int(i) for i in part['segment_ids'] if int(i) in category]
-            if not ids or not words: continue
-            spans.append((len(text) - len(words), len(text))); found.append(np.isin(pixels, ids))
-            kinds.append({'thing' if category[ids[0]] in things else 'stuff', 'plural' if part['plural'] or len(ids) > 1 else 'singular'})
-        path = Path(images)/files[a['image_id']]
-        if spans: out.append(Grounding(lambda path=path: open_image(path), text, spans, np.stack(found), tuple(kinds), str(path)))
-    return out
+    narratives: Path | str, # `png_coco_*.json`
+    panoptic: Path | str,   # `panoptic_*.json` of COCO
+    segments: Path | str,   # the folder of the panoptic PNG files
+    images: Path | str,     # the folder of the images
+) -> list:                  # of `Grounding`, one a narrative
+    """Panoptic narratives: phrases of a caption with masks of things and stuff (González et al.
+    2021)."""
+    data, schema = _Panoptic(panoptic, segments, images), list[dict(image_id=int | str, segments=list)]
+    rows = read_json(narratives, 'a list of narratives', schema)
+    examples = [_narrative_of(r['segments'], *data.of_image(int(r['image_id']))) for r in rows]
+    return [example for example in examples if example is not None]
 
 # %% ../nbs/12_flmm.ipynb #flm00141
 _nlvr = re.compile(r'\b(black|yellow|blue) (square|block|circle|triangle|item|object)s?\b', re.I)
@@ -808,90 +1017,234 @@ def _drawn(objects):
         else: ImageDraw.Draw(m).ellipse((x, y, x + s, y + s), fill=1)
         yield np.asarray(m)
 
+# %% ../nbs/12_flmm.ipynb #flm0141bs
+def _of_sentence(row, path):
+    "The phrases of a sentence, each in each box that has objects which it fits."
+    colours = {'black': 'Black', 'yellow': 'Yellow', 'blue': '#0099ff'}
+    sentence = row['sentence']
+    for match in _nlvr.finditer(sentence):
+        colour, kind = match[1].lower(), match[2].lower()
+        if kind == 'block': kind = 'square'
+        for b, objects in enumerate(row['structured_rep']):
+            fitting = [o for o in objects if o['color'] == colours[colour] and kind in (o['type'], 'item', 'object')]
+            if not fitting: continue
+            def opened(b=b): return open_image(path).crop((150*b, 0, 150*b + 100, 100))
+            kinds = {'thing', colour, 'plural' if len(fitting) > 1 else 'singular'},
+            mask = np.any(list(_drawn(fitting)), 0)[None]
+            name = f"{row['directory']}/{path.stem}/{b}"
+            yield Grounding(opened, sentence.strip(), [match.span()], mask, kinds, name)
+
+# %% ../nbs/12_flmm.ipynb #readnlvrx1
 def read_nlvr(
-    folder,  # with NLVR's `dev.json` and `images`
-    split='dev',
-)->list:     # of `Grounding`, one a phrase and box; `name` begins with the directory, 0 to 5, of the picture
-    "Phrases such as 'black square' of sentences that people wrote, with the union of the objects that they fit, in each box that has such."
-    folder, colours, out = Path(folder), {'black': 'Black', 'yellow': 'Yellow', 'blue': '#0099ff'}, []
-    try: lines = [json.loads(line) for line in (folder/f'{split}.json').read_text().splitlines()]
-    except (OSError, ValueError) as e: raise BadInput(f'{folder/f"{split}.json"}: not a file of NLVR that can be read ({type(e).__name__})') from None
-    for r in lines:
-        path = folder/'images'/r['directory']/f"{split}-{r['identifier']}-0.png"
-        for found in _nlvr.finditer(r['sentence']) if path.exists() else ():
-            colour, kind = found[1].lower(), {'block': 'square'}.get(found[2].lower(), found[2].lower())
-            for b, objects in enumerate(r['structured_rep']):
-                fit = [o for o in objects if o['color'] == colours[colour] and kind in (o['type'], 'item', 'object')]
-                def opened(path=path, b=b): return open_image(path).crop((150*b, 0, 150*b + 100, 100))
-                if fit: out.append(Grounding(opened, r['sentence'].strip(), [found.span()], np.any(list(_drawn(fit)), 0)[None], ({'thing', colour, 'plural' if len(fit) > 1 else 'singular'},), f"{r['directory']}/{path.stem}/{b}"))
-    return out
+    folder: Path | str, # with NLVR's `dev.json` and `images`
+    split: str = 'dev', # whose `SPLIT.json` is read
+) -> list: # of `Grounding`, one a phrase and box; `name` begins with its directory, 0 to 5
+    """Phrases such as 'black square' of sentences that people wrote, with the union of the objects
+    that they fit, in each box that has such."""
+    folder, examples = Path(folder), []
+    file = folder/f'{split}.json'
+    try: rows = [json.loads(line) for line in file.read_text().splitlines()]
+    except (OSError, ValueError) as error: raise BadInput(
+        f'{file}: not a file of NLVR that can be read ({type(error).__name__})') from None
+    for row in rows:
+        path = folder/'images'/row['directory']/f"{split}-{row['identifier']}-0.png"
+        if path.exists(): examples.extend(_of_sentence(row, path))
+    return examples
 
 # %% ../nbs/12_flmm.ipynb #flm00151
-import hashlib
-from dataclasses import asdict
-
 def _holds_flmm(folder): return read_folder(folder, 'F-LMM')[0].get('kind') == 'FLMM'
 
+def _square(masks):
+    "Masks (K, H, W) in the middle of a square."
+    side = max(masks.shape[1:])
+    before = [(side - length)//2 for length in masks.shape[1:]]
+    after = [side - length - x for length, x in zip(masks.shape[1:], before)]
+    return np.pad(masks, ((0, 0), *zip(before, after)))
+
 def _oracle(true, grid, padded):
-    "Intersections and unions of the best masks of whole cells with masks (K, H, W), which are resized to 16 x 16 pixels a cell for it."
-    (H, W), side = true.shape[1:], max(true.shape[1:])
-    if padded: true = np.pad(true, ((0, 0), ((side - H)//2, side - H - (side - H)//2), ((side - W)//2, side - W - (side - W)//2)))
-    small = F.interpolate(torch.from_numpy(true)[:, None].float(), [16*n for n in grid])[:, 0] > 0
+    """Intersections and unions of the best masks of whole cells with masks (K, H, W), which are
+    resized to 16 x 16 pixels a cell for it."""
+    if padded: true = _square(true)
+    pixels = torch.from_numpy(true)[:, None].float()
+    small = F.interpolate(pixels, [16*n for n in grid])[:, 0] > 0 # (K, 16 h, 16 w)
     return grid_oracle(small.numpy(), grid)
 
+# %% ../nbs/12_flmm.ipynb #flme0151
+def _overlaps(model, data, i, grid):
+    "Phrases `i`, on images of one size: name -> intersections and unions with the true masks."
+    true = np.stack([data.masks[k] for k in i]) # (K, H, W)
+    features = None if data.features is None else data.features[data.image[i]].float()
+    size = true.shape[:0:-1]
+    coarse, fine = model.masks(data.phrases[torch.from_numpy(i)], features, size, 16)
+    overlaps = {'head': mask_overlap(coarse > 0, true)}
+    if fine is not None: overlaps['head and SAM'] = mask_overlap(fine > 0, true)
+    return overlaps | {'oracle of the grid': _oracle(true, grid, model.padded)}
+
+def _mean_iou(image, inter, union):
+    "Over phrases, each on an image; the interval is over images."
+    sums, counts = np.bincount(image, mask_iou(inter, union)), np.bincount(image)
+    mean = bootstrap(lambda iou, n: iou.sum()/n.sum(), sums, counts)
+    return dict(value=mean.value, ci=[mean.low, mean.high])
+
 def _scores(model, data, grid):
-    "Mean IoU over phrases of the head, of the refiner and of the best masks of whole cells; intervals over images."
-    found = {}
+    "Mean IoU of the head, of the refiner and of the best masks of whole cells."
+    parts = {}
     for shape in {m.shape for m in data.masks}:
-        i = np.flatnonzero([m.shape == shape for m in data.masks]); true = np.stack([data.masks[k] for k in i])
-        coarse, fine = model.masks(data.phrases[torch.from_numpy(i)], None if data.features is None else data.features[data.image[i]].float(), shape[::-1], 16)
-        for name, x in (('head', coarse), ('head and SAM', fine)):
-            if x is not None: found.setdefault(name, []).append((data.image[i], *mask_overlap(x > 0, true)))
-        found.setdefault('oracle of the grid', []).append((data.image[i], *_oracle(true, grid, model.padded)))
-    out = {}
-    for name, parts in found.items():
-        image, inter, union = (np.concatenate(x) for x in zip(*parts))
-        x = bootstrap(lambda iou, n: iou.sum()/n.sum(), np.bincount(image, mask_iou(inter, union)), np.bincount(image))
-        out[name] = dict(value=x.value, ci=[x.low, x.high])
-    return out
+        i = np.flatnonzero([m.shape == shape for m in data.masks])
+        for name, overlap in _overlaps(model, data, i, grid).items():
+            parts.setdefault(name, []).append((data.image[i], *overlap))
+    joined = {name: map(np.concatenate, zip(*part)) for name, part in parts.items()}
+    return {name: _mean_iou(*part) for name, part in joined.items()}
+
+# %% ../nbs/12_flmm.ipynb #flme0153
+def _number(default, least): return field(default=default, metadata=dict(min=least))
+
+def _named(default, metavar): return field(default=default, metadata=dict(metavar=metavar))
+
+def _check_limits(fit):
+    "Refuse numbers that are too small."
+    for option in fields(fit):
+        value, least = getattr(fit, option.name), option.metadata.get('min')
+        if None not in (value, least) and value < least:
+            raise BadInput(f'{option.name} {value}: give {least} or more')
+
+# %% ../nbs/12_flmm.ipynb #flme0154
+@dataclass
+class FLMMFit:
+    "How an F-LMM is trained on images with masks."
+    # COCO's instances, as JSON. Without --refs each category of an image is a phrase.
+    data: Path | None = field(metadata=dict(metavar='FILE'))
+    images: Path | None = field(metadata=dict(metavar='DIR')) # The folder of the images.
+    out: Path = field(metadata=dict(metavar='DIR'))           # Where the F-LMM goes.
+    # Referring expressions, as RefCOCO's refs(...).p or the same as JSON.
+    refs: Path | None = _named(None, 'FILE')
+    split: str = 'train'                        # Which split of --refs.
+    # Multimodal model: a name that ships, a folder or a hub id.
+    lmm: str | Path | LMM = _named('llava', 'M')
+    # SAM, likewise, or a checkpoint file; 'none': the mask head alone.
+    sam: str | Path | SAM | None = _named('sam', 'S')
+    width: int = _number(32, 1)            # Channels of the U-Net's first level; the paper's is 64.
+    # Places to which smaller maps are enlarged; the paper's is 64.
+    upsample: int = _number(32, 8)
+    steps: int | None = _number(None, 1)   # Training steps; by default the recipe's, 600.
+    batch: int = _number(32, 1)            # Phrases in a step.
+    lr: float | None = _number(None, 1e-12) # Highest learning rate; by default the recipe's, 0.002.
+    seed: int = _number(0, 0)              # Of the start and of the order of the phrases.
+    device: str | None = _named(None, 'D') # 'cpu', 'cuda' ...; by default CUDA where there is one.
+    dtype: str | None = _named(None, 'T')  # 'fp32' (the default), 'bf16' or 'fp16'.
+    def __post_init__(self): _check_limits(self)
+
+# %% ../nbs/12_flmm.ipynb #flme0155
+@patch(as_prop=True)
+def train_config(self: FLMMFit) -> TrainConfig:
+    "The recipe with these steps."
+    steps = self.steps or FLMM_RECIPE.steps
+    warmup, lr = min(FLMM_RECIPE.warmup, steps//10), self.lr or FLMM_RECIPE.lr
+    return replace(FLMM_RECIPE, steps=steps, warmup=warmup, seed=self.seed, lr=lr,
+                   checkpoint_every=100)
+
+@patch
+def read_examples(self: FLMMFit) -> list: # of `Grounding`
+    "What the files hold."
+    if self.refs: return read_refcoco(self.refs, self.data, self.images, self.split)
+    return read_coco(self.data, self.images)
+
+@patch
+def load_models(self: FLMMFit) -> tuple: # the `LMM`, and the `SAM` or None
+    "The frozen models; those that are given by name are loaded."
+    lmm, sam = self.lmm, None if self.sam == 'none' else self.sam
+    if isinstance(lmm, (str, Path)): lmm = load_lmm(str(lmm), self.dtype, self.device)
+    if isinstance(sam, (str, Path)): sam = load_sam(str(sam), self.dtype, self.device)
+    return lmm, sam
+
+# %% ../nbs/12_flmm.ipynb #flme0156
+@patch
+def lines(
+    self: FLMMFit,
+    result: dict, # of `fit_grounding`
+) -> list:        # of texts
+    "What there is to say about a result."
+    data, scores = result['data'], result['held_out']
+    intervals = {name: Interval(i['value'], *i['ci']) for name, i in scores.items()}
+    scores = '; '.join(f'{name} {interval}' for name, interval in intervals.items())
+    return [
+        f"{data['phrases']:,} phrases on {data['images']:,} images, "
+        f"{data['held_out_images']:,} of the images held out; {result['steps']:,} steps: {self.out}",
+        f'held out, mean IoU: {scores}',
+    ]
+
+# %% ../nbs/12_flmm.ipynb #flme0157
+def _by_pixels(examples):
+    "Examples with a hash of the image's pixels as its name."
+    hashes, sizes = {}, {}
+    for example in examples:
+        name = example.name
+        if name not in hashes:
+            image = to_rgb(example.open())
+            content = repr(image.size).encode() + image.tobytes()
+            hashes[name], sizes[name] = hashlib.sha256(content).hexdigest(), image.size[::-1]
+        (h, w), size = example.masks.shape[1:], sizes[name]
+        if (h, w) != size: raise BadInput(
+            f'{name}: an image of {size[1]} x {size[0]} pixels and masks of {w} x {h}; give the '
+            'images that the masks were made for')
+    return [replace(example, name=hashes[example.name]) for example in examples]
+
+def _hold_out(examples):
+    "Examples to train on, and those of a tenth of the images; two images at least."
+    names = sorted({example.name for example in examples})
+    if len(names) < 10: raise BadInput(
+        f'{len(names)} different images with phrases; at least 10 are needed, of which 2 are held out')
+    held_out = set(names[:max(2, len(names)//10)])
+    return tuple([x for x in examples if (x.name in held_out) == held] for held in (False, True))
+
+# %% ../nbs/12_flmm.ipynb #flme0158
+def _train_fit(fit, models, examples, data, progress):
+    "The F-LMM, and the `History` of its training. A run that was stopped goes on."
+    lmm, sam = models
+    channels = data.phrases.maps.shape[1]
+    shape = dict(width=fit.width, upsample=fit.upsample)
+    model = new_flmm(lmm, sam, fit.seed, channels=channels, **shape)
+    texts = [(x.name, x.text, x.spans, x.question, x.masks) for x in examples]
+    refiner = model.refiner and model.refiner.config
+    inputs = model, model.head.config, refiner, model.made_for, fit.train_config, fit.batch, texts
+    frozen = [m.model for m in models if m is not None]
+    history = fit_flmm(model, data, fit.train_config, fit.batch,
+                       run_folder('flmm', 'fit', *inputs), frozen, progress)
+    return model, history
+
+def _about(fit, model, history, parts):
+    "What `fit.json` says about a training: its data, config and losses."
+    trained, test = parts
+    images = [len(set(part.image)) for part in parts]
+    data = dict(images=sum(images), phrases=len(trained) + len(test), held_out_images=images[1],
+                held_out_phrases=len(test))
+    losses = [[i, round(history.losses[i], 4)]
+              for i in range(0, history.steps, max(1, history.steps//60))]
+    about = dict(data=data, config=asdict(fit.train_config), batch_size=fit.batch)
+    about |= dict(width=fit.width, upsample=fit.upsample, models=model.made_for)
+    return about | dict(steps=history.steps, seconds=round(history.seconds, 1), losses=losses)
 
 # %% ../nbs/12_flmm.ipynb #flm00152
 def fit_grounding(
-    examples,      # list of `Grounding`, as the readers give them
-    out,           # folder for the F-LMM and `fit.json`
-    lmm='llava',   # name, folder or hub id; or an `LMM`
-    sam='sam',     # likewise, or a `SAM`; None: the head alone
-    config=FLMM_RECIPE, # a `TrainConfig`
-    batch_size=32, # phrases a step
-    device=None, dtype=None, # for models that are given by name
-    store=None,    # a `FeatureStore`; None: the one in the cache
-    progress=True,
-    **kwargs,      # of `new_flmm`: kind, width, upsample, merge
-)->dict:           # what `fit.json` holds
-    """Train an F-LMM on your images, and measure it on a tenth of them, held out. Resumes from the cache.
-    Raises `BadInput` for data or models that cannot be used; `out` is written at the end, `fit.json` last."""
-    out, named, sizes = check_place(out, 'an F-LMM', _holds_flmm), {}, {}
-    lmm, sam = load_lmm(lmm, dtype, device) if isinstance(lmm, str) else lmm, load_sam(sam, dtype, device) if isinstance(sam, str) else sam
-    for e in examples:
-        if e.name not in named:                                                                          # an image is known by its pixels
-            pixels = to_rgb(e.open())
-            named[e.name], sizes[e.name] = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest(), pixels.size[::-1]
-        if e.masks.shape[1:] != (size := sizes[e.name]): raise BadInput(f'{e.name}: an image of {size[1]} x {size[0]} pixels and masks of {e.masks.shape[2]} x {e.masks.shape[1]}; give the images that the masks were made for')
-    examples = [replace(e, name=named[e.name]) for e in examples]
-    hashes = sorted(set(named.values())); held = set(hashes[:max(2, len(hashes)//10)])
-    if len(hashes) < 10: raise BadInput(f'{len(hashes)} different images with phrases; at least 10 are needed, of which 2 are held out')
-    parts = [[e for e in examples if (e.name in held) == h] for h in (False, True)]
-    data, test = (grounding_data(lmm, part, sam, kwargs.get('merge', 'mean'), store, progress=progress) for part in parts)
-    model = new_flmm(lmm, sam, config.seed, channels=data.phrases.maps.shape[1], **kwargs)
-    about = dict(config=asdict(config), batch_size=batch_size, **kwargs, models=model.made_for)
-    run = json.dumps([about | dict(config=about['config'] | dict(checkpoint_every=0)), [(e.name, e.text, e.spans, e.question, hashlib.sha256(np.packbits(e.masks)).hexdigest()) for e in parts[0]]], default=str)
-    history = fit_flmm(model, data, config, batch_size, cache_path('runs', 'flmm', f'fit-{hashlib.sha256(run.encode()).hexdigest()[:16]}'), [m.model for m in (lmm, sam) if m is not None], progress)
-    every = max(1, history.steps//60)
-    about = dict(data=dict(images=len(hashes), phrases=len(data) + len(test), held_out_images=len(held), held_out_phrases=len(test)), **about, steps=history.steps, seconds=round(history.seconds, 1),
-                 losses=[[i, round(history.losses[i], 4)] for i in range(0, history.steps, every)], held_out=_scores(model.eval(), test, tuple(test.phrases.maps.shape[-2:])), versions=versions())
+    fit: FLMMFit,                      # data, models, steps ...
+    store: FeatureStore | None = None, # of what the frozen models compute; None: in the cache
+    progress: bool = True,             # whether bars are shown
+    examples: list | None = None,      # of `Grounding`, in place of the files
+) -> dict:                             # what `fit.json` holds
+    """Train an F-LMM on your images, and measure it on a tenth of them, held out. Raises `BadInput`
+    for data or models that cannot be used; `fit.out` is written at the end, `fit.json` last."""
+    out = check_place(fit.out, 'an F-LMM', _holds_flmm)
+    if examples is None: examples = fit.read_examples()
+    models = lmm, sam = fit.load_models()
+    parts = _hold_out(_by_pixels(examples))
+    data = [grounding_data(lmm, x, sam, store=store, progress=progress) for x in parts]
+    model, history = _train_fit(fit, models, parts[0], data[0], progress)
+    grid = tuple(data[1].phrases.maps.shape[-2:])
+    scores = _scores(model.eval(), data[1], grid)
+    about = _about(fit, model, history, data) | dict(held_out=scores, versions=versions())
     (out/'fit.json').unlink(missing_ok=True)
-    told = [e for e in parts[0] if e.question == QUESTION]                                              # texts of the LMM's own kind; expressions teach no selector
-    if told: fit_selector(model, lmm, told, seed=config.seed)
+    narratives = [x for x in parts[0] if x.question == QUESTION] # expressions teach no selector
+    if narratives: fit_selector(model, lmm, narratives, seed=fit.seed)
     else: model.selector = None
     save_flmm(model, out)
     write_whole(out/'fit.json', json.dumps(about, indent=1) + '\n')

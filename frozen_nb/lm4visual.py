@@ -8,24 +8,29 @@ __all__ = ['LAYOUTS', 'PLACES', 'FROZEN_ARMS', 'ARMS', 'LM4VISUAL_RECIPE', 'THRE
            'new_classifier', 'frozen_in', 'mirrored', 'pixels', 'answer_loss', 'fit_encoder', 'mirrored_pixels',
            'outputs', 'right_answers', 'from_0_to_1', 'magnitude_map', 'frequency_map', 'map_iou', 'grid_masks',
            'watching', 'cls_attention', 'corrupt', 'OnFeatures', 'Tubes', 'neighbourhoods', 'Points', 'Moments',
-           'Words', 'Beside', 'word_numbers', 'save_classifier', 'load_classifier', 'read_classes', 'fit_folder']
+           'Words', 'Beside', 'word_numbers', 'save_classifier', 'load_classifier', 'read_classes', 'LM4VisualFit',
+           'fit_folder']
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00002
-import copy, hashlib, json, math
+import math
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .core.frozen import *
 from .core.folders import check_place, read_folder, read_json, write_folder
+from .core.stores import run_folder
 from .core.zoo import configuration, find_model, open_image, shipped
 from .core.activations import blocks, final_norm
 from .core.training import History, train, TrainConfig
+from .core.claims import paired_bootstrap
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00021
 def _attention(block): return next((m for m in block.children() if type(m).__name__.endswith('Attention')), None)   # a norm has the word in its name, too
@@ -46,13 +51,15 @@ def _nothing(block, x): return {}
 LAYOUTS = {f'{name}DecoderLayer': _angles for name in ('Llama', 'Mistral', 'Qwen2', 'Qwen3', 'Gemma', 'Phi3', 'Olmo')} | {
     'GPTNeoXLayer': _angles, 'GPTJBlock': _angles_gptj, 'OPTDecoderLayer': _nothing, 'GPT2Block': _nothing}   # class of a block -> what it has to be told so that no token has a position
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0021bs
 class LMBlock(nn.Module):
     "Frozen blocks of a language model as one layer: every token sees all tokens, and none has a position (LM4Visual, section 3)."
-    def __init__(self,
-        parts,       # list of blocks, each a layer of transformers
-        width,       # D, of the language model
-        norm=None,   # a module that follows them; None: nothing
-        **made_from, # what the blocks are: lm, layers ...
+    def __init__(
+        self,
+        parts: list,                   # list of blocks, each a layer of transformers
+        width: int,                    # D, of the language model
+        norm: nn.Module | None = None, # a module that follows them; None: nothing
+        **made_from: object,           # what the blocks are: lm, layers ...
     ):
         super().__init__()
         for block in parts:
@@ -61,10 +68,11 @@ class LMBlock(nn.Module):
                 if hasattr(m, 'is_causal'): m.is_causal = False
         self.width, self.layers, self.norm, self.made_from = width, nn.ModuleList(parts), norm or nn.Identity(), made_from
 
-    def forward(self,
-        x,         # (B, T, D)
-        mask=None, # (B, T) bool, False for padding; None: no padding
-    ):             # (B, T, D)
+    def forward(
+        self,
+        x: torch.Tensor,                  # (B, T, D)
+        mask: torch.Tensor | None = None, # (B, T) bool, False for padding; None: no padding
+    ):                                    # (B, T, D)
         seen = None if mask is None else torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, torch.finfo(x.dtype).min)[:, None, None].expand(-1, -1, x.shape[1], -1)
         for block in self.layers:
             y = block(x, attention_mask=seen, **LAYOUTS[type(block).__name__](block, x))
@@ -78,27 +86,46 @@ class Reading:
     files: tuple # names of the files that tensors came from
     bytes: int   # of these tensors
 
+def _files_of_tensors(folder):
+    "Name of a tensor -> name of the file in which it is."
+    from safetensors import safe_open
+    index, schema = folder/'model.safetensors.index.json', dict(weight_map=dict[str, str])
+    if index.is_file():
+        return read_json(index, 'an index of weights', schema, 'copy it again')['weight_map']
+    if not (folder/'model.safetensors').is_file(): raise BadInput(
+        f'{folder}: no model.safetensors and no index of its parts; save the model as safetensors')
+    with safe_open(folder/'model.safetensors', 'pt') as f:
+        return dict.fromkeys(f.keys(), 'model.safetensors')
+
+# %% ../nbs/13_lm4visual.ipynb #lmv0023bs
+def _names_in(where, names, folder):
+    "Names of tensors -> as they are in the file: a bare model is saved without the first part."
+    keys = {}
+    for name in names:
+        key = next((k for k in (name, name.partition('.')[2]) if k in where), None)
+        if key is None: raise BadInput(
+            f'{folder}: {name} is not in the checkpoint, and no weight is made up in its place; take '
+            'a folder that holds the whole block')
+        keys[name] = key
+    return keys
+
+# %% ../nbs/13_lm4visual.ipynb #lmva0023
 def read_tensors(
-    folder, # of a model of transformers, with safetensors
-    names,  # of the tensors, as the model calls them
-)->tuple:   # name -> tensor, and the `Reading`
+    folder: Path | str, # of a model of transformers, with safetensors
+    names: list,        # of the tensors, as the model calls them
+) -> tuple:             # name -> tensor, and the `Reading`
     "Some tensors of a checkpoint and nothing else. Raises `BadInput` for one that it does not hold."
     from safetensors import safe_open
-    folder, index = Path(folder), Path(folder)/'model.safetensors.index.json'
-    schema = dict(weight_map=dict[str, str])
-    if index.is_file():
-        where = read_json(index, 'an index of weights', schema, 'copy it again')['weight_map']
-    elif (folder/'model.safetensors').is_file():
-        with safe_open(folder/'model.safetensors', 'pt') as f: where = dict.fromkeys(f.keys(), 'model.safetensors')
-    else: raise BadInput(f'{folder}: no model.safetensors and no index of its parts; save the model as safetensors')
-    keys = {name: next((k for k in (name, name.partition('.')[2]) if k in where), None) for name in names}   # a bare model is saved without the first part of the name
-    missing = [name for name, k in keys.items() if k is None]
-    if missing: raise BadInput(f'{folder}: {missing[0]} is not in the checkpoint, and no weight is made up in its place; take a folder that holds the whole block')
+    folder = Path(folder)
+    where = _files_of_tensors(folder)
+    keys = _names_in(where, names, folder)
     files, out = sorted({where[k] for k in keys.values()}), {}
     for file in files:
         try:
-            with safe_open(folder/file, 'pt') as f: out |= {name: f.get_tensor(k) for name, k in keys.items() if where[k] == file}
-        except Exception as e: raise BadInput(f'{folder/file} cannot be read ({type(e).__name__}); copy it again') from e
+            with safe_open(folder/file, 'pt') as f:
+                out |= {name: f.get_tensor(k) for name, k in keys.items() if where[k] == file}
+        except Exception as error: raise BadInput(
+            f'{folder/file} cannot be read ({type(error).__name__}); copy it again') from error
     return out, Reading(tuple(files), sum(t.nbytes for t in out.values()))
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00024
@@ -114,77 +141,139 @@ def _bare(folder, n):
     if types: config.layer_types = types[:n]
     return config, depth
 
-def load_block(
-    name,          # of a language model: a shipped name, a folder or a hub id
-    layers=-1,     # number of the block, or a list of numbers
-    norm='ones',   # what follows: the final norm with weights of one, as in the authors' code; 'own', the model's; None, nothing
-    weights='pretrained', # 'random': as in a model before its training; 'shuffled': the pretrained ones, the entries of each parameter in another order
-    seed=0,        # of random weights, or of the order
-    dtype=None, device=None,
-)->LMBlock:        # frozen; `read` says what was read for it
-    "Blocks of a language model, read from its checkpoint alone. Raises `BadInput` for blocks that are not there."
-    from transformers import AutoModelForCausalLM
-    if norm not in ('ones', 'own', None) or weights not in ('pretrained', 'random', 'shuffled'): raise BadInput(f"no norm {norm!r} or weights {weights!r}: choose the norm 'ones', 'own' or None, and weights 'pretrained', 'random' or 'shuffled'")
-    numbers, folder = [layers] if isinstance(layers, int) else list(layers), find_model(name, 'lm').folder
-    config, depth = _bare(folder, len(numbers))
-    wrong = [i for i in numbers if not -depth <= i < depth]
-    if wrong or not numbers: raise BadInput(f'{name} has no block {wrong[0] if wrong else numbers}: its {depth} blocks go from 0 to {depth - 1}, or from -{depth} to -1')
-    with seeded(seed): model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    found, last = list(blocks(model)), final_norm(model)
-    called = {id(m): n for n, m in model.named_modules()}
-    here = {id(b): called[id(b)].rpartition('.')[0] + f'.{i % depth}' for b, i in zip(found, numbers)}
-    wanted = [(b, here[id(b)]) for b in found] if weights != 'random' else []
-    if norm == 'own' and last is not None: wanted.append((last, called[id(last)]))
-    tensors, read = read_tensors(folder, [f'{at}.{k}' for m, at in wanted for k in m.state_dict()]) if wanted else ({}, Reading((), 0))
+def _places_of(model, parts, numbers, depth):
+    "Each block, with the name that it has in the checkpoint."
+    called = {id(m): name for name, m in model.named_modules()}
+    parents = [called[id(block)].rpartition('.')[0] for block in parts]
+    return [(block, f'{at}.{i % depth}') for block, at, i in zip(parts, parents, numbers)]
+
+def _check_tensor(tensor, mine, name, folder):
+    if tensor.shape != mine.shape: raise BadInput(
+        f'{folder}: {name} has shape {tuple(tensor.shape)} in the checkpoint and '
+        f'{tuple(mine.shape)} by its configuration')
+    if not tensor.isfinite().all(): raise BadInput(
+        f'{folder}: {name} holds NaN or infinity; copy the weights again')
+
+# %% ../nbs/13_lm4visual.ipynb #lmva0024
+def _read_into(folder, wanted):
+    "Weights of a checkpoint into modules, each with its name there: the `Reading`."
+    if not wanted: return Reading((), 0)
+    names = [f'{at}.{k}' for m, at in wanted for k in m.state_dict()]
+    tensors, read = read_tensors(folder, names)
     for m, at in wanted:
         for k, mine in m.state_dict().items():
-            if tensors[f'{at}.{k}'].shape != mine.shape: raise BadInput(f'{folder}: {at}.{k} has shape {tuple(tensors[f"{at}.{k}"].shape)} in the checkpoint and {tuple(mine.shape)} by its configuration')
-            if not tensors[f'{at}.{k}'].isfinite().all(): raise BadInput(f'{folder}: {at}.{k} holds NaN or infinity; copy the weights again')
+            _check_tensor(tensors[f'{at}.{k}'], mine, f'{at}.{k}', folder)
         m.load_state_dict({k: tensors[f'{at}.{k}'].float() for k in m.state_dict()})
-    if weights == 'shuffled':
-        order = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for p in nn.ModuleList(found).parameters(): p.copy_(p.flatten()[torch.randperm(p.numel(), generator=order)].view_as(p))
-    device = pick_device(device)
-    block = LMBlock(found, config.hidden_size, last if norm else None, lm=str(name), layers=[i % depth for i in numbers], follows=norm, weights=weights, seed=seed)
-    block.read = read
+    return read
+
+@torch.no_grad()
+def _shuffle(parts, seed):
+    "The entries of each parameter in another order."
+    order = torch.Generator().manual_seed(seed)
+    for p in nn.ModuleList(parts).parameters():
+        entries = torch.randperm(p.numel(), generator=order)
+        p.copy_(p.flatten()[entries].view_as(p))
+
+# %% ../nbs/13_lm4visual.ipynb #lmvb0024
+def _check_block(norm, weights):
+    kinds = 'pretrained', 'random', 'shuffled'
+    if norm in ('ones', 'own', None) and weights in kinds: return
+    raise BadInput(f"no norm {norm!r} or weights {weights!r}: choose the norm 'ones', 'own' or "
+                   "None, and weights 'pretrained', 'random' or 'shuffled'")
+
+def _check_numbers(name, numbers, depth):
+    wrong = [i for i in numbers if not -depth <= i < depth]
+    if wrong or not numbers: raise BadInput(
+        f'{name} has no block {wrong[0] if wrong else numbers}: its {depth} blocks go from 0 to '
+        f'{depth - 1}, or from -{depth} to -1')
+
+def _read_block(folder, config, depth, numbers, norm, weights, seed):
+    "Blocks, the model's last norm, and the `Reading`."
+    from transformers import AutoModelForCausalLM
+    with seeded(seed): model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    parts, last = list(blocks(model)), final_norm(model)
+    wanted = [] if weights == 'random' else _places_of(model, parts, numbers, depth)
+    if norm == 'own' and last is not None:
+        wanted.append((last, next(name for name, m in model.named_modules() if m is last)))
+    read = _read_into(folder, wanted)
+    if weights == 'shuffled': _shuffle(parts, seed)
+    return parts, last, read
+
+# %% ../nbs/13_lm4visual.ipynb #lmvc0024
+def load_block(
+    name: str, # of a language model: a shipped name, a folder or a hub id
+    layers: int | list = -1,                # number of the block, or a list of numbers
+    norm: str | None = 'ones', # that follows: 'ones' as in the authors' code, its 'own', or None
+    weights: str = 'pretrained',            # or 'random'; or 'shuffled', their order
+    seed: int = 0,                          # of random weights, or of the order
+    dtype: str | torch.dtype | None = None, # 'fp32' (the default), 'bf16' ...
+    device: str | None = None,              # 'cpu', 'cuda' ...; None: CUDA where there is one
+) -> LMBlock:                               # frozen; `read` says what was read for it
+    """Blocks of a language model, read from its checkpoint alone. Raises `BadInput` for blocks that
+    are not there."""
+    _check_block(norm, weights)
+    numbers = [layers] if isinstance(layers, int) else list(layers)
+    folder = find_model(name, 'lm').folder
+    config, depth = _bare(folder, len(numbers))
+    _check_numbers(name, numbers, depth)
+    parts, last, read = _read_block(folder, config, depth, numbers, norm, weights, seed)
+    made_from = dict(layers=[i % depth for i in numbers], follows=norm, weights=weights, seed=seed)
+    block = LMBlock(parts, config.hidden_size, last if norm else None, lm=str(name), **made_from)
+    block.read, device = read, pick_device(device)
     return freeze(block.to(device, pick_dtype(dtype, device)))
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00031
 class Inserted(nn.Module):
     "Linear, blocks of a language model, linear (LM4Visual, equation 2)."
-    def __init__(self,
-        width, # d, of the encoder
-        block, # an `LMBlock`
+    def __init__(
+        self,
+        width: int,     # d, of the encoder
+        block: LMBlock, # an `LMBlock`
     ):
         super().__init__()
         self.into, self.block, self.out = nn.Linear(width, block.width, bias=False), block, nn.Linear(block.width, width, bias=False)
         for m in (self.into, self.out): nn.init.trunc_normal_(m.weight, std=.02)
 
-    def forward(self, x, mask=None): return self.out(self.block(self.into(x), mask))
+    def forward(
+        self,
+        x: torch.Tensor,                  # (B, T, d)
+        mask: torch.Tensor | None = None, # (B, T) bool, False for padding
+    ):
+        return self.out(self.block(self.into(x), mask))
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0031bs
 class TokenMLP(nn.Module):
     "Linear, GELU, LayerNorm, linear, with as many trainable parameters as two maps to a language model of width `D` and back (LM4Visual, table 6)."
-    def __init__(self,
-        width, # d
-        D,     # of the language model that it stands in for
+    def __init__(
+        self,
+        width: int, # d
+        D: int,     # of the language model that it stands in for
     ):
         super().__init__()
         inner = round((2*width*D - width)/(2*width + 3))
         self.first, self.norm, self.last = nn.Linear(width, inner), nn.LayerNorm(inner), nn.Linear(inner, width)
 
-    def forward(self, x, mask=None): return self.last(self.norm(F.gelu(self.first(x))))
+    def forward(
+        self,
+        x: torch.Tensor,                  # (B, T, d)
+        mask: torch.Tensor | None = None, # not used: each token is alone
+    ):
+        return self.last(self.norm(F.gelu(self.first(x))))
 
 PLACES = 'head', 'middle', 'tail'
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0031cs
 class VisualEncoder(nn.Module):
     "Transformer layers over tokens, trained from scratch, and what is inserted among them."
-    def __init__(self,
-        tokenizer,     # a module: inputs -> tokens (B, T, d), or a tuple of tokens and mask (B, T)
-        width=96, depth=4, heads=3,
-        inserted=None, # a module (x, mask) -> x, such as an `Inserted`
-        at='tail',     # where: 'head', 'middle' or 'tail'
-        drop_path=0.,  # share of residual branches left out in training, at the last layer
+    def __init__(
+        self,
+        tokenizer: nn.Module,              # inputs -> tokens (B, T, d), or these and a mask (B, T)
+        width: int = 96,                   # d
+        depth: int = 4,                    # layers
+        heads: int = 3,                    # of each layer
+        inserted: nn.Module | None = None, # a module (x, mask) -> x, such as an `Inserted`
+        at: str = 'tail',                  # where: 'head', 'middle' or 'tail'
+        drop_path: float = 0.,             # share of residual branches left out at the last layer
     ):
         super().__init__()
         from timm.models.vision_transformer import Block
@@ -194,7 +283,10 @@ class VisualEncoder(nn.Module):
         self.layers = nn.ModuleList(Block(width, heads, qkv_bias=True, drop_path=drop_path*i/max(1, depth - 1)) for i in range(depth))
         self.inserted, self.where, self.norm = inserted, dict(head=0, middle=depth//2, tail=depth)[at], nn.LayerNorm(width)
 
-    def forward(self, *inputs): # (B, 1 + T, d), CLS first
+    def forward(
+        self,
+        *inputs: torch.Tensor, # of the tokenizer
+    ):                         # (B, 1 + T, d), CLS first
         tokens = self.tokenizer(*inputs); tokens, mask = tokens if isinstance(tokens, tuple) else (tokens, None)
         x = torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], 1)
         if mask is not None: mask = torch.cat([mask[:, :1] | True, mask], 1)
@@ -205,12 +297,15 @@ class VisualEncoder(nn.Module):
         if self.inserted is not None and self.where == len(self.layers): x = self.inserted(x, mask)
         return self.norm(x)
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0031ds
 class Patches(nn.Module):
     "Images as tokens: one a patch, with a learnt position."
-    def __init__(self,
-        size=64, patch=8, # pixels
-        width=96,         # d
-        channels=3,
+    def __init__(
+        self,
+        size: int = 64,    # side of an image, pixels
+        patch: int = 8,    # side of a patch, pixels
+        width: int = 96,   # d
+        channels: int = 3, # of an image
     ):
         super().__init__()
         if size % patch: raise BadInput(f'patches of {patch} pixels do not tile an image of {size}')
@@ -218,28 +313,43 @@ class Patches(nn.Module):
         self.project = nn.Conv2d(channels, width, patch, patch)
         self.position = nn.Parameter(torch.randn(1, self.grid**2, width)*.02)
 
-    def forward(self, images): # (B, C, size, size) -> (B, grid², d)
+    def forward(
+        self,
+        images: torch.Tensor, # (B, C, size, size)
+    ):                        # (B, grid², d)
         if images.shape[-2:] != (self.size, self.size): raise BadInput(f'images of {tuple(images.shape[-2:])} pixels; this encoder takes {self.size} x {self.size}')
         return self.project(images).flatten(2).mT + self.position
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0031es
 class Classifier(nn.Module):
     "An encoder and a linear head on its CLS token."
-    def __init__(self, encoder, outputs, **made_for):
+    def __init__(
+        self,
+        encoder: VisualEncoder, # CLS comes first in what it gives
+        outputs: int,           # classes
+        **made_for: object,     # arguments of `new_classifier`
+    ):
         super().__init__()
         self.made_for, self.encoder, self.head = made_for, encoder, nn.Linear(encoder.norm.normalized_shape[0], outputs)
 
-    def forward(self, *inputs): return self.head(self.encoder(*inputs)[:, 0])
+    def forward(
+        self,
+        *inputs: torch.Tensor, # of the encoder
+    ):
+        return self.head(self.encoder(*inputs)[:, 0])
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00032
 FROZEN_ARMS = 'pretrained', 'random', 'shuffled' # those in which a block stays frozen, and what its weights are
 ARMS = 'base', 'MLP', *FROZEN_ARMS, 'random, trained', 'pretrained, tuned'
 
 def arm(
-    name,        # one of `ARMS`
-    width,       # d, of the encoder
-    lm='llama',  # whose block it is
-    layers=-1, norm='ones', seed=0,
-)->nn.Module:    # what is inserted, or None
+    name: str,                 # one of `ARMS`
+    width: int,                # d, of the encoder
+    lm: str = 'llama',         # whose block it is
+    layers: int | list = -1,   # number of the block, or numbers
+    norm: str | None = 'ones', # what follows it, as in `load_block`
+    seed: int = 0,             # of random weights, or of their order
+) -> nn.Module:                # what is inserted, or None
     "What stands at the end of an encoder in one arm of the comparison."
     if name not in ARMS: raise BadInput(f'no arm {name!r}: choose {", ".join(ARMS)}')
     if name == 'base': return None
@@ -251,15 +361,20 @@ def arm(
 LM4VISUAL_RECIPE = TrainConfig(600, 1e-3, 'cosine', warmup=60, weight_decay=.05)
 
 def new_classifier(
-    name,        # one of `ARMS`
-    classes,     # how many
-    seed=0,
-    lm='llama', layers=-1, norm='ones', # of the block
-    at='tail',   # 'head', 'middle', 'tail'
-    tokenizer=None, # a function that makes one; None: `Patches` of images
-    size=64, patch=8, # of images, pixels
-    width=96, depth=4, heads=3,
-)->Classifier:
+    name: str,                         # one of `ARMS`
+    classes: int,                      # how many
+    seed: int = 0,                     # of the weights
+    lm: str = 'llama',                 # of the block
+    layers: int | list = -1,           # of the block
+    norm: str | None = 'ones',         # of the block
+    at: str = 'tail',                  # 'head', 'middle', 'tail'
+    tokenizer: Callable | None = None, # a function that makes one; None: `Patches` of images
+    size: int = 64,                    # of images, pixels
+    patch: int = 8,                    # of images, pixels
+    width: int = 96,                   # d
+    depth: int = 4,                    # layers
+    heads: int = 3,                    # of each layer
+) -> Classifier:
     "A classifier of one arm. The same seed gives the same weights around the insertion in every arm, and the same weights in what is inserted at every call."
     made_for = dict(name=name, classes=classes, seed=seed, lm=str(lm), layers=layers, norm=norm, at=at, size=size, patch=patch, width=width, depth=depth, heads=heads)
     with seeded(seed):
@@ -267,98 +382,107 @@ def new_classifier(
         model.encoder.inserted = arm(name, width, lm, layers, norm, seed)
     return model
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0041bs
 def frozen_in(
-    model, # a `Classifier`, from `new_classifier`
-)->list:   # of modules: the block, or nothing
+    model: Classifier, # a `Classifier`, from `new_classifier`
+) -> list:             # of modules: the block, or nothing
     "What stays frozen in a classifier while it is trained."
     return [model.encoder.inserted.block] if model.made_for['name'] in FROZEN_ARMS else []
 
 def mirrored(
-    images, # (B, C, H, W)
-    rng,    # `numpy.random.Generator`
-):          # (B, C, H, W)
+    images: torch.Tensor,     # (B, C, H, W)
+    rng: np.random.Generator, # `numpy.random.Generator`
+):                            # (B, C, H, W)
     "Half of the images, left for right."
     flip = torch.from_numpy(rng.random(len(images)) < .5).to(images.device)
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 def pixels(
-    images, # (B, 3, H, W) uint8
-):          # (B, 3, H, W) float, about -2 to 2
+    images: torch.Tensor, # (B, 3, H, W) uint8
+):                        # (B, 3, H, W) float, about -2 to 2
     "What an encoder takes."
     return (images.float()/255 - .5)/.25
 
 def answer_loss(
-    output,  # (B, classes)
-    targets, # (B,)
+    output: torch.Tensor,  # (B, classes)
+    targets: torch.Tensor, # (B,)
 ):
     "Cross-entropy with smoothed labels."
     return F.cross_entropy(output, targets, label_smoothing=.1)
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0041cs
 def fit_encoder(
-    model,      # a module: inputs -> output
-    inputs,     # tuple of tensors (n, ...)
-    targets,    # (n, ...)
-    config=LM4VISUAL_RECIPE, batch_size=32,
-    prepare=lambda inputs, rng: inputs, # inputs of a batch as they are kept -> as the model takes them
-    loss=answer_loss, # (output, targets) -> mean
-    frozen=(),  # frozen modules: checked before and after
-    **options,  # of `train`
-)->History:
+    model: nn.Module,                               # a module: inputs -> output
+    inputs: tuple,                                  # tuple of tensors (n, ...)
+    targets: torch.Tensor,                          # (n, ...)
+    config: TrainConfig = LM4VISUAL_RECIPE,         # steps, rate, seed ...
+    batch_size: int = 32,                           # inputs a step
+    prepare: Callable = lambda inputs, rng: inputs, # what is kept -> what the model takes
+    loss: Callable = answer_loss,                   # (output, targets) -> mean
+    frozen: object = (),                            # frozen modules: checked before and after
+    **options: object,                              # of `train`
+) -> History:
     "Train an encoder. The same seed of `config` gives the same batches, whatever the model is."
     def batches(step):
         rng = np.random.default_rng([config.seed, step]); i = torch.from_numpy(rng.choice(len(targets), min(batch_size, len(targets)), replace=False))
         return dict(inputs=prepare(tuple(x[i] for x in inputs), rng), targets=targets[i])
     return train(model, batches, lambda model, b: loss(model(*b['inputs']), b['targets']), config, frozen=list(frozen), **options)
 
-def mirrored_pixels(inputs, rng): return (mirrored(pixels(inputs[0]), rng), *inputs[1:])
+def mirrored_pixels(
+    inputs: tuple,            # images (B, 3, H, W) uint8, and more
+    rng: np.random.Generator, # of which are mirrored
+):
+    return (mirrored(pixels(inputs[0]), rng), *inputs[1:])
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0041ds
 @torch.no_grad()
 def outputs(
-    model,
-    inputs,  # tuple of tensors (n, ...)
-    prepare=lambda inputs: inputs,
-    batch_size=256,
-):           # (n, ...)
+    model: nn.Module,                          # inputs -> output
+    inputs: tuple,                             # tuple of tensors (n, ...)
+    prepare: Callable = lambda inputs: inputs, # inputs as they are kept -> as the model takes them
+    batch_size: int = 256,                     # inputs at once
+):                                             # (n, ...)
     "What a model says of all inputs."
     device = next(model.parameters()).device
     return torch.cat([model.eval()(*[x.to(device) for x in prepare(tuple(x[lo:lo + batch_size] for x in inputs))]).cpu() for lo in range(0, len(inputs[0]), batch_size)])
 
 def right_answers(
-    model,
-    images, # (n, 3, H, W) uint8
-    labels, # (n,)
-)->np.ndarray: # (n,) 0 or 1
+    model: nn.Module,     # pixels -> (n, classes)
+    images: torch.Tensor, # (n, 3, H, W) uint8
+    labels: torch.Tensor, # (n,)
+) -> np.ndarray:          # (n,) 0 or 1
     "Which images are classified right."
     return (outputs(model, (images,), lambda x: (pixels(x[0]),)).argmax(1) == labels.cpu()).double().numpy()
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00051
 def from_0_to_1(
-    x, # (B, T)
+    x: torch.Tensor, # (B, T)
 ):
     "Each row stretched to between 0 and 1."
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     return (x - low)/(high - low).clamp_min(1e-12)
 
 def magnitude_map(
-    tokens, # (B, T, d) of patches
-):          # (B, T) from 0 to 1
+    tokens: torch.Tensor, # (B, T, d) of patches
+):                        # (B, T) from 0 to 1
     "How far each token is from the mean token of its image (LM4Visual, section 6)."
     return from_0_to_1((tokens - tokens.mean(1, keepdim=True)).norm(dim=-1))
 
 def frequency_map(
-    tokens, # (B, T, d) of patches
-):          # (B, T) from 0 to 1
+    tokens: torch.Tensor, # (B, T, d) of patches
+):                        # (B, T) from 0 to 1
     "The same of the angles of the Fourier transform along the channels (LM4Visual, section 6)."
     a = torch.fft.fft(tokens.float(), dim=-1).angle()
     return from_0_to_1((a - a.mean(1, keepdim=True)).norm(dim=-1))
 
 THRESHOLDS = tuple(round(.1*i, 1) for i in range(1, 10))
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0051bs
 def map_iou(
-    maps,  # (B, T) from 0 to 1
-    masks, # (B, T) bool
-    threshold='oracle', # or a number: the same for all images
-):         # (B,) IoU of the tokens above the threshold with the mask
+    maps: torch.Tensor,                # (B, T) from 0 to 1
+    masks: torch.Tensor,               # (B, T) bool
+    threshold: str | float = 'oracle', # or a number: the same for all images
+):                                     # (B,) IoU of the tokens above the threshold with the mask
     "How well a map finds what a mask holds (LM4Visual, section A.3): with the best threshold of 0.1, 0.2 ... 0.9 for each image, or with a fixed one."
     if not masks.any(1).all(): raise BadInput('an image has an empty mask: nothing to find')
     def at(t):
@@ -367,9 +491,9 @@ def map_iou(
     return torch.stack([at(t) for t in THRESHOLDS]).amax(0) if threshold == 'oracle' else at(threshold)
 
 def grid_masks(
-    masks, # (B, H, W) bool
-    grid,  # cells along each side
-):         # (B, grid²) bool
+    masks: torch.Tensor, # (B, H, W) bool
+    grid: int,           # cells along each side
+):                       # (B, grid²) bool
     "Masks on a grid of patches: cells of which half or more belong to the mask; where there is none, the fullest one, or all that are equally full. Of an empty mask, no cell."
     share = F.adaptive_avg_pool2d(torch.as_tensor(masks)[:, None].float(), grid).flatten(1)
     most = share.amax(1, keepdim=True)
@@ -378,9 +502,10 @@ def grid_masks(
 # %% ../nbs/13_lm4visual.ipynb #lmv00052
 @contextmanager
 def watching(
-    encoder, # a `VisualEncoder` of images
-):           # yields a dict: name of the place -> tokens of the patches (B, T, d), after each forward pass; 'attention of CLS' -> (B, T), what CLS attends to in the last layer
-    "What an encoder's tokens are at every place: after its layers, and after each part of what is inserted."
+    encoder: VisualEncoder, # a `VisualEncoder` of images
+): # yields a dict that each forward pass fills: place, tokens (B, T, d) or weights (B, T)
+    """What an encoder's tokens are at every place: after its layers, and after each part of what is
+    inserted; 'attention of CLS' is what CLS attends to in the last layer."""
     seen, hooks = {}, []
     def keep(name): return lambda m, args, y: seen.__setitem__(name, (y[0] if isinstance(y, tuple) else y)[:, 1:].detach())
     if isinstance(encoder.inserted, Inserted):
@@ -402,6 +527,7 @@ def watching(
     finally:
         for hook in hooks: hook.remove()
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0052bs
 def _what_is_read(block):
     "The attention of a block and the norm in front of it; refused where `cls_attention` would not make queries and keys as the block does."
     m, first = _attention(block), next((c for name, c in block.named_children() if name in ('input_layernorm', 'self_attn_layer_norm')), None)
@@ -410,9 +536,9 @@ def _what_is_read(block):
     return m, first
 
 def cls_attention(
-    block, # a layer of transformers with `q_proj` and `k_proj`, and `q_norm` and `k_norm` of a head where it has them
-    x,     # (B, 1 + T, D), what goes into its attention
-):         # (B, T) summed over heads
+    block: nn.Module, # with `q_proj` and `k_proj`; `q_norm` and `k_norm` where it has them
+    x: torch.Tensor,  # (B, 1 + T, D), what goes into its attention
+):                    # (B, T) summed over heads
     "What the CLS token attends to in a block of a language model, without mask and positions. Raises `BadInput` for a block that makes its queries and keys in another way."
     m, _ = _what_is_read(block)
     heads = {p: getattr(m, f'{p}_proj')(x).unflatten(-1, (-1, m.head_dim)) for p in 'qk'}
@@ -424,11 +550,11 @@ def cls_attention(
 CORRUPTIONS = 'noise', 'blur', 'contrast', 'brightness', 'pixelate', 'occlusion'
 
 def corrupt(
-    images,   # (B, 3, H, W) uint8
-    kind,     # one of `CORRUPTIONS`
-    strength, # 1, 2 or 3
-    seed=0,   # of noise and of where squares are
-):            # (B, 3, H, W) uint8
+    images: torch.Tensor, # (B, 3, H, W) uint8
+    kind: str,            # one of `CORRUPTIONS`
+    strength: int,        # 1, 2 or 3
+    seed: int = 0,        # of noise and of where squares are
+):                        # (B, 3, H, W) uint8
     "Images as a bad camera sees them."
     import torchvision.transforms.v2.functional as V
     if kind not in CORRUPTIONS or strength not in (1, 2, 3): raise BadInput(f'no corruption {kind!r} of strength {strength!r}: choose {", ".join(CORRUPTIONS)}, and 1, 2 or 3')
@@ -449,35 +575,50 @@ def corrupt(
 # %% ../nbs/13_lm4visual.ipynb #lmv00082
 class OnFeatures(nn.Module):
     "A classifier on the tokens of a frozen encoder: what is inserted, a norm, the mean over the tokens, a linear head."
-    def __init__(self,
-        inserted,  # from `arm`; None: nothing
-        width,     # d, of the features
-        classes,   # how many
-        mean, std, # (d,) of the features
+    def __init__(
+        self,
+        inserted: nn.Module | None, # from `arm`; None: nothing
+        width: int,                 # d, of the features
+        classes: int,               # how many
+        mean: torch.Tensor,         # (d,) of the features
+        std: torch.Tensor,          # (d,) of the features
     ):
         super().__init__()
         self.inserted, self.norm, self.head = inserted, nn.LayerNorm(width), nn.Linear(width, classes)
         self.register_buffer('mean', mean); self.register_buffer('std', std)
 
-    def forward(self, x): # (B, T, d) -> (B, classes)
+    def forward(
+        self,
+        x: torch.Tensor, # (B, T, d)
+    ):                   # (B, classes)
         x = (x.float() - self.mean)/self.std
         return self.head(self.norm(x if self.inserted is None else self.inserted(x)).mean(1))
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00091
 class Tubes(nn.Module):
     "Clips as tokens: patches of two frames, with a learnt position."
-    def __init__(self, size=64, frames=8, patch=16, width=96):
+    def __init__(
+        self,
+        size: int = 64,  # side of a frame, pixels
+        frames: int = 8, # of a clip
+        patch: int = 16, # side of a patch, pixels
+        width: int = 96, # d
+    ):
         super().__init__()
         self.project, self.position = nn.Conv3d(3, width, (2, patch, patch), (2, patch, patch)), nn.Parameter(torch.randn(1, frames//2*(size//patch)**2, width)*.02)
 
-    def forward(self, clips): # (B, 3, frames, size, size) -> (B, T, d)
+    def forward(
+        self,
+        clips: torch.Tensor, # (B, 3, frames, size, size)
+    ):                       # (B, T, d)
         return self.project(clips).flatten(2).mT + self.position
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0091bs
 def neighbourhoods(
-    points,   # (n, 3)
-    groups=32, # G
-    size=16,   # K
-):            # (G, K, 3) points around each centre, seen from it, and (G, 3) centres
+    points: np.ndarray, # (n, 3)
+    groups: int = 32,   # G
+    size: int = 16,     # K
+):                      # (G, K, 3) points around each centre, seen from it, and (G, 3) centres
     "Centres far from one another, and the points that are nearest to each. Raises `BadInput` for fewer points than are asked for."
     if len(points) < max(groups, size): raise BadInput(f'a cloud of {len(points)} points has no {groups} centres with {size} points around each: take fewer, or a cloud of {max(groups, size)} points or more')
     at, far = [int(np.argmax(points @ [1, 1, 1]))], np.full(len(points), np.inf)
@@ -487,50 +628,87 @@ def neighbourhoods(
     near = ((points[None] - centres[:, None])**2).sum(-1).argpartition(size - 1, 1)[:, :size]
     return (points[near] - centres[:, None]).astype(np.float32), centres.astype(np.float32)
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0091cs
 class Points(nn.Module):
     "Neighbourhoods of a point cloud as tokens: a small PointNet on each, and where it is."
-    def __init__(self, width=96):
+    def __init__(
+        self,
+        width: int = 96, # d
+    ):
         super().__init__()
         self.inside = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
         self.where = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
 
-    def forward(self, around, centres): # (B, G, K, 3), (B, G, 3) -> (B, G, d)
+    def forward(
+        self,
+        around: torch.Tensor,  # (B, G, K, 3)
+        centres: torch.Tensor, # (B, G, 3)
+    ):                         # (B, G, d)
         return self.inside(4*around).amax(2) + self.where(centres)
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0091ds
 class Moments(nn.Module):
     "Moments of a track as tokens."
-    def __init__(self, features=4, moments=4, width=96):
+    def __init__(
+        self,
+        features: int = 4, # numbers a moment
+        moments: int = 4,  # of a track
+        width: int = 96,   # d
+    ):
         super().__init__()
         self.project, self.position = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width)), nn.Parameter(torch.randn(1, moments, width)*.02)
 
-    def forward(self, track): return self.project(track) + self.position # (B, T, features) -> (B, T, d)
+    def forward(
+        self,
+        track: torch.Tensor, # (B, T, features)
+    ):
+        return self.project(track) + self.position # (B, T, features) -> (B, T, d)
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0091es
 class Words(nn.Module):
     "Words as tokens; number 0 is padding."
-    def __init__(self, words, length, width=96):
+    def __init__(
+        self,
+        words: int,      # numbers of words, 0 among them
+        length: int,     # words of the longest text
+        width: int = 96, # d
+    ):
         super().__init__()
         self.embed, self.position = nn.Embedding(words, width), nn.Parameter(torch.randn(1, length, width)*.02)
 
-    def forward(self, numbers): return self.embed(numbers) + self.position[:, :numbers.shape[1]], numbers > 0 # (B, T) -> (B, T, d), (B, T)
+    def forward(
+        self,
+        numbers: torch.Tensor, # (B, T), as from `word_numbers`
+    ):
+        return self.embed(numbers) + self.position[:, :numbers.shape[1]], numbers > 0
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0091fs
 class Beside(nn.Module):
     "Tokens of several tokenizers one after the other; each takes as many inputs as it is said to."
-    def __init__(self, *parts, inputs=None):
+    def __init__(
+        self,
+        *parts: nn.Module,          # tokenizers
+        inputs: list | None = None, # how many each takes; None: one
+    ):
         super().__init__()
         self.parts, self.inputs = nn.ModuleList(parts), inputs or [1]*len(parts)
 
-    def forward(self, *inputs):
+    def forward(
+        self,
+        *inputs: torch.Tensor, # of the first tokenizer, of the second ...
+    ):
         inputs, tokens, masks = list(inputs), [], []
         for part, n in zip(self.parts, self.inputs):
             y = part(*[inputs.pop(0) for _ in range(n)]); y, m = y if isinstance(y, tuple) else (y, y.new_ones(y.shape[:2], dtype=torch.bool))
             tokens.append(y); masks.append(m)
         return torch.cat(tokens, 1), torch.cat(masks, 1)
 
+# %% ../nbs/13_lm4visual.ipynb #lmv0091gs
 def word_numbers(
-    texts,
-    vocabulary=None, # word -> number; None: made of these texts
-    length=None,     # words kept; None: those of the longest
-)->tuple:            # (n, length) numbers, and the vocabulary
+    texts: list,                    # of texts
+    vocabulary: dict | None = None, # word -> number; None: made of these texts
+    length: int | None = None,      # words kept; None: those of the longest
+) -> tuple:                         # (n, length) numbers, and the vocabulary
     "Texts as numbers of words, 0 behind the end, 1 for words that are not in the vocabulary."
     split = [t.lower().replace('?', ' ?').split() for t in texts]
     if vocabulary is None: vocabulary = {w: i + 2 for i, w in enumerate(sorted({w for s in split for w in s}))}
@@ -541,17 +719,17 @@ def word_numbers(
 def _own_state(model): return {k: v for k, v in model.state_dict().items() if not (frozen_in(model) and k.startswith('encoder.inserted.block.'))}
 
 def save_classifier(
-    model,  # from `new_classifier`, with the tokenizer of images
-    folder, # where `config.json` and `model.safetensors` go
-    names=(), # of the classes
-)->Path:
+    model: Classifier,        # from `new_classifier`, with the tokenizer of images
+    folder: Path | str,       # where `config.json` and `model.safetensors` go
+    names: list | tuple = (), # of the classes
+) -> Path:
     "Save what was trained. A frozen block is named by its fingerprint and not copied."
     return write_folder(folder, _own_state(model), model.made_for | dict(names=list(names), block=next(map(fingerprint, frozen_in(model)), None)))
 
 def load_classifier(
-    folder,      # made by `save_classifier`
-    device=None,
-)->Classifier:   # its `names` are those of the classes
+    folder: Path | str,        # made by `save_classifier`
+    device: str | None = None, # 'cpu', 'cuda' ...; None: CUDA where there is one
+) -> Classifier:               # its `names` are those of the classes
     "A saved classifier, around the block that it was trained with. Raises `BadInput` if that is another one now."
     config, tensors = read_folder(folder, 'classifier')
     try: names, block = config.pop('names'), config.pop('block'); model = new_classifier(**config)
@@ -564,46 +742,160 @@ def load_classifier(
 
 def _holds_classifier(folder): return read_folder(folder, 'classifier', dict(names=list))
 
-def read_classes(
-    folder,    # one folder for each class, with its images
-    size=None, # side in pixels to which all are resized; None: all have one size already
-)->tuple:      # (n, 3, H, W) uint8, (n,) numbers of classes, names of the classes, n paths
-    "Images by class. Raises `BadInput` for images of several sizes, a class with one image, and files that are no images."
-    folder = Path(folder)
-    if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give one with a folder for each class')
+# %% ../nbs/13_lm4visual.ipynb #lmva0101
+def _class_names(folder):
+    if not folder.is_dir(): raise BadInput(
+        f'{folder}: no such folder; give one with a folder for each class')
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
-    if len(names) < 2: raise BadInput(f'{folder}: {len(names)} folder{"s"*(len(names) != 1)} of images; two classes or more, each in a folder of its own')
-    paths, labels, images = [], [], []
-    for k, name in enumerate(names):
-        found = sorted(p for p in (folder/name).iterdir() if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp', '.bmp'))
-        if len(found) < 2: raise BadInput(f'{folder/name}: {len(found) or "no"} image{"s"*(len(found) == 0)}; a class needs two or more, one to train on and one to test')
-        for path in found:
-            image = open_image(path)
-            images.append(image.resize((size, size)) if size else image); labels.append(k); paths.append(path)
-            if images[-1].size != images[0].size: raise BadInput(f'{path} has {image.width} x {image.height} pixels and {paths[0]} {images[0].width} x {images[0].height}; give a size to which all are resized')
-    if images[0].width != images[0].height: raise BadInput(f'{paths[0]} has {images[0].width} x {images[0].height} pixels, and an encoder takes squares; give a size to which all are resized')
-    return torch.stack([torch.from_numpy(np.array(x)).permute(2, 0, 1) for x in images]), torch.tensor(labels), names, paths
+    if len(names) < 2: raise BadInput(
+        f'{folder}: {len(names)} folder{"s"*(len(names) != 1)} of images; two classes or more, each '
+        'in a folder of its own')
+    return names
 
+def _images_of_class(folder):
+    endings = '.jpg', '.jpeg', '.png', '.webp', '.bmp'
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings)
+    if len(paths) < 2: raise BadInput(
+        f'{folder}: {len(paths) or "no"} image{"s"*(len(paths) == 0)}; a class needs two or more, '
+        'one to train on and one to test')
+    return paths
+
+def _check_size(image, path, first, first_path, size):
+    "Refuse an image that has another size than the first one, where all have to be as they are."
+    if size or image.size == first.size: return
+    raise BadInput(
+        f'{path} has {image.width} x {image.height} pixels and {first_path} {first.width} x '
+        f'{first.height}; give a size to which all are resized')
+
+# %% ../nbs/13_lm4visual.ipynb #lmvb0101
+def read_classes(
+    folder: Path | str,      # one folder for each class, with its images
+    size: int | None = None, # pixels to which all are resized; None: all have one size
+) -> tuple: # (n, 3, H, W) uint8, (n,) numbers of classes, names of the classes, n paths
+    """Images by class. Raises `BadInput` for images of several sizes, a class with one image, and
+    files that are no images."""
+    folder = Path(folder)
+    names, paths, labels, images = _class_names(folder), [], [], []
+    for k, name in enumerate(names):
+        for path in _images_of_class(folder/name):
+            image = open_image(path)
+            images.append(image.resize((size, size)) if size else image)
+            labels.append(k)
+            paths.append(path)
+            _check_size(image, path, images[0], paths[0], size)
+    width, height = images[0].size
+    if width != height: raise BadInput(
+        f'{paths[0]} has {width} x {height} pixels, and an encoder takes squares; give a size to '
+        'which all are resized')
+    tensors = [torch.from_numpy(np.array(x)).permute(2, 0, 1) for x in images]
+    return torch.stack(tensors), torch.tensor(labels), names, paths
+
+# %% ../nbs/13_lm4visual.ipynb #lmvf0101
+def _number(default, least): return field(default=default, metadata=dict(min=least))
+
+def _named(default, metavar): return field(default=default, metadata=dict(metavar=metavar))
+
+def _check_limits(fit):
+    "Refuse numbers that are too small."
+    for option in fields(fit):
+        value, least = getattr(fit, option.name), option.metadata.get('min')
+        if None not in (value, least) and value < least:
+            raise BadInput(f'{option.name} {value}: give {least} or more')
+
+# %% ../nbs/13_lm4visual.ipynb #lmvf0102
+@dataclass
+class LM4VisualFit:
+    "How an encoder is trained on a folder of images."
+    # A folder with one folder of images for each class.
+    data: Path = field(metadata=dict(metavar='DIR'))
+    out: Path = field(metadata=dict(metavar='DIR')) # Where the classifier goes.
+    # Language model whose block is put in: a name that ships, a folder or a hub id.
+    lm: str = _named('llama', 'L')
+    layer: int = -1                           # Number of the block; -1: the last.
+    # What follows the block: its final norm with weights of one, the model's own, or nothing.
+    norm: str = _named('ones', 'ones|own|none')
+    # Train four other arms beside it: no block, an MLP, a frozen block with random weights, and one
+    # with the same weights in another order.
+    compare: bool = False
+    # Pixels to which all images are resized; by default they have one size already.
+    size: int | None = _number(None, 8)
+    patch: int = _number(8, 1)                # Side of a patch, pixels.
+    width: int = _number(96, 12)              # Of the encoder, a multiple of --heads.
+    depth: int = _number(4, 1)                # Layers of the encoder.
+    heads: int = _number(3, 1)                # Of each layer.
+    steps: int | None = _number(None, 1)      # Training steps; by default the recipe's, 600.
+    batch: int = _number(32, 2)               # Images in a step.
+    seed: int = _number(0, 0)                 # Of the start and of the order of the images.
+    device: str | None = _named(None, 'D')    # 'cpu', 'cuda' ...; by default CUDA if there is one.
+    def __post_init__(self): _check_choices(self)
+
+# %% ../nbs/13_lm4visual.ipynb #lmvf0103
+def _check_choices(fit):
+    "Refuse what is wrong in itself."
+    _check_limits(fit)
+    if fit.norm not in ('ones', 'own', 'none'): raise BadInput(
+        f'norm {fit.norm!r}: choose ones, own or none')
+
+@patch(as_prop=True)
+def train_config(self: LM4VisualFit) -> TrainConfig:
+    "The recipe with these steps."
+    steps = self.steps or LM4VISUAL_RECIPE.steps
+    warmup = min(LM4VISUAL_RECIPE.warmup, steps//10)
+    return replace(LM4VISUAL_RECIPE, steps=steps, warmup=warmup, seed=self.seed,
+                   checkpoint_every=100)
+
+@patch(as_prop=True)
+def arms(self: LM4VisualFit) -> list:
+    "Names of those that are trained, the pretrained block first."
+    beside = ARMS[:5] if self.compare else ()
+    return list(dict.fromkeys(['pretrained', *beside]))
+
+# %% ../nbs/13_lm4visual.ipynb #lmvf103bs
+@patch
+def lines(
+    self: LM4VisualFit,
+    result: dict, # of `fit_folder`
+) -> list:        # of texts
+    "What there is to say about a result."
+    best, texts = result['pretrained'], []
+    for name, x in result.items():
+        text = f'{name}: accuracy {paired_bootstrap(x)} on {len(x)} held-out images'
+        difference = f'; pretrained minus {name} {paired_bootstrap(best, x)}'
+        texts.append(text if name == 'pretrained' else text + difference)
+    return [*texts, f'{self.train_config.steps:,} steps: {self.out}']
+
+# %% ../nbs/13_lm4visual.ipynb #lmvf0104
+def _held_out(labels):
+    "A tenth of the images of each class, one at least: (n,) bool."
+    rng, held_out = np.random.default_rng(0), torch.zeros(len(labels), dtype=torch.bool)
+    for k in range(int(labels.max()) + 1):
+        of_class = rng.permutation(np.flatnonzero(labels.numpy() == k))
+        held_out[of_class[:max(1, len(of_class)//10)]] = True
+    return held_out
+
+def _fit_arm(fit, name, classes, images, labels, progress):
+    "A trained classifier of one arm. A run that was stopped goes on."
+    norm = None if fit.norm == 'none' else fit.norm
+    shape = dict(patch=fit.patch, width=fit.width, depth=fit.depth, heads=fit.heads)
+    model = new_classifier(name, classes, fit.seed, fit.lm, fit.layer, norm,
+                           size=images.shape[-1], **shape)
+    config, model = fit.train_config, model.to(pick_device(fit.device))
+    folder = run_folder('lm4visual', 'fit', model.made_for, model, config, fit.batch, images, labels)
+    fit_encoder(model, (images,), labels, config, fit.batch, mirrored_pixels,
+                frozen=frozen_in(model), folder=folder, progress=progress, desc=name)
+    return model
+
+# %% ../nbs/13_lm4visual.ipynb #lmvf104bs
 def fit_folder(
-    data,           # folder with one folder for each class
-    out,            # where the classifier goes
-    lm='llama', layers=-1, norm='ones', # whose block
-    compare=(),     # other arms to train beside it
-    config=LM4VISUAL_RECIPE, batch_size=32, device=None, progress=True,
-    **shape,        # size, patch, width, depth ... as in `new_classifier`; by default of the images' size
-)->dict:            # arm -> which of the held-out images are right, (N,)
-    "Train an encoder with a frozen block on a folder of images; a tenth of each class is held out. A run that was stopped goes on; with other images, another model or another batch size it begins anew."
-    check_place(out, 'a classifier', _holds_classifier)
-    images, labels, names, _ = read_classes(data, shape.get('size'))
-    seen = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    rng, test = np.random.default_rng(0), torch.zeros(len(labels), dtype=torch.bool)
-    for k in range(len(names)):
-        at = rng.permutation(np.flatnonzero(labels.numpy() == k)); test[at[:max(1, len(at)//10)]] = True
-    right = {}
-    for name in dict.fromkeys(['pretrained', *compare]):
-        model = new_classifier(name, len(names), config.seed, lm, layers, norm, **shape | dict(size=images.shape[-1])).to(pick_device(device))
-        mark = hashlib.sha256(json.dumps([seen, model.made_for, fingerprint(model), batch_size]).encode()).hexdigest()[:16]
-        fit_encoder(model, (images[~test],), labels[~test], config, batch_size, mirrored_pixels, frozen=frozen_in(model), folder=Path(out)/'checkpoints'/f"{name.replace(', ', '-')}-{mark}", progress=progress, desc=name)
+    fit: LM4VisualFit,     # data, language model, steps ...
+    progress: bool = True, # whether bars are shown
+) -> dict:                 # arm -> which of the held-out images are right, (N,)
+    "Train an encoder with a frozen block on a folder of images; a tenth of each class is held out."
+    check_place(fit.out, 'a classifier', _holds_classifier)
+    images, labels, names, _ = read_classes(fit.data, fit.size)
+    test, right = _held_out(labels), {}
+    for name in fit.arms:
+        model = _fit_arm(fit, name, len(names), images[~test], labels[~test], progress)
         right[name] = right_answers(model, images[test], labels[test])
-        if name == 'pretrained': save_classifier(model, out, names)
+        if name == 'pretrained': save_classifier(model, fit.out, names)
     return right

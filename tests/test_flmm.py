@@ -232,6 +232,10 @@ def test_nlvr(tmp_path):
 
 FEW = replace(FLMM_RECIPE, steps=6, warmup=1, checkpoint_every=2)
 
+def fitted(examples, out, lmm='llava', sam='sam', **options):
+    given = dict(steps=6, batch=4, width=4, upsample=8) | options
+    return fit_grounding(FLMMFit(None, None, out, lmm=lmm, sam=sam, **given), progress=False, examples=examples)
+
 def some(n, size=(48, 32), bad=None):
     "Pictures of two sizes, each with a box of another colour."
     out, rng = [], np.random.default_rng(0)
@@ -244,12 +248,13 @@ def some(n, size=(48, 32), bad=None):
 
 def test_a_run_that_was_stopped_goes_on(llava, sam, tmp_path, monkeypatch):
     import frozen_nb.flmm as module
-    fit, losses, steps = lambda name: fit_grounding(some(20), tmp_path/name, llava, sam, FEW, 4, width=4, upsample=8, progress=False), module.flmm_loss, []
+    fit, losses, steps = lambda name: fitted(some(20), tmp_path/name, llava, sam), module.flmm_loss, []
     def counted(model, batch):
         steps.append(1)
         if len(steps) == 5: raise RuntimeError('stopped')
         return losses(model, batch)
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'first')); monkeypatch.setattr(module, 'flmm_loss', counted)
+    monkeypatch.setattr(FLMMFit, 'train_config', property(lambda self: FEW))
     with pytest.raises(RuntimeError, match='stopped'): fit('a')
     assert not (tmp_path/'a').exists()
     once = fit('a')
@@ -269,7 +274,7 @@ def test_from_examples_to_masks_wherever_the_models_are(tmp_path, monkeypatch, d
     model = sam_model(**SAM_SIZES).to(lmm.device, lmm.dtype)
     sam = SAM(freeze(model), 'tiny', fingerprint(model))
     told = [replace(e, question=QUESTION) for e in some(12)]
-    fit_grounding(told, tmp_path/'mine', lmm, sam, FEW, 4, width=4, upsample=8, progress=False)
+    fitted(told, tmp_path/'mine', lmm, sam)
     g = load_grounder(tmp_path/'mine', lmm, sam)
     assert {p.device.type for p in g.flmm.parameters()} == {device} and {p.dtype for p in g.flmm.parameters()} == {torch.float32}
     found = g.ground(WIDE[0], ['the red fox', 'the sky'])
@@ -279,19 +284,30 @@ def test_from_examples_to_masks_wherever_the_models_are(tmp_path, monkeypatch, d
 def test_a_file_that_changed_is_looked_at_again(llava, tmp_path, monkeypatch):
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
     first, second = some(12), [replace(e, image=e.image.point(lambda v: 255 - v)) for e in some(12)]        # the same names
-    a, b = (fit_grounding(es, tmp_path/name, llava, None, FEW, 4, width=4, upsample=8, progress=False) for es, name in ((first, 'a'), (second, 'b')))
+    a, b = (fitted(es, tmp_path/name, llava, None) for es, name in ((first, 'a'), (second, 'b')))
     assert a['losses'] != b['losses'] and 'head and SAM' not in a['held_out']
 
 @pytest.mark.parametrize('change, says', [
     (lambda t: dict(examples=some(9)), 'at least 10'), (lambda t: dict(examples=[replace(e, masks=e.masks[:, :-1]) for e in some(12)]), 'masks of'),
     (lambda t: dict(examples=[replace(e, spans=[(13, 13)]) for e in some(12)]), 'no phrase'), (lambda t: dict(out=t/'file'), 'there is a file'), (lambda t: dict(out=t/'file'/'deeper'), 'there is a file'),
-    (lambda t: dict(out=t/'other'), 'F-LMM'), (lambda t: dict(lmm='llama'), 'takes no image'), (lambda t: dict(lmm='nowhere'), 'nowhere'), (lambda t: dict(kind='vit'), 'no head')])
+    (lambda t: dict(out=t/'other'), 'F-LMM'), (lambda t: dict(lmm='llama'), 'takes no image'), (lambda t: dict(lmm='nowhere'), 'nowhere'), (lambda t: dict(steps=0), 'steps 0'), (lambda t: dict(upsample=7), 'upsample 7')])
 def test_nothing_is_written_for_what_cannot_be_used(llava, tmp_path, monkeypatch, change, says):
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
     (tmp_path/'file').write_text(''); (tmp_path/'other').mkdir(); (tmp_path/'other'/'notes.txt').write_text('')
-    given = dict(examples=some(12), out=tmp_path/'new', lmm=llava, sam=None, config=FEW, progress=False) | change(tmp_path)
-    with pytest.raises(BadInput, match=says) as e: fit_grounding(**given)
+    given = dict(examples=some(12), out=tmp_path/'new', lmm=llava, sam=None) | change(tmp_path)
+    with pytest.raises(BadInput, match=says) as e: fitted(**given)
     assert '\n' not in str(e.value) and not (tmp_path/'new').exists() and {f.name for f in (tmp_path/'other').iterdir()} == {'notes.txt'}
+
+def test_files_are_read_and_the_result_is_said(coco, llava, tmp_path, monkeypatch):
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    folder, _ = coco
+    fit = FLMMFit(folder/'instances.json', folder, tmp_path/'mine', lmm=llava, sam='none', steps=4)
+    assert [e.text for e in fit.read_examples()] == ['The dog', 'The cat'] and fit.load_models() == (llava, None)
+    with pytest.raises(BadInput, match='1 different images'): fit_grounding(fit, progress=False)
+    result = fitted(some(12), tmp_path/'mine', llava, None)
+    first, second = fit.lines(result)
+    assert first == f"12 phrases on 12 images, 2 of the images held out; 6 steps: {tmp_path/'mine'}" and second.startswith('held out, mean IoU: head ')
+    assert (fit.train_config.steps, fit.train_config.warmup, FLMMFit(None, None, 'o').train_config.warmup) == (4, 0, 20)
 
 def test_phrases_of_a_question(lmm):
     "They stand before the answer, and their rows are those of the prompt that the model answers to."

@@ -13,7 +13,6 @@ from frozen_nb.core.activations import blocks, final_norm
 from frozen_nb.core.folders import read_folder
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.lm4visual import *
-from frozen_nb.core.training import TrainConfig
 
 SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2, sliding_window=3), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2), qwen3=dict(num_key_value_heads=2, head_dim=8))
@@ -180,24 +179,33 @@ def classes(tmp_path):
         for i in range(n): Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path/'in'/name/f'{i}.png')
     return tmp_path/'in'
 
-SMALL = dict(patch=8, width=24, depth=1, heads=2, config=TrainConfig(3, 1e-3, 'constant', checkpoint_every=1), batch_size=8, progress=False, device='cpu')
+SMALL = dict(patch=8, width=24, depth=1, heads=2, steps=3, batch=8, device='cpu')
 
-def test_a_classifier_comes_back(classes, tmp_path):
-    right = fit_folder(classes, tmp_path/'out', compare=ARMS, **SMALL)
-    assert list(right) == ['pretrained', *(a for a in ARMS if a != 'pretrained')] and {len(x) for x in right.values()} == {2}
+def fitted(data, out, **options): return fit_folder(LM4VisualFit(data, out, **SMALL | options), progress=False)
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    "The folder of trainings, in a cache of its own."
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    return tmp_path/'cache'/'runs'/'lm4visual'
+
+def test_a_classifier_comes_back(classes, tmp_path, runs):
+    right = fitted(classes, tmp_path/'out', compare=True)
+    assert list(right) == ['pretrained', *(a for a in ARMS[:5] if a != 'pretrained')] and {len(x) for x in right.values()} == {2}
     images, labels, names, paths = read_classes(classes)
     model, again = load_classifier(tmp_path/'out', 'cpu'), load_classifier(tmp_path/'out', 'cpu')
     assert names == model.names == ['cats', 'dogs'] and labels.tolist() == [0]*5 + [1]*12 and len(paths) == 17 and torch.equal(outputs(model, (pixels(images),)), outputs(again, (pixels(images),)))
     assert not any('block' in k for k in load_file(tmp_path/'out'/'model.safetensors'))
-    assert fit_folder(classes, tmp_path/'out', **SMALL)['pretrained'].tolist() == right['pretrained'].tolist()                # nothing is left to do
-    with pytest.raises(BadInput, match='name another folder'): fit_folder(classes, tmp_path/'out', **SMALL | dict(config=TrainConfig(4, 2e-3)))
+    assert fitted(classes, tmp_path/'out')['pretrained'].tolist() == right['pretrained'].tolist() and len(list(runs.iterdir())) == 5   # nothing is left to do
+    said = LM4VisualFit(classes, 'out', steps=7, norm='none').lines(right)
+    assert said[0].startswith('pretrained: accuracy ') and 'minus' not in said[0] and '; pretrained minus base ' in said[1] and said[-1] == '7 steps: out' and len(said) == 6
     for name in ARMS:
         made = new_classifier(name, 2, width=24, depth=1, heads=2)
         save_classifier(made, tmp_path/name, ['a', 'b']); back = load_classifier(tmp_path/name, 'cpu')
         assert all(torch.equal(v, back.state_dict()[k]) for k, v in made.state_dict().items())
 
-def test_a_classifier_that_is_damaged(classes, tmp_path):
-    fit_folder(classes, tmp_path/'out', **SMALL)
+def test_a_classifier_that_is_damaged(classes, tmp_path, runs):
+    fitted(classes, tmp_path/'out')
     config, tensors = read_folder(tmp_path/'out', 'classifier')
     def saved(name, config, tensors):
         (tmp_path/name).mkdir(); (tmp_path/name/'config.json').write_text(json.dumps(config)); save_file(tensors, tmp_path/name/'model.safetensors')
@@ -223,15 +231,23 @@ def test_folders_that_cannot_be_read(classes):
     refused('1 folder of')
     with pytest.raises(BadInput, match='no such folder'): read_classes(classes/'nowhere')
 
-def test_other_images_are_another_training(classes, tmp_path):
-    fit_folder(classes, tmp_path/'out', **SMALL)
-    Image.new('RGB', (32, 32)).save(classes/'cats'/'0.png')
-    fit_folder(classes, tmp_path/'out', **SMALL)
-    assert len(list((tmp_path/'out'/'checkpoints').iterdir())) == 2 and load_classifier(tmp_path/'out', 'cpu').names == ['cats', 'dogs']
+def test_a_fit_that_cannot_be():
+    for wrong, words in ((dict(norm='rms'), "norm 'rms': choose ones, own or none"), (dict(width=11), 'width 11'), (dict(batch=1), 'batch 1'), (dict(steps=0), 'steps 0'), (dict(size=4), 'size 4')):
+        with pytest.raises(BadInput, match=words): LM4VisualFit('data', 'out', **wrong)
 
-def test_another_model_is_another_training(classes, tmp_path):
-    fit_folder(classes, tmp_path/'out', **SMALL)
-    for n, change in enumerate((dict(at='head'), dict(heads=3), dict(layers=0), dict(norm=None), dict(batch_size=5), dict(config=TrainConfig(3, 1e-3, 'constant', seed=1))), 2):
-        for out in ('out', f'anew {n}'): fit_folder(classes, tmp_path/out, **SMALL | change)
-        ours, anew = load_file(tmp_path/'out'/'model.safetensors'), load_file(tmp_path/f'anew {n}'/'model.safetensors')
-        assert len(list((tmp_path/'out'/'checkpoints').iterdir())) == n and ours.keys() == anew.keys() and all(torch.equal(v, anew[k]) for k, v in ours.items())
+def test_other_images_are_another_training(classes, tmp_path, runs):
+    fitted(classes, tmp_path/'out')
+    for name in ('0.png', '1.png'): Image.new('RGB', (32, 32)).save(classes/'cats'/name)                                       # one of them at least is not held out
+    fitted(classes, tmp_path/'out')
+    assert len(list(runs.iterdir())) == 2 and load_classifier(tmp_path/'out', 'cpu').names == ['cats', 'dogs']
+
+def test_another_model_is_another_training(classes, tmp_path, runs, monkeypatch):
+    fitted(classes, tmp_path/'out')
+    for n, change in enumerate((dict(heads=3), dict(layer=0), dict(norm='none'), dict(batch=5), dict(seed=1), dict(steps=4)), 2):
+        fitted(classes, tmp_path/'out', **change)
+        assert len(list(runs.iterdir())) == n
+        with monkeypatch.context() as other:
+            other.setenv('FROZEN_NB_CACHE', str(tmp_path/f'anew {n}'))
+            fitted(classes, tmp_path/f'out {n}', **change)
+        ours, anew = load_file(tmp_path/'out'/'model.safetensors'), load_file(tmp_path/f'out {n}'/'model.safetensors')
+        assert ours.keys() == anew.keys() and all(torch.equal(v, anew[k]) for k, v in ours.items())
