@@ -672,17 +672,20 @@ def _is_there(path):
     return False
 
 
-def _opened(paths):
-    "Path -> image, for those that can be opened; a line for each other one."
+def _open(path):
+    "An image; None where it cannot be opened, which a line says."
     from frozen_nb.core.frozen import BadInput
     from frozen_nb.core.zoo import open_image
-    images = {}
-    for path in paths:
-        try:
-            images[path] = open_image(path)
-        except BadInput as error:
-            _complain(error)
-    return images
+    try:
+        return open_image(path)
+    except BadInput as error:
+        _complain(error)
+
+
+def _opened(paths):
+    "Path -> image, for those that can be opened; a line for each other one."
+    images = {path: _open(path) for path in paths if _is_there(path)}
+    return {path: image for path, image in images.items() if image is not None}
 
 
 def _one_line(text): return ' '.join(text.split())
@@ -699,13 +702,12 @@ def _caption(
 ) -> int:
     "Caption images. A line 'IMAGE: caption' for each."
     limber, n_done = None, 0
-    there = [path for path in images if _is_there(path)]
-    for lo in range(0, len(there), 32):
-        batch = _opened(dict.fromkeys(there[lo:lo + 32]))
+    for lo in range(0, len(images), 32):
+        batch = _opened(dict.fromkeys(images[lo:lo + 32]))
         if not batch: continue
         if limber is None: limber = _load_limber(map_folder, encoder, lm, device, dtype)
         texts = dict(zip(batch, limber.caption(list(batch.values()))))
-        for path in filter(texts.__contains__, there[lo:lo + 32]):
+        for path in filter(texts.__contains__, images[lo:lo + 32]):
             print(f'{path}: {_one_line(texts[path])}', flush=True)
             n_done += 1
     return 0 if n_done == len(images) else 2
@@ -730,7 +732,7 @@ def _ask(
     if not question.strip():
         _complain('the question is blank; put its words in quotes after the image')
         return 2
-    images = _opened([image]) if _is_there(image) else {}
+    images = _opened([image])
     if not images: return 2
     limber = _load_limber(map_folder, encoder, lm, device, dtype)
     answer = limber.ask(list(images.values()), _one_line(question))[0]
@@ -786,7 +788,7 @@ def _ground(
     dtype: Dtype = None,
 ) -> int:
     "Find what phrases name in an image: a line, a mask and a place in the overlay for each."
-    opened = _opened([image]).get(image) if _is_there(image) else None
+    opened = _opened([image]).get(image)
     if opened is None: return 2
     out = out or Path(f'{Path(image).stem}-grounded.png')
     _png_place(out, 'masks and overlay are')
