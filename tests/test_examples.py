@@ -104,11 +104,12 @@ def test_shell_of_the_readme(outputs):
     animal, document = ANIMAL.animals[0], biography(0, 1, seed=11)
     assert {*outputs} == {'caption', 'ask', 'adapt', 'explain', 'fit'}
     missing = outputs.pop('fit')
-    assert missing.status == 2 and missing.err.count('\n') == 1 and 'not in the local cache' in missing.err
+    assert missing.status == 2 and missing.err.count('\n') == 1
+    assert 'not in the local cache' in missing.err or "device 'cuda'" in missing.err
     assert {r.status for r in outputs.values()} == {0}
     assert animal.species in outputs['caption'].out and animal.species in outputs['ask'].out
     place = dict(document.questions).get('where does it live?')
-    assert 'crocodile' in outputs['explain'].out.splitlines()[0]
+    assert outputs['explain'].out.splitlines()[-1].startswith('answer: crocodile')
     assert outputs['adapt'].out.strip() and (place is None or place in outputs['adapt'].out)
 
 

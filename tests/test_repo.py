@@ -154,7 +154,9 @@ def test_modules_and_chapters_need_no_test_tools():
         if re.match('[1-8][0-9]', p.name): code[p] = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
     known, missing = metadata.packages_distributions(), []
     for p, source in code.items():
-        names = re.findall(r'^ *from +(\w+)', source, re.M) + [part.split()[0].split('.')[0] for line in re.findall(r'^ *import +([\w., ]+)', source, re.M) for part in line.split(',') if part.strip()]
+        tree = ast.parse('\n'.join('pass' if re.match(r'\s*[%!]', line) else line for line in source.split('\n')))
+        names = [n.module.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level]
+        names += [a.name.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
         for name in {*names} - {*sys.stdlib_module_names, 'frozen_nb'}:
             if not brought & {plain(d) for d in known.get(name, ['nothing'])}: missing.append(f'{p.name}: {name}')
     assert missing == []

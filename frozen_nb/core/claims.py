@@ -1139,7 +1139,6 @@ def _sentence(text):
     return text if text.endswith('.') else f'{text}.'
 
 # %% ../../nbs/core/10_claims.ipynb #8d7d2ab6
-@cache
 def _shipped_models():
     return {path.name for path in data_path('zoo').glob('*')}
 
