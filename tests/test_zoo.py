@@ -676,3 +676,8 @@ def test_real_encoder(folder):
     with torch.no_grad(): features = model.forward_features(x)
     assert features.shape == (1, 1280, 7, 7) and e.grid == (7, 7)
     assert torch.allclose(e.encode(x), features.flatten(2).transpose(1, 2), atol=1e-5)
+
+@pytest.mark.parametrize('load, name', [(load_lm, 'gpt2'), (load_seq2seq, 't5-small')])
+def test_a_hub_id_may_have_no_owner(load, name, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(BadInput, match=f'^{name}: not in the local cache'): load(name, device='cpu')
