@@ -9,14 +9,28 @@ root = Path(__file__).resolve().parent.parent
 
 for name in ('FROZEN_NB_OUT', 'FROZEN_NB_SEEDS', 'IN_TEST'): os.environ.pop(name, None)
 os.environ.setdefault('FROZEN_NB_PRESET', 'quick')
-os.environ.setdefault('OMP_NUM_THREADS', str(min(4, os.cpu_count() or 1)))
 os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))
 if 'FROZEN_NB_CACHE' not in os.environ:
     cache = tempfile.TemporaryDirectory(prefix='frozen_nb-cache-', ignore_cleanup_errors=True)
     os.environ['FROZEN_NB_CACHE'] = cache.name
 
-def pytest_configure(config): config.addinivalue_line('markers', 'campaign: one thing many times; shortened, unless FROZEN_NB_CAMPAIGNS=full')
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'campaign: one thing many times; shortened, unless FROZEN_NB_CAMPAIGNS=full')
+    workers = getattr(config.option, 'numprocesses', None) or 1   # with -n of pytest-xdist
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, min(4, (os.cpu_count() or 1)//workers))))   # before torch is imported
+
+SLOW = '10_limber', '90_cli', '12_flmm', '11_ima', '13_lm4visual', '15_pinto', '14_generative_adapter', '01_encoders', '04_sam'
+
+def pytest_collection_modifyitems(items):
+    "The long ones first, so that two workers end at the same time."
+    def rank(item): return next((i for i, name in enumerate(SLOW) if f'{name}]' in item.name), len(SLOW) + ('test_notebook[' not in item.name))
+    items.sort(key=rank)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import WorkStealingScheduling
+    return WorkStealingScheduling(config, log)
 
 @pytest.fixture
 def shell(capsys):

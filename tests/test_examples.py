@@ -115,7 +115,7 @@ def test_shell_of_the_readme(outputs):
 
 def test_the_two_commands_are_those_of_the_readme():
     lines = [line for line in '\n'.join(blocks(README, 'sh')).splitlines() if line.startswith('python3 -m venv')]
-    assert len(lines) == 2 and lines[0].endswith('frozen-nb reproduce') and lines[1].endswith('-m pytest -q')
+    assert len(lines) == 2 and lines[0].endswith('frozen-nb reproduce') and lines[1].endswith('-m pytest -q -n 2')
 
 
 def test_no_link_to_a_host_is_written_by_hand():

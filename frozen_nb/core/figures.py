@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from fastcore.meta import delegates
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -112,10 +113,13 @@ def save_figure(
     fig: Figure | Axes, # a figure, or axes in it
     name: str,          # of the file, without the ending: 'limber-1-captions'
     caption: str = '',  # a sentence or two that the figure can be read with
+    table: pd.DataFrame | None = None, # as kept: what preset and scale it has is written below
 ) -> Path | None:       # `$FROZEN_NB_OUT/figures/NAME.png`, or None when the variable is not set
     "Write a figure where `frozen-nb reproduce` collects them."
     if not name or Path(name).name != name:
         raise BadInput(f'figure name {name!r}: give a file name without folder')
+    if table is not None:
+        provenance(fig, table.attrs['preset'], table.attrs.get('scale', 'miniature'))
     out = os.environ.get('FROZEN_NB_OUT')
     if not out: return None
     path = Path(out)/'figures'/f'{name}.png'
