@@ -186,7 +186,7 @@ def left(self: _Progress):
     seconds = _together([self.seconds[name] for name in waiting], self.jobs, busy)
     return f', about {max(1, round(seconds/60))} min left'
 
-# %% ../nbs/90_cli.ipynb #3b93e4db
+# %% ../nbs/90_cli.ipynb #43aa2f5d
 @patch
 def line(self: _Progress, name, cell, section):
     "What a log file gets in place of a bar."
@@ -414,7 +414,7 @@ class Reproduction:
             lines.append(f"{r['id']}: required, and {r['verdict']}: {r['measure']} {value}")
         return lines
 
-# %% ../nbs/90_cli.ipynb #4c1a3fb6
+# %% ../nbs/90_cli.ipynb #425b1c55
 @patch(as_prop=True)
 def warnings(self: Reproduction) -> list[str]:
     "A line for each required claim that could not be measured."
@@ -504,7 +504,7 @@ def reproduce(
         run.write_report()
     return run
 
-# %% ../nbs/90_cli.ipynb #f24049f0
+# %% ../nbs/90_cli.ipynb #d1a8f88f
 def default_jobs(
     preset: str, # one of `PRESETS`
 ) -> int:        # chapters that run at once
@@ -514,20 +514,22 @@ def default_jobs(
 
 def _run_all(chosen, run, preset, seeds, jobs):
     "Run the chapters, `jobs` at a time; Ctrl-C ends those that run and begins no other."
-    estimates = {chosen[m].stem: s for m, s in estimate(chosen, preset, jobs).items()}
-    cells = {path.stem: _code_cells(path) for path in chosen.values()}
-    progress = _Progress(cells, estimates, jobs)
+    seconds = {chosen[m].stem: s for m, s in estimate(chosen, preset, jobs).items()}
+    paths = list(chosen.values())
+    if jobs > 1: paths.sort(key=lambda path: -seconds.get(path.stem, 0))   # the longest first
+    progress = _Progress({path.stem: _code_cells(path) for path in paths}, seconds, jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(run_chapter, path, run.out, preset, seeds, progress)
-                 for path in chosen.values()]
+        tasks = {path: pool.submit(run_chapter, path, run.out, preset, seeds, progress)
+                 for path in paths}
         try:
-            wait(tasks, return_when=FIRST_EXCEPTION)
+            wait(tasks.values(), return_when=FIRST_EXCEPTION)
         except KeyboardInterrupt:
             progress.stop()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            run.notebooks += [task.result() for task in tasks if not task.cancelled()]
+            begun = [tasks[path] for path in chosen.values() if not tasks[path].cancelled()]
+            run.notebooks += [task.result() for task in begun]
 
 # %% ../nbs/90_cli.ipynb #c5160735
 def machine_seconds(
@@ -608,7 +610,7 @@ def _dry_run(methods, preset, seeds, out, jobs):
     for method, path in chosen.items():
         print(plan(method, path, preset, seconds.get(method)))
     if len(seconds) == len(chosen) > 1:
-        minutes = max(1, round(_together(seconds.values(), jobs)/60))
+        minutes = max(1, round(_together(sorted(seconds.values())[::-1], jobs)/60))
         print(f'all, {jobs} at once: about {minutes} min')
     return 0
 

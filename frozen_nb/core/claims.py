@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
 
-from .folders import write_whole
+from .folders import read_json, write_whole
 from .frozen import *
 
 # %% ../../nbs/core/10_claims.ipynb #a2d284ba
@@ -385,14 +385,6 @@ def _write_json(path, data):
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     return write_whole(path, text + '\n')
 
-def _no_number(token): raise ValueError(f'{token} is no number in JSON')
-
-def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding='utf-8'), parse_constant=_no_number)
-    except ValueError as error:
-        raise BadInput(f'{path} is not JSON: {error}') from None
-
 def write_records(
     records: list,    # of records
     path: str | Path, # a `.json` file
@@ -407,8 +399,7 @@ def write_records(
 # %% ../../nbs/core/10_claims.ipynb #4c1912b3
 def _records_in(file):
     "The records of one file, checked."
-    records = _read_json(file)
-    if not isinstance(records, list): raise BadInput(f'{file}: a list of claims is expected')
+    records = read_json(file, 'a list of claims', list, 'run its chapter again', finite=True)
     return [check_record(r, f'{file}, record {i}') for i, r in enumerate(records)]
 
 def load_records(
@@ -582,7 +573,9 @@ class Tables:
     def _kept(self):
         "The tables of this folder, and those that ship."
         paths = self.path, data_path('claims', 'tables', f'{self.method}.json')
-        return [_read_json(path) if path.exists() else {} for path in paths]
+        way_out = 'run its chapter again'
+        return [read_json(path, 'a file of tables', dict, way_out, finite=True)
+                if path.exists() else {} for path in paths]
 
     def __contains__(self, name): return any(name in tables for tables in self._kept())
 

@@ -22,6 +22,7 @@ from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from PIL import Image
 
+from .folders import write_whole
 from .frozen import *
 from .claims import check_record, Interval, number
 
@@ -122,14 +123,9 @@ def save_figure(
         provenance(fig, table.attrs['preset'], table.attrs.get('scale', 'miniature'))
     out = os.environ.get('FROZEN_NB_OUT')
     if not out: return None
-    path = Path(out)/'figures'/f'{name}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    about = {'Software': None, 'Description': caption}
-    figure = _as_figure(fig)
-    figure.savefig(unfinished, format='png', dpi=200, bbox_inches='tight', metadata=about)
-    os.replace(unfinished, path)
-    return path
+    about, png = {'Software': None, 'Description': caption}, io.BytesIO()
+    _as_figure(fig).savefig(png, format='png', dpi=200, bbox_inches='tight', metadata=about)
+    return write_whole(Path(out)/'figures'/f'{name}.png', png.getvalue())
 
 # %% ../../nbs/core/12_figures.ipynb #24f7feb7
 def _add_references(ax, references):

@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'learning_rates', 'History', 'split_batch', 'write_checkpoint', 'read_checkpoint', 'train']
 
 # %% ../../nbs/core/08_training.ipynb #5050d7d5
-import hashlib, json, math, os, shutil, signal, threading, time, warnings
+import json, math, os, shutil, signal, threading, time, warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,6 +19,7 @@ from fastcore.meta import delegates
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .folders import file_hash
 from .frozen import *
 from accelerate import Accelerator
 from accelerate.state import is_initialized
@@ -240,7 +241,7 @@ def _uses_bf16(precision, device):
     if precision != 'auto': return precision == 'bf16'
     if device.type != 'cpu': return True
     capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
-    return capabilities.get('amx_bf16', False)
+    return capabilities.get('amx_bf16', False) or capabilities.get('avx512_bf16', False)
 
 # %% ../../nbs/core/08_training.ipynb #e96058d6
 @patch
@@ -325,12 +326,9 @@ def step(
     self.history.append(value, metrics, time.perf_counter() - start)
 
 # %% ../../nbs/core/08_training.ipynb #79434799
-def _sha256(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def _checksums(folder):
     names = 'weights.safetensors', 'state.pt', 'info.json'
-    return {name: _sha256(folder/name) for name in names}
+    return {name: file_hash(folder/name) for name in names}
 
 def _remove_older(path):
     "Keep a checkpoint and the one before it; remove all others."

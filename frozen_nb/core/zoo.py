@@ -26,18 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from .folders import read_json
 from .frozen import *
-
-# %% ../../nbs/core/03_zoo.ipynb #b1b6e223
-def _read_json(path):
-    "The object in a JSON file. Raises `BadInput` for anything else."
-    try:
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f'{path}: not a JSON file that can be read ({error}); write it again') from None
-    if isinstance(content, dict): return content
-    raise BadInput(f'{path}: holds a {type(content).__name__}, not a JSON object; write it again')
 
 # %% ../../nbs/core/03_zoo.ipynb #f5705856
 def shipped(
@@ -45,7 +35,7 @@ def shipped(
 ) -> list[str]:              # names, sorted
     "The names of the models that ship with the library: the folders of `data/zoo` with a card."
     cards = sorted(data_path('zoo').glob('*/card.json'))
-    return [path.parent.name for path in cards if kind in (None, _read_json(path).get('kind'))]
+    return [path.parent.name for path in cards if kind in (None, read_json(path).get('kind'))]
 
 # %% ../../nbs/core/03_zoo.ipynb #64dd928e
 _weights_name = re.compile(r'(open_clip_)?(pytorch_)?model(-\d+-of-\d+)?\.')
@@ -64,7 +54,7 @@ def _indexed_files(folder, endings):
     "The files that an index of shards lists; `None` without an index."
     for path in folder.glob('*.index.json'):
         if re.search(rf'\.({endings})\.', path.name):
-            return [folder/name for name in _read_json(path).get('weight_map', {}).values()]
+            return [folder/name for name in read_json(path).get('weight_map', {}).values()]
 
 def _weights_ending(
     folder,
@@ -109,7 +99,7 @@ def weight_files(
 # %% ../../nbs/core/03_zoo.ipynb #4136ab6f
 def _open_clip_configuration(path):
     "What an `open_clip_config.json` says."
-    config = _read_json(path)
+    config = read_json(path)
     if {'vision_cfg', 'text_cfg'} <= {*config.get('model_cfg', {})}: return config
     raise BadInput(f'{path}: no model_cfg with vision_cfg and text_cfg; '
                    'save the model with its configuration')
@@ -131,7 +121,7 @@ def configuration(
     if not path.exists():
         raise BadInput(f'{folder}: no config.json or open_clip_config.json; '
                        'save the model with its configuration, or pass config= to load_encoder')
-    config = _read_json(path)
+    config = read_json(path)
     if 'model_type' in config: return 'transformers', config
     if 'architecture' in config: return 'timm', config
     raise BadInput(f'{path}: neither model_type (transformers) nor architecture (timm) in it; '
@@ -1630,7 +1620,7 @@ def card(
 ) -> Card:     # the fields of `data/zoo/NAME/card.json`
     "The card of an included model. Raises `BadInput` for another name."
     if name not in shipped(): raise _unknown(str(name), None)
-    return Card(_read_json(data_path('zoo', name, 'card.json')))
+    return Card(read_json(data_path('zoo', name, 'card.json')))
 
 # %% ../../nbs/core/03_zoo.ipynb #bba4b66f
 def _megabytes(folder): return sum(p.stat().st_size for p in folder.iterdir() if p.is_file())/1e6
