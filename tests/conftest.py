@@ -20,7 +20,7 @@ def pytest_configure(config):
     workers = getattr(config.option, 'numprocesses', None) or 1   # with -n of pytest-xdist
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, min(4, (os.cpu_count() or 1)//workers))))   # before torch is imported
 
-SLOW = '10_limber', '90_cli', '12_flmm', '11_ima', '13_lm4visual', '15_pinto', '14_generative_adapter', '01_encoders', '04_sam'
+SLOW = '10_limber', '11_ima', '12_flmm', '13_lm4visual', '15_pinto', '14_generative_adapter', '90_cli'
 
 def pytest_collection_modifyitems(items):
     "The long ones first, so that two workers end at the same time."
@@ -29,8 +29,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    from xdist.scheduler import WorkStealingScheduling
-    return WorkStealingScheduling(config, log)
+    "Tests go to the workers one by one, in their order."
+    from xdist.scheduler import LoadScheduling
+    scheduling = LoadScheduling(config, log)
+    scheduling.maxschedchunk = 1
+    return scheduling
 
 @pytest.fixture
 def shell(capsys):

@@ -1,5 +1,5 @@
 "Every sentence of the menagerie, read by a reader of its own and compared with the scene it is about."
-import random
+import os, random
 from collections import Counter
 from dataclasses import replace
 
@@ -17,9 +17,11 @@ def scenes(n):
     "From every split, with 1, 2, 3 and the usual number of animals."
     for i in range(n): yield i, scene(i, tuple(SPLITS)[i % 5], n_animals=(None, 1, 2, 3)[i//5 % 4])
 
-def test_all_sentences_of_20000_scenes_are_true():
+N = 20_000 if os.environ.get('FROZEN_NB_CAMPAIGNS') == 'full' else 5_000
+
+def test_all_sentences_of_many_scenes_are_true():
     count = Counter()
-    for i, s in scenes(20_000):
+    for i, s in scenes(N):
         read_scene(s)
         rng = random.Random(i)
         told = [(text, True) for text in captions(s)] + [(caption(s, rng, full=full), full) for full in (True, False, False, False)]
@@ -35,7 +37,7 @@ def test_all_sentences_of_20000_scenes_are_true():
         read_narrative(s, n)
         count.update({'scenes': 1, 'captions': len(told), 'narratives': 1, 'links': len(n.links), f'scenes with {len(s.animals)}': 1})
     print(dict(count))
-    assert count['captions'] == 180_000 and count['referrals, plain'] == sum(n*count[f'scenes with {n}'] for n in (1, 2, 3)) > 35_000
+    assert count['captions'] == 9*N and count['referrals, plain'] == sum(n*count[f'scenes with {n}'] for n in (1, 2, 3)) > 1.75*N
 
 def test_answers_of_multiple_choice_are_the_only_right_ones():
     for dataset in MCQ_SETS:

@@ -17,7 +17,7 @@ import platform
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Callable
@@ -573,9 +573,8 @@ class Tables:
     def _kept(self):
         "The tables of this folder, and those that ship."
         paths = self.path, data_path('claims', 'tables', f'{self.method}.json')
-        way_out = 'run its chapter again'
-        return [read_json(path, 'a file of tables', dict, way_out, finite=True)
-                if path.exists() else {} for path in paths]
+        read = partial(read_json, what='a file of tables', way_out='run its chapter again')
+        return [read(path, finite=True) if path.exists() else {} for path in paths]
 
     def __contains__(self, name): return any(name in tables for tables in self._kept())
 
