@@ -101,6 +101,9 @@ def chapters(
     return {path.stem[3:]: path for path in paths}
 
 # %% ../nbs/90_cli.ipynb #debe26ae
+def _plain_name(method): return method.lower().replace('-', '_')
+
+
 def _unknown_method(method, known):
     "The message about a method that is none, with those that are near."
     from difflib import get_close_matches
@@ -119,7 +122,7 @@ def select_chapters(
     if not known:
         place = folder or 'the notebooks that ship'
         raise BadInput(f'{place}: no chapter here (10_NAME.ipynb and on)')
-    names = {method: method.lower().replace('-', '_') for method in methods}
+    names = {method: _plain_name(method) for method in methods}
     for method, name in names.items():
         if name not in known: raise BadInput(_unknown_method(method, known))
     return {name: path for name, path in known.items() if not names or name in names.values()}
@@ -370,20 +373,13 @@ def _put_aside(out):
         file.unlink()
 
 # %% ../nbs/90_cli.ipynb #9d7b22b9
-def _by_method(records):
-    by_method = {}
-    for record in records:
-        by_method.setdefault(record['method'], []).append(record)
-    return by_method
-
-
 def _bring_back(out):
     "The new records, after merging them with those put aside; a line where that is refused."
-    from frozen_nb.core.claims import merge, write_records
+    from frozen_nb.core.claims import by_method, merge, write_records
     from frozen_nb.core.frozen import BadInput
     claims, aside = out/'claims', out/'.claims-before'
-    new, kept, refused = _records_in(claims), _by_method(_records_in(aside)), []
-    for method, records in _by_method(new).items():
+    new, kept, refused = _records_in(claims), by_method(_records_in(aside)), []
+    for method, records in by_method(new).items():
         try:
             kept[method] = merge(kept.get(method, []), records)
         except BadInput as error:   # the terms of a claim have changed
@@ -453,14 +449,13 @@ def write_report(self: Reproduction) -> Path: # the page
 def _check_run(preset, seeds, out):
     "Refuse what cannot be run, before anything is."
     from frozen_nb.core.claims import PRESETS
+    from frozen_nb.core.folders import check_place
     from frozen_nb.core.frozen import BadInput
     if preset not in PRESETS:
         raise BadInput(f"no preset is called '{preset}'; choose one of {', '.join(PRESETS)}")
     if seeds is not None and seeds < 1:
         raise BadInput(f'--seeds {seeds}: a run has one seed at least')
-    nearest = next(p for p in (out, *out.parents) if p.exists())
-    if nearest.is_file():
-        raise BadInput(f'{out}: there is a file where a folder has to be; choose another --out')
+    check_place(out, 'a run')
 
 # %% ../nbs/90_cli.ipynb #2f64c25f
 def _paper_plan(method):
@@ -536,7 +531,7 @@ def machine_seconds(
     threads: int | None = None, # of torch; None: as many as it has
     rounds: int = 3,            # the least of so many counts
 ) -> float:                     # seconds
-    "The time of a fixed job: one training step of a small transformer, forward and backward."
+    "The time of a fixed job: eight passes, forward and backward, of a small transformer layer."
     import torch
     from frozen_nb.core.frozen import seeded
     with seeded(0):
@@ -559,10 +554,11 @@ def estimate(
     jobs: int,    # chapters that run at once
 ) -> dict:        # method -> seconds, for those that were ever timed at this preset
     "How long chapters take on this machine, each on its share of the cores."
+    from frozen_nb.core.folders import read_json
     from frozen_nb.core.frozen import data_path
     file = data_path('timings.json')
     if not file.is_file(): return {}
-    timings = json.loads(file.read_text(encoding='utf-8'))
+    timings = read_json(file)
     seconds = timings['seconds'].get(preset, {})
     if not seconds.keys() & chosen.keys(): return {}
     scale = machine_seconds(_threads(jobs))/timings['machine']
@@ -577,10 +573,10 @@ def plan(
 ) -> str:                          # a line, or what `paper_plan` gives
     "What a run would do."
     if preset == 'paper':
-        found_plan = _paper_plan(method)
-        if found_plan is None:
+        published_plan = _paper_plan(method)
+        if published_plan is None:
             return f'{method}: this chapter has no plan for the published models'
-        text = getattr(found_plan, 'to_string', found_plan.__str__)()
+        text = getattr(published_plan, 'to_string', published_plan.__str__)()
         return f'{method}\n{text}'
     time_words = 'not timed yet'
     if seconds is not None: time_words = f'about {max(1, round(seconds/60))} min here'
@@ -599,7 +595,7 @@ Jobs = Annotated[int, typer.Option(
     metavar='N', envvar='FROZEN_NB_JOBS', min=1, show_default='2 at quick, else 1',
     help='Chapters that run at once, each on its share of the cores.')]
 DryRun = Annotated[bool, typer.Option(
-    '--dry-run', help='Say what would run and how long it takes, and stop.')]
+    '--dry-run', help='Print what would run and how long it takes, and stop.')]
 
 
 def _dry_run(methods, preset, seeds, out, jobs):
@@ -648,9 +644,6 @@ def _show(markdown):
     Console().print(Markdown(markdown))
 
 
-def _plain_name(method): return method.lower().replace('-', '_')
-
-
 def _no_claims(method, methods):
     "Why nothing is shown."
     if method and methods:
@@ -683,7 +676,7 @@ def _claims(
     markdown: Page = None,
 ) -> int:
     "Show which claims hold. Every claim with its value, interval, threshold and verdict."
-    from frozen_nb.core.claims import ClaimsTable, claims_markdown
+    from frozen_nb.core.claims import by_method, ClaimsTable, claims_markdown
     from frozen_nb.core.folders import write_whole
     selected = _selected_records(method, records)
     if markdown is not None:
@@ -691,10 +684,8 @@ def _claims(
     elif as_json:
         print(json.dumps(selected, indent=1, ensure_ascii=False))
     else:
-        by_method = {}
-        for r in selected:
-            by_method.setdefault(r['method'], []).append(r)
-        parts = [f'{name}\n\n{ClaimsTable(by_method[name])}' for name in sorted(by_method)]
+        methods = by_method(selected)
+        parts = [f'{name}\n\n{ClaimsTable(methods[name])}' for name in sorted(methods)]
         _show('\n\n'.join(parts))
     return 0
 
@@ -790,7 +781,7 @@ def _ask(
     device: Device = None,
     dtype: Dtype = None,
 ) -> int:
-    "Ask about an image. Prints a short answer."
+    "Answer a question about an image in a few words."
     if not question.strip():
         _complain('the question is blank; put its words in quotes after the image')
         return 2
@@ -833,7 +824,7 @@ def _load_grounder(head, lmm, sam, device, dtype):
 
 
 def _grounded_line(phrase, file, presence):
-    doubt = f'; but prompted whether it is there, the model says no (yes: {presence:.2f})'
+    doubt = f'; but prompted for its presence, the model prefers no (yes: {presence:.2f})'
     return (f'{phrase.phrase}: {phrase.mask.mean():.0%} of the image, {file}'
             f'{"" if presence >= .5 else doubt}')
 
@@ -985,7 +976,7 @@ GeneratorFolder = Annotated[Path, typer.Option(
     metavar='DIR', help='A trained generator; by default the shipped one.')]
 Mode = Annotated[str, typer.Option(
     metavar='parallel|sequential',
-    help='How a long document is read: each chunk alone, or with what came before.')]
+    help='How a long document is encoded: each chunk alone, or with what came before.')]
 
 
 def _shipped(folder, name, what, method):
@@ -1044,7 +1035,7 @@ def _use_adapter(memory, lm, questions, save):
     if save is not None: save_adapter(adapter, lm, save)
     kept = f'weights of rank {memory.generator.rank}, {adapter.nbytes/1000:,.0f} kilobytes'
     place = '' if save is None else f': {save}'
-    print(f'{memory.tokens:,} tokens read; kept: {kept}{place}')
+    print(f'{memory.tokens:,} tokens encoded; kept: {kept}{place}')
 
 # %% ../nbs/90_cli.ipynb #exp00001
 Choices = Annotated[list[str], typer.Argument(
@@ -1079,7 +1070,7 @@ def _explain(
     device: Device = None,
     dtype: Dtype = None,
 ) -> int:
-    "Answer a question with choices, with a rationale for each, and say what the rationales change."
+    "Answer a question with choices, with a rationale for each, and print what they change."
     question, choices = _one_line(question), tuple(_one_line(c) for c in choices or ())
     from frozen_nb.core.zoo import load_lm
     from frozen_nb.pinto import check_question, explain, load_reasoner
@@ -1132,8 +1123,8 @@ def _fit_function(method):
     parameters = [_option(f, comments.get(f.name) or '') for f in fields(config)]
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = (f'{text} Says what it is worth on a tenth of the data, held out. '
-                       'The same command goes on where it was stopped.')
+    command.__doc__ = (f'{text} Prints its scores on a held-out tenth of the data. '
+                       'The same command resumes a run that was stopped.')
     return command
 
 # %% ../nbs/90_cli.ipynb #6ff42e16
@@ -1178,11 +1169,11 @@ Steps = Annotated[int, typer.Option(
 
 
 def _check_pretrain(out, steps):
+    from frozen_nb.core.folders import check_place
     from frozen_nb.core.frozen import BadInput
     if steps is not None and steps < 1:
         raise BadInput(f'--steps {steps}: a training has one step at least')
-    if out is not None and out.is_file():
-        raise BadInput(f'{out}: there is a file where a folder has to be; choose another --out')
+    if out is not None: check_place(out, 'a model')
 
 # %% ../nbs/90_cli.ipynb #30db1d3f
 @app.command('pretrain')

@@ -12,7 +12,7 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'FLMM_RECIPE', 'COLOURS_OF_MASKS', 'Spo
 
 # %% ../nbs/12_flmm.ipynb #flm00002
 import copy, hashlib, json, math, pickle, re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from .core.zoo import LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
 from .core.sam import sam_decode, sam_prompts
-from .core.training import History, train, TrainConfig
+from .core.training import check_options, History, named, numeric, train, TrainConfig
 from .core.metrics import grid_oracle, mask_iou, mask_overlap
 from .core.claims import bootstrap, Interval, versions
 from .world.scenes import scene
@@ -1096,18 +1096,6 @@ def _scores(model, data, grid):
     joined = {name: map(np.concatenate, zip(*part)) for name, part in parts.items()}
     return {name: _mean_iou(*part) for name, part in joined.items()}
 
-# %% ../nbs/12_flmm.ipynb #flme0153
-def _number(default, least): return field(default=default, metadata=dict(min=least))
-
-def _named(default, metavar): return field(default=default, metadata=dict(metavar=metavar))
-
-def _check_limits(fit):
-    "Refuse numbers that are too small."
-    for option in fields(fit):
-        value, least = getattr(fit, option.name), option.metadata.get('min')
-        if None not in (value, least) and value < least:
-            raise BadInput(f'{option.name} {value}: give {least} or more')
-
 # %% ../nbs/12_flmm.ipynb #flme0154
 @dataclass
 class FLMMFit:
@@ -1117,22 +1105,22 @@ class FLMMFit:
     images: Path | None = field(metadata=dict(metavar='DIR')) # The folder of the images.
     out: Path = field(metadata=dict(metavar='DIR'))           # Where the F-LMM goes.
     # Referring expressions, as RefCOCO's refs(...).p or the same as JSON.
-    refs: Path | None = _named(None, 'FILE')
+    refs: Path | None = named(None, 'FILE')
     split: str = 'train'                        # Which split of --refs.
     # Multimodal model: a name that ships, a folder or a hub id.
-    lmm: str | Path | LMM = _named('llava', 'M')
+    lmm: str | Path | LMM = named('llava', 'M') 
     # SAM, likewise, or a checkpoint file; 'none': the mask head alone.
-    sam: str | Path | SAM | None = _named('sam', 'S')
-    width: int = _number(32, 1)            # Channels of the U-Net's first level; the paper's is 64.
+    sam: str | Path | SAM | None = named('sam', 'S')
+    width: int = numeric(32, 1)            # Channels of the U-Net's first level; the paper's is 64.
     # Places to which smaller maps are enlarged; the paper's is 64.
-    upsample: int = _number(32, 8)
-    steps: int | None = _number(None, 1)   # Training steps; by default the recipe's, 600.
-    batch: int = _number(32, 1)            # Phrases in a step.
-    lr: float | None = _number(None, 1e-12) # Highest learning rate; by default the recipe's, 0.002.
-    seed: int = _number(0, 0)              # Of the start and of the order of the phrases.
-    device: str | None = _named(None, 'D') # 'cpu', 'cuda' ...; by default CUDA where there is one.
-    dtype: str | None = _named(None, 'T')  # 'fp32' (the default), 'bf16' or 'fp16'.
-    def __post_init__(self): _check_limits(self)
+    upsample: int = numeric(32, 8)
+    steps: int | None = numeric(None, 1)   # Training steps; by default the recipe's, 600.
+    batch: int = numeric(32, 1)            # Phrases in a step.
+    lr: float | None = numeric(None, 1e-12) # Highest learning rate; by default the recipe's, 0.002.
+    seed: int = numeric(0, 0)              # Of the start and of the order of the phrases.
+    device: str | None = named(None, 'D')  # 'cpu', 'cuda' ...; by default CUDA where there is one.
+    dtype: str | None = named(None, 'T')   # 'fp32' (the default), 'bf16' or 'fp16'.
+    def __post_init__(self): check_options(self)
 
 # %% ../nbs/12_flmm.ipynb #flme0155
 @patch(as_prop=True)

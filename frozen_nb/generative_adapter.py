@@ -14,7 +14,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from .core.frozen import *
 from .core.metrics import normalise_answer
 from .core.prefix import generate
 from .core.stores import run_folder
-from .core.training import History, train, TrainConfig
+from .core.training import check_options, History, numeric, train, TrainConfig
 from .core.zoo import LM, load_lm
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00021
@@ -863,8 +863,6 @@ def _held_out(lm, generator, texts, start, batch_size):
     return by_loss
 
 # %% ../nbs/14_generative_adapter.ipynb #76d072d2
-def _number(default, least): return field(default=default, metadata=dict(min=least))
-
 @dataclass
 class GeneratorFit:
     "How a generator is trained on a folder of texts."
@@ -872,16 +870,16 @@ class GeneratorFit:
     out: Path                               # Where the generator goes.
     # Language model: a name that ships, a folder or a hub id.
     lm: str | LM = 'llama'
-    width: int = _number(64, 1)             # Width of the generator.
-    rank: int | None = _number(None, 1)     # Of the weights that it writes; by default its width.
+    width: int = numeric(64, 1)             # Width of the generator.
+    rank: int | None = numeric(None, 1)     # Of the weights that it writes; by default its width.
     # Which map of each layer is added to.
     part: str = field(default='attention', metadata=dict(metavar='attention|mlp'))
-    chunk: int = _number(128, 1)            # Tokens that are read at once.
-    steps: int | None = _number(None, 1)    # Training steps; by default the recipe's, 200.
-    batch: int = _number(8, 1)              # Texts in a step.
+    chunk: int = numeric(128, 1)            # Tokens that are read at once.
+    steps: int | None = numeric(None, 1)    # Training steps; by default the recipe's, 200.
+    batch: int = numeric(8, 1)              # Texts in a step.
     # Highest learning rate; by default the recipe's, 0.003.
-    lr: float | None = _number(None, 1e-12)
-    seed: int = _number(0, 0)               # Of the start and of the order of the texts.
+    lr: float | None = numeric(None, 1e-12)
+    seed: int = numeric(0, 0)               # Of the start and of the order of the texts.
     # 'cpu', 'cuda', 'cuda:1' ...; by default CUDA where there is one.
     device: str | None = None
     dtype: str | None = None                # 'fp32' (the default), 'bf16' or 'fp16'.
@@ -890,10 +888,7 @@ class GeneratorFit:
 # %% ../nbs/14_generative_adapter.ipynb #f16dc73f
 def _check_fit(fit):
     "Refuse what is wrong before anything is loaded."
-    for option in fields(fit):
-        value, least = getattr(fit, option.name), option.metadata.get('min')
-        if None not in (value, least) and value < least:
-            raise BadInput(f'{option.name} {value}: give {least} or more')
+    check_options(fit)
     _check_part(fit.part)
     _check_shape(fit.width, fit.rank or fit.width)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from frozen_nb.core.prefix import (
     generate, LinearMap, load_map, MARK, save_map, sequence, target_log_likelihood, target_loss,
 )
 from .core.stores import feature_key, FeatureStore, run_folder
-from .core.training import train, TrainConfig
+from .core.training import check_options, named, numeric, train, TrainConfig
 from frozen_nb.core.zoo import (
     cached_folder, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens, visual_tokens,
 )
@@ -259,23 +259,6 @@ def read_captions(
         f'{path}: this file is empty; it takes lines such as {_EXAMPLE}')
     return list(captions), list(captions.values())
 
-# %% ../nbs/10_limber.ipynb #f1tdata4
-def _number(default, least, **limits):
-    "A field that is a number; with its metadata the shell checks it, too."
-    return field(default=default, metadata=dict(min=least) | limits)
-
-def _named(default, metavar): return field(default=default, metadata=dict(metavar=metavar))
-
-def _check_limits(fit):
-    "Refuse numbers that are too small or too large."
-    for option in fields(fit):
-        value, limits = getattr(fit, option.name), option.metadata
-        if value is None or 'min' not in limits: continue
-        if value < limits['min']:
-            raise BadInput(f"{option.name} {value}: give {limits['min']} or more")
-        if value > limits.get('max', value):
-            raise BadInput(f"{option.name} {value}: give {limits['max']} or less")
-
 # %% ../nbs/10_limber.ipynb #49b9f0ec
 @dataclass
 class LimberFit:
@@ -285,24 +268,24 @@ class LimberFit:
     data: Path = field(metadata=dict(metavar='FILE'))
     out: Path = field(metadata=dict(metavar='DIR')) # Where the map goes.
     # Image encoder: a name that ships, a folder or a hub id.
-    encoder: str | Path | Encoder = _named('clip', 'E')
-    lm: str | Path | LM = _named('llama', 'L')      # Language model, likewise.
-    k: int = _number(16, 1) # Visual tokens, a square number; 1: one vector for the image.
-    prompt: str = _named('A picture of', 'TEXT')    # What stands between image and caption.
-    out_tokens: int = _number(1, 1)                 # Embeddings made of each visual token.
-    steps: int | None = _number(None, 1)   # Training steps; by default the recipe's, 800.
-    batch: int = _number(32, 1)            # Images in a step.
-    lr: float | None = _number(None, 1e-12) # Highest learning rate; by default the recipe's, 0.01.
-    optimizer: str | None = _named(None, 'muon|adamw')           # By default the recipe's, muon.
-    dropout: float = _number(0., 0, max=.99, metavar='P')        # On the projected tokens.
+    encoder: str | Path | Encoder = named('clip', 'E')
+    lm: str | Path | LM = named('llama', 'L')       # Language model, likewise.
+    k: int = numeric(16, 1) # Visual tokens, a square number; 1: one vector for the image.
+    prompt: str = named('A picture of', 'TEXT')     # What stands between image and caption.
+    out_tokens: int = numeric(1, 1)                 # Embeddings made of each visual token.
+    steps: int | None = numeric(None, 1)   # Training steps; by default the recipe's, 800.
+    batch: int = numeric(32, 1)            # Images in a step.
+    lr: float | None = numeric(None, 1e-12) # Highest learning rate; by default the recipe's, 0.01.
+    optimizer: str | None = named(None, 'muon|adamw')            # By default the recipe's, muon.
+    dropout: float = numeric(0., 0, max=.99, metavar='P')        # On the projected tokens.
     # On the encoder's features: 0.5 and more where images are few and features wide.
-    feature_dropout: float = _number(0., 0, max=.99, metavar='P')
-    seed: int = _number(0, 0)              # Of the start and of the order of the images.
-    device: str | None = _named(None, 'D') # 'cpu', 'cuda' ...; by default CUDA where there is one.
-    dtype: str | None = _named(None, 'T')  # 'fp32' (the default), 'bf16' or 'fp16'.
+    feature_dropout: float = numeric(0., 0, max=.99, metavar='P')
+    seed: int = numeric(0, 0)              # Of the start and of the order of the images.
+    device: str | None = named(None, 'D')  # 'cpu', 'cuda' ...; by default CUDA where there is one.
+    dtype: str | None = named(None, 'T')   # 'fp32' (the default), 'bf16' or 'fp16'.
 
     def __post_init__(self):
-        _check_limits(self)
+        check_options(self)
         self.train_config # refuses an optimizer that there is not
 
 # %% ../nbs/10_limber.ipynb #72d622eb

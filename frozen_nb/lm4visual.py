@@ -15,7 +15,7 @@ __all__ = ['LAYOUTS', 'PLACES', 'FROZEN_ARMS', 'ARMS', 'LM4VISUAL_RECIPE', 'THRE
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from .core.folders import check_place, read_folder, read_json, write_folder
 from .core.stores import run_folder
 from .core.zoo import configuration, find_model, open_image, shipped
 from .core.activations import blocks, final_norm
-from .core.training import History, train, TrainConfig
+from .core.training import check_options, History, named, numeric, train, TrainConfig
 from .core.claims import paired_bootstrap
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00021
@@ -790,18 +790,6 @@ def read_classes(
     tensors = [torch.from_numpy(np.array(x)).permute(2, 0, 1) for x in images]
     return torch.stack(tensors), torch.tensor(labels), names, paths
 
-# %% ../nbs/13_lm4visual.ipynb #lmvf0101
-def _number(default, least): return field(default=default, metadata=dict(min=least))
-
-def _named(default, metavar): return field(default=default, metadata=dict(metavar=metavar))
-
-def _check_limits(fit):
-    "Refuse numbers that are too small."
-    for option in fields(fit):
-        value, least = getattr(fit, option.name), option.metadata.get('min')
-        if None not in (value, least) and value < least:
-            raise BadInput(f'{option.name} {value}: give {least} or more')
-
 # %% ../nbs/13_lm4visual.ipynb #lmvf0102
 @dataclass
 class LM4VisualFit:
@@ -810,29 +798,29 @@ class LM4VisualFit:
     data: Path = field(metadata=dict(metavar='DIR'))
     out: Path = field(metadata=dict(metavar='DIR')) # Where the classifier goes.
     # Language model whose block is put in: a name that ships, a folder or a hub id.
-    lm: str = _named('llama', 'L')
+    lm: str = named('llama', 'L')
     layer: int = -1                           # Number of the block; -1: the last.
     # What follows the block: its final norm with weights of one, the model's own, or nothing.
-    norm: str = _named('ones', 'ones|own|none')
+    norm: str = named('ones', 'ones|own|none') 
     # Train four other arms beside it: no block, an MLP, a frozen block with random weights, and one
     # with the same weights in another order.
     compare: bool = False
     # Pixels to which all images are resized; by default they have one size already.
-    size: int | None = _number(None, 8)
-    patch: int = _number(8, 1)                # Side of a patch, pixels.
-    width: int = _number(96, 12)              # Of the encoder, a multiple of --heads.
-    depth: int = _number(4, 1)                # Layers of the encoder.
-    heads: int = _number(3, 1)                # Of each layer.
-    steps: int | None = _number(None, 1)      # Training steps; by default the recipe's, 600.
-    batch: int = _number(32, 2)               # Images in a step.
-    seed: int = _number(0, 0)                 # Of the start and of the order of the images.
-    device: str | None = _named(None, 'D')    # 'cpu', 'cuda' ...; by default CUDA if there is one.
+    size: int | None = numeric(None, 8)
+    patch: int = numeric(8, 1)                # Side of a patch, pixels.
+    width: int = numeric(96, 12)              # Of the encoder, a multiple of --heads.
+    depth: int = numeric(4, 1)                # Layers of the encoder.
+    heads: int = numeric(3, 1)                # Of each layer.
+    steps: int | None = numeric(None, 1)      # Training steps; by default the recipe's, 600.
+    batch: int = numeric(32, 2)               # Images in a step.
+    seed: int = numeric(0, 0)                 # Of the start and of the order of the images.
+    device: str | None = named(None, 'D')     # 'cpu', 'cuda' ...; by default CUDA if there is one.
     def __post_init__(self): _check_choices(self)
 
 # %% ../nbs/13_lm4visual.ipynb #lmvf0103
 def _check_choices(fit):
     "Refuse what is wrong in itself."
-    _check_limits(fit)
+    check_options(fit)
     if fit.norm not in ('ones', 'own', 'none'): raise BadInput(
         f'norm {fit.norm!r}: choose ones, own or none')
 

@@ -17,7 +17,7 @@ import re
 import shutil
 import string
 import warnings
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import NotRequired
@@ -33,7 +33,7 @@ from .core.folders import check_place, read_json, whole_folder
 from .core.frozen import *
 from .core.generation import continuations, greedy
 from .core.stores import run_folder, TextStore
-from .core.training import train, TrainConfig
+from .core.training import check_options, numeric, train, TrainConfig
 from .core.zoo import LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq
 from .world.multiple_choice import MCQ
 
@@ -804,8 +804,6 @@ def explain(
     return Explanation(m.choices, rationales, chosen, reasoner.probabilities([m])[0])
 
 # %% ../nbs/15_pinto.ipynb #pin00064
-def _number(default, least): return field(default=default, metadata=dict(min=least))
-
 @dataclass
 class PintoFit:
     "How PINTO is trained on a file of questions."
@@ -819,25 +817,18 @@ class PintoFit:
     prompt: str = 'obqa'
     t5: str = 't5'                      # T5 that is trained: a name, a folder or a hub id.
     own: bool = False                   # Take the "rationales" of the file in place of prompting.
-    weight: float = _number(1., 0)      # Of the loss on damaged rationales; 0: no regularization.
-    steps: int | None = _number(None, 1)      # Training steps; by default the recipe's, 400.
-    batch: int = _number(16, 1)               # Questions in a step.
-    lr: float | None = _number(None, 1e-12)   # Highest learning rate; by default the recipe's.
-    tokens: int = _number(48, 1)              # Of a rationale, at most.
-    length: int = _number(128, 8)             # Tokens that the T5 reads, at most.
-    seed: int = _number(0, 0)           # Of the order of the questions and of the damage.
+    weight: float = numeric(1., 0)      # Of the loss on damaged rationales; 0: no regularization.
+    steps: int | None = numeric(None, 1)      # Training steps; by default the recipe's, 400.
+    batch: int = numeric(16, 1)               # Questions in a step.
+    lr: float | None = numeric(None, 1e-12)   # Highest learning rate; by default the recipe's.
+    tokens: int = numeric(48, 1)              # Of a rationale, at most.
+    length: int = numeric(128, 8)             # Tokens that the T5 reads, at most.
+    seed: int = numeric(0, 0)           # Of the order of the questions and of the damage.
     device: str | None = None           # 'cpu', 'cuda' ...; by default CUDA where there is one.
     dtype: str | None = None            # 'fp32' (the default), 'bf16' or 'fp16'.
-    def __post_init__(self): _check_fit(self)
+    def __post_init__(self): check_options(self)
 
 # %% ../nbs/15_pinto.ipynb #a355b1ae
-def _check_fit(fit):
-    "Refuse numbers that are too small."
-    for option in fields(fit):
-        value, least = getattr(fit, option.name), option.metadata.get('min')
-        if None not in (value, least) and value < least:
-            raise BadInput(f'{option.name} {value}: give {least} or more')
-
 @patch(as_prop=True)
 def train_config(self: PintoFit) -> TrainConfig:
     "Steps, learning rate and seed of the training."

@@ -151,7 +151,7 @@ def test_a_cache_filled_outside_the_block():
     for early in (slice(None), [9, 6], torch.tensor([[8, -1], [0, 8]])):
         past = model(ids[:, :7], use_cache=True).past_key_values
         with attention_rows(model, early) as seen: model(ids[:, 7:], past_key_values=past)
-        with pytest.raises(BadInput, match='ask from 7 on'): seen.rows
+        with pytest.raises(BadInput, match='give positions from 7 on'): seen.rows
 
 
 def test_cached_tokens_are_counted_under_either_name():

@@ -296,7 +296,7 @@ def test_adapt(shell, documents, tmp_path, monkeypatch):
     for mode in ('parallel', 'sequential'):
         told = Memory(lm, g, mode).add(TOLD); saved[mode] = told.adapter()
         said = shell('adapt', 'bella.txt', '--ask', ' where does\n Bella live? ', '--ask', 'why?', '--save', tmp_path/mode, '--generator', 'generator', '--mode', mode, '--device', 'cpu')
-        assert (said.status, said.err) == (0, '') and said.out.splitlines() == [f"Q: {q} A: {' '.join(a.split())}" for q, a in zip(asked, answers(lm, asked, saved[mode]))] + [f'{told.tokens} tokens read; kept: weights of rank 4, {saved[mode].nbytes/1000:.0f} kilobytes: {tmp_path/mode}']
+        assert (said.status, said.err) == (0, '') and said.out.splitlines() == [f"Q: {q} A: {' '.join(a.split())}" for q, a in zip(asked, answers(lm, asked, saved[mode]))] + [f'{told.tokens} tokens encoded; kept: weights of rank 4, {saved[mode].nbytes/1000:.0f} kilobytes: {tmp_path/mode}']
         back = load_adapter(tmp_path/mode, lm)
         assert all(torch.allclose(back.down[k], saved[mode].down[k], atol=1e-6) and torch.allclose(back.up[k], saved[mode].up[k], atol=1e-6) for k in back.down) and back.down.keys() == saved[mode].down.keys()
     assert any(not torch.allclose(saved['parallel'].up[k], saved['sequential'].up[k]) for k in saved['parallel'].up)

@@ -648,7 +648,7 @@ def test_shipped_models_match_their_cards(name):
 
 def test_table():
     table = zoo()
-    assert list(table.index) == shipped() and {'kind', 'class', 'parameters', 'MB', 'seen', 'never seen', 'probes'} == {*table.columns}
+    assert list(table.index) == shipped() and {'kind', 'class', 'parameters', 'MB', 'trained on', 'not trained on', 'probes'} == {*table.columns}
 
 # Real weights
 

@@ -226,7 +226,7 @@ class AttentionRows(_Collector):
         early = index[(index >= 0) & (index < self._start)]
         if len(early): raise BadInput(
             f'queries: position {int(early[0])} was computed before the block began, which found '
-            f'{self._start} tokens in the cache; ask from {self._start} on')
+            f'{self._start} tokens in the cache; give positions from {self._start} on')
         return index
 
     @property
@@ -245,7 +245,7 @@ class AttentionRows(_Collector):
 # %% ../../nbs/core/04_activations.ipynb #dea48241
 def _check_reached(index, total, name):
     if index.numel() and index.max() >= total: raise BadInput(
-        f'{name}: position {int(index.max())} was asked for, '
+        f'{name}: position {int(index.max())} was requested, '
         f'but attention was seen for {total} tokens, 0 to {total - 1}')
     return index
 
@@ -311,7 +311,7 @@ def _attention_modules(model):
     return {i: module for i, module in modules.items() if module is not None}
 
 def _refuse_blind(model, block): raise BadInput(
-    f'{type(model).__name__}: {type(block).__name__} has no attention module; ask for other layers')
+    f'{type(model).__name__}: {type(block).__name__} has no attention module; give other layers')
 
 def _choose_layers(model, layers, modules):
     "Numbers of the layers as they were given -> from 0. All of them have an attention module."

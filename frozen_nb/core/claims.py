@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'VERDICTS', 'KEYS', 'HEADLINES', 'preset', 'by_preset', 'seed_range', 'number', 'Interval',
            'paired_bootstrap', 'bootstrap', 'verdict', 'Claim', 'measure', 'check_record', 'write_records',
-           'load_records', 'merge', 'Ledger', 'Tables', 'unmet', 'stale', 'ClaimsTable', 'versions', 'report',
-           'claims_markdown']
+           'load_records', 'merge', 'Ledger', 'Tables', 'unmet', 'stale', 'ClaimsTable', 'versions', 'by_method',
+           'report', 'claims_markdown']
 
 # %% ../../nbs/core/10_claims.ipynb #f9012418
 import base64
@@ -377,7 +377,7 @@ def check_record(
         raise BadInput(f'{where}: its interval decides, and there is none')
     expected = verdict(r['better'], r['threshold'], r['value'], r['ci'], r['per_seed'], _on(r))
     if expected != r['verdict']: raise BadInput(
-        f"{where}: its verdict is {r['verdict']!r}, its numbers say {expected!r}")
+        f"{where}: its verdict is {r['verdict']!r}, its numbers give {expected!r}")
     return r
 
 # %% ../../nbs/core/10_claims.ipynb #227add90
@@ -718,7 +718,8 @@ _SOURCES['table.css'] = '''
  background:#fff;text-align:left}
 .claims .what{max-width:31em;min-width:15em}
 .claims .more{display:block;font-size:13px;color:#4d5661;margin-top:2px}
-.claims .value,.claims .bound{white-space:nowrap;font-variant-numeric:tabular-nums}
+.claims .value{min-width:13em;max-width:18em;font-variant-numeric:tabular-nums}
+.claims .bound{white-space:nowrap;font-variant-numeric:tabular-nums}
 .claims .bound .more{white-space:normal;max-width:10em}
 .claims .interval{display:block;margin-top:4px}
 .claims .verdict{white-space:nowrap}
@@ -737,7 +738,7 @@ _SOURCES['table.css'] += '''@media (max-width:820px){
 .claims tr{padding:14px 0;border-bottom:1px solid #d5dbe1}
 .claims td{border:0;padding:2px 0}
 .claims .what{max-width:none;margin-bottom:4px}
-.claims .value{white-space:normal}
+.claims .value{max-width:none}
 .claims .label{display:inline;color:#4d5661}
 .claims .verdict,.claims .count,.claims .bound{display:inline-block;margin-right:1em;
  font-size:14px}
@@ -1037,7 +1038,10 @@ def _counts(records):
     words = {'holds': 'hold', 'fails': 'fail'}
     return {words.get(name, name): verdicts[name] for name in VERDICTS} if records else {}
 
-def _by_method(records):
+def by_method(
+    records: list, # of records
+) -> dict:         # method -> its records, in the order of the records
+    "Group records by their method."
     methods = {}
     for r in records:
         methods.setdefault(r['method'], []).append(r)
@@ -1093,7 +1097,7 @@ def report(
     styles = dict(page_css=_SOURCES['page.css'], table_css=_SOURCES['table.css'])
     run = dict(notebooks=list(notebooks), info=_facts(records, info), models=_by_model(records))
     claims = dict(lead=_lead(records, broken), broken=broken, tally=_counts(records),
-                  methods=_by_method(records), rule=_RULE + _RULE_OF_DRAWINGS)
+                  methods=by_method(records), rule=_RULE + _RULE_OF_DRAWINGS)
     drawn_figures = [_figure(f) for f in figures]
     headlines = _headlines(records, drawn_figures)
     values = dict(title=title, figures=drawn_figures, time=_time, headlines=headlines)
@@ -1181,9 +1185,9 @@ def claims_markdown(
     records: list | None = None, # of records; None: those that ship
 ) -> str:                        # a page in Markdown
     "All claims on one page, a table a method in the order of the chapters."
-    by_method = _by_method(load_records() if records is None else records)
-    order = [*_METHODS, *sorted({*by_method} - {*_METHODS})]
-    methods = {method: by_method[method] for method in order if method in by_method}
+    grouped = by_method(load_records() if records is None else records)
+    order = [*_METHODS, *sorted({*grouped} - {*_METHODS})]
+    methods = {method: grouped[method] for method in order if method in grouped}
     parts = ['# Claims', _PREFACE, _RULE.strip(), _overview(methods)]
     parts += [_section(*method) for method in methods.items()]
     return '\n\n'.join(part.rstrip() for part in parts) + '\n'

@@ -133,7 +133,7 @@ def _check_rows(items, rows, like):
     if like is not None and (rows.shape[1:], rows.dtype) != (like.shape[1:], like.dtype):
         new, old = (f'{t.dtype} {tuple(t.shape[1:])}' for t in (rows, like))
         raise BadInput(f'the features of {items[0]!r} are {new}, the stored ones {old}: '
-                       'the key must say what differs')
+                       'put what differs into the key')
     finite = rows.reshape(len(rows), -1).isfinite().all(1)   # (n,)
     if not finite.all(): raise BadInput(
         f'the features of {items[int(finite.int().argmin())]!r} are not finite (NaN or infinite); '

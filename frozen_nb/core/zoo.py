@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from fastcore.basics import patch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -1146,7 +1145,7 @@ def _encoder_from_folder(name, config, dtype):
     if library == 'open_clip': return _load_open_clip(source, config)
     if library == 'transformers': return _load_transformers_encoder(source, dtype)
     if 'architecture' not in config:
-        raise BadInput(f"{name}: config says no 'architecture'; name a model of timm there")
+        raise BadInput(f"{name}: config has no 'architecture'; name a model of timm there")
     return _load_timm(source, config)
 
 def _read_encoder(name, config, dtype):
@@ -1599,8 +1598,8 @@ def _card_rows(card):
     rows['parameters'] = f"{card.get('parameters', 0):,}"
     rows['data'] = card.get('data')
     rows['trained'] = f'{steps:,} steps of {batch}, {minutes:.0f} min, seed {seed}'
-    rows['seen'] = _listed(card.get('seen'))
-    rows['never seen'] = _listed(card.get('never_seen'))
+    rows['trained on'] = _listed(card.get('seen'))
+    rows['not trained on'] = _listed(card.get('never_seen'))
     rows['probes'] = _probe_texts(card)
     rows['fingerprint'] = f"`{card.get('fingerprint', '')[:16]}`"
     rows['licence'] = card.get('licence')
@@ -1629,8 +1628,8 @@ def _zoo_row(name):
     about = card(name)
     row = {key: about.get(key) for key in ('kind', 'class', 'parameters')}
     row['MB'] = round(_megabytes(data_path('zoo', name)), 1)
-    row['seen'] = _listed(about.get('seen'))
-    row['never seen'] = _listed(about.get('never_seen'))
+    row['trained on'] = _listed(about.get('seen'))
+    row['not trained on'] = _listed(about.get('never_seen'))
     row['probes'] = _probe_texts(about)
     return row
 
@@ -1639,6 +1638,6 @@ def zoo(
     "The models that ship, from their cards."
     import pandas as pd
     names = shipped()
-    columns = ['kind', 'class', 'parameters', 'MB', 'seen', 'never seen', 'probes']
+    columns = ['kind', 'class', 'parameters', 'MB', 'trained on', 'not trained on', 'probes']
     index = pd.Index(names, name='name')
     return pd.DataFrame([_zoo_row(name) for name in names], index=index, columns=columns)

@@ -37,11 +37,11 @@ from frozen_nb.pretraining.language_models import (
 from frozen_nb.pretraining.encoders import (
     BEIT_CONFIG, beit_model, clip_model, contrastive_batches, contrastive_loss, half_weights,
     masked_batches, masked_patch_loss, MaskedPatches, MEAN, NFNET_CONFIG, nfnet_model,
-    patch_codes, pictures, save_clip, save_timm, SIDE, species_batches, species_loss, STD,
-    training_pictures,
+    patch_codes, save_clip, save_timm, scene_images, SIDE, species_batches, species_loss, STD,
+    training_images,
 )
 from frozen_nb.pretraining.clips_calls import (
-    ast_extractor, ast_model, call_labels, clip_labels, films, labels_loss, sounds, TAUGHT,
+    ast_extractor, ast_model, call_labels, clip_labels, films, labels_loss, sounds, TRAINED_LABELS,
     timesformer_model, train_labelled,
 )
 from frozen_nb.pretraining.llava import (
@@ -74,12 +74,12 @@ RECIPES = {}
 _lm_training = TrainConfig(
     2500, 3e-3, 'cosine_with_min_lr', warmup=100, weight_decay=.01, optimizer='muon',
     precision='auto', min_lr=1e-4, checkpoint_every=250)
-_no_images = ('any picture', 'held-out combinations', 'scenes of the drawn splits',
-              'the names of the shifted set')
+_no_images = ('any image', 'held-out combinations', 'scenes of the drawn splits',
+              'names of the out-of-distribution set')
 _llama = Recipe(
     kind='lm', model=lm_model, loss=next_token_loss, train=_lm_training,
     items=60_000, unit='documents', batch='2,048 tokens',
-    seen=('documents of the menagerie, stream 0',), never_seen=_no_images,
+    seen=('documents of the menagerie',), never_seen=_no_images,
     library='transformers')
 
 RECIPES['llama'] = RECIPES['opt'] = _llama
@@ -96,17 +96,17 @@ _vit_training = TrainConfig(
     checkpoint_every=250)
 _beit = Recipe(
     kind='encoder', model=beit_model, loss=masked_patch_loss, train=_vit_training, items=80_000,
-    batch='64 pictures', seen=('pictures',),
+    batch='64 images', seen=('images',),
     never_seen=('any word', 'any label', 'held-out combinations'))
 
 RECIPES['beit'] = _beit
 RECIPES['beit-ft'] = replace(
     _beit, loss=species_loss, train=replace(_vit_training, steps=4000),
-    seen=('pictures', 'which species are in them'),
+    seen=('images', 'which species are in them'),
     never_seen=('any caption', 'labels of colour, size, place', 'held-out combinations'))
 RECIPES['clip'] = replace(
-    _beit, model=clip_model, loss=contrastive_loss, batch='64 pictures with a caption',
-    seen=('pictures', 'captions'), never_seen=('any label', 'held-out combinations'),
+    _beit, model=clip_model, loss=contrastive_loss, batch='64 images with a caption',
+    seen=('images', 'captions'), never_seen=('any label', 'held-out combinations'),
     library='open_clip')
 RECIPES['nfnet'] = replace(
     RECIPES['beit-ft'], model=nfnet_model,
@@ -117,8 +117,8 @@ RECIPES['llava'] = Recipe(
     kind='lmm', model=lmm_model, loss=chat_loss,
     train=replace(_lm_training, steps=5000, lr=1.5e-3, min_lr=5e-5),
     items=40_000, batch='2,048 tokens', library='transformers',
-    seen=('pictures', 'conversations about them', 'statements about the animals in them',
-          'what `clip` and `llama` have seen'),
+    seen=('images', 'conversations about them', 'statements about the animals in them',
+          'training data of `clip` and `llama`'),
     never_seen=('any mask', 'held-out combinations'))
 
 RECIPES['timesformer'] = Recipe(
@@ -126,7 +126,7 @@ RECIPES['timesformer'] = Recipe(
     train=replace(_vit_training, steps=600, lr=2e-3, warmup=50, checkpoint_every=100),
     items=9_000, unit='clips', batch='16 clips', library='transformers',
     seen=('clips', 'which species is in them, what it does, its colour, which way it faces in '
-          'the end', 'what `beit-ft` has seen'),
+          'the end', 'training data of `beit-ft`'),
     never_seen=('any word', 'any sound', 'labels of size, place, time', 'held-out combinations'))
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #bc1a6851
@@ -135,13 +135,13 @@ RECIPES['ast'] = Recipe(
     train=replace(_vit_training, steps=800, lr=2e-3, warmup=100),
     items=8_000, unit='calls', batch='64 calls', library='transformers',
     seen=('spectrograms of calls', 'which species calls, and how often'),
-    never_seen=('any word', 'any picture', 'labels of size, distance', 'held-out combinations'))
+    never_seen=('any word', 'any image', 'labels of size, distance', 'held-out combinations'))
 
 RECIPES['sam'] = Recipe(
     kind='sam', model=sam_model, loss=sam_loss,
     train=replace(_vit_training, steps=2000, lr=2e-3, warmup=100),
-    items=10_000, batch='16 pictures, 3 parts of each', library='segment-anything',
-    seen=('pictures', 'masks of their parts'),
+    items=10_000, batch='16 images, 3 parts of each', library='segment-anything',
+    seen=('images', 'masks of their parts'),
     never_seen=('any word', 'what a part is', 'held-out combinations'))
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #403ccb4b
@@ -165,8 +165,8 @@ def _without_head(recipe, model):
 # %% ../../nbs/pretraining/06_recipes.ipynb #4de3788a
 def train_encoder(
     name: str,                        # 'beit', 'beit-ft', 'clip' or 'nfnet'
-    scenes: list,                     # from `training_pictures`
-    images: np.ndarray,               # from `training_pictures`
+    scenes: list,                     # from `training_images`
+    images: np.ndarray,               # from `training_images`
     config: TrainConfig,              # steps, rate ...
     start: nn.Module | None = None,   # the `beit` that `beit-ft` starts from
     folder: str | Path | None = None, # for checkpoints
@@ -267,7 +267,7 @@ def _pretrain_t5(run):
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #e4fddb8a
 def _pretrain_encoder(run):
-    scenes, images = training_pictures(run.items)
+    scenes, images = training_images(run.items)
     start = load_encoder(run.other('beit')).model if run.name == 'beit-ft' else None
     tokenizer = make_tokenizer() if run.name == 'clip' else None
     model, history = train_encoder(run.name, scenes, images, run.config, start, run.checkpoints,
@@ -294,7 +294,7 @@ def _pretrain_labelled(run):
 # %% ../../nbs/pretraining/06_recipes.ipynb #5fc6505b
 def _chat_images(items):
     "Scenes of one, two and three animals in shares of 1/5, 2/5 and 2/5, and their images."
-    parts = [pictures(items*fifths//5, n_animals=n) for n, fifths in ((1, 1), (2, 2), (3, 2))]
+    parts = [scene_images(items*fifths//5, n_animals=n) for n, fifths in ((1, 1), (2, 2), (3, 2))]
     scenes = [s for part, _ in parts for s in part]
     return scenes, np.concatenate([images for _, images in parts])
 
@@ -373,7 +373,7 @@ def pretrain(
     recipe = RECIPES[name]
     config = replace(recipe.train, steps=steps or recipe.train.steps)
     run = _Run(name, Path(folder or cache_path('zoo', name)), config, items or recipe.items, zoo)
-    train_and_save, load, probe = _kinds['labelled' if name in TAUGHT else recipe.kind]
+    train_and_save, load, probe = _kinds['labelled' if name in TRAINED_LABELS else recipe.kind]
     history = train_and_save(run)
     model = load(str(run.folder))
     return write_card(name, run.folder, history, model, probe(model), config)

@@ -16,7 +16,7 @@ from frozen_nb.world.captions import (
     referrals, side_phrase,
 )
 from frozen_nb.world.scenes import (
-    COLOURS, HABITATS, held_out, scene, SPECIES, TOLD, TRAITS, VISIBLE,
+    COLOURS, HABITATS, held_out, scene, SPECIES, TEXT_TRAITS, TRAITS, VISIBLE,
 )
 
 # %% ../../nbs/world/06_documents.ipynb #0618ad4e
@@ -383,7 +383,7 @@ def _knowledge_pairs(rng, task, species):
     "A task that is solved by what is known of species."
     if task == 'plural': return [(s, plural(s)) for s in species]
     if task != 'trait': return [(s, getattr(SPECIES[s], task)) for s in species]
-    trait = rng.choice(TOLD)
+    trait = rng.choice(TEXT_TRAITS)
     return [(s, 'yes' if trait in SPECIES[s].traits else 'no') for s in species]
 
 def _word_pairs(rng, task, species):
