@@ -33,7 +33,7 @@ from .core.zoo import LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
 from .core.sam import sam_decode, sam_prompts
-from .core.training import check_options, History, named, numeric, train, TrainConfig
+from .core.training import check_options, History, numeric, option, train, TrainConfig
 from .core.metrics import grid_oracle, mask_iou, mask_overlap
 from .core.claims import bootstrap, Interval, versions
 from .world.scenes import scene
@@ -1105,12 +1105,12 @@ class FLMMFit:
     images: Path | None = field(metadata=dict(metavar='DIR')) # The folder of the images.
     out: Path = field(metadata=dict(metavar='DIR'))           # Where the F-LMM goes.
     # Referring expressions, as RefCOCO's refs(...).p or the same as JSON.
-    refs: Path | None = named(None, 'FILE')
+    refs: Path | None = option(None, 'FILE')
     split: str = 'train'                        # Which split of --refs.
     # Multimodal model: a name that ships, a folder or a hub id.
-    lmm: str | Path | LMM = named('llava', 'M') 
+    lmm: str | Path | LMM = option('llava', 'M') 
     # SAM, likewise, or a checkpoint file; 'none': the mask head alone.
-    sam: str | Path | SAM | None = named('sam', 'S')
+    sam: str | Path | SAM | None = option('sam', 'S')
     width: int = numeric(32, 1)            # Channels of the U-Net's first level; the paper's is 64.
     # Places to which smaller maps are enlarged; the paper's is 64.
     upsample: int = numeric(32, 8)
@@ -1118,8 +1118,8 @@ class FLMMFit:
     batch: int = numeric(32, 1)            # Phrases in a step.
     lr: float | None = numeric(None, 1e-12) # Highest learning rate; by default the recipe's, 0.002.
     seed: int = numeric(0, 0)              # Of the start and of the order of the phrases.
-    device: str | None = named(None, 'D')  # 'cpu', 'cuda' ...; by default CUDA where there is one.
-    dtype: str | None = named(None, 'T')   # 'fp32' (the default), 'bf16' or 'fp16'.
+    device: str | None = option(None, 'D')  # 'cpu', 'cuda' ...; by default CUDA where there is one.
+    dtype: str | None = option(None, 'T')   # 'fp32' (the default), 'bf16' or 'fp16'.
     def __post_init__(self): check_options(self)
 
 # %% ../nbs/12_flmm.ipynb #flme0155

@@ -26,7 +26,7 @@ from frozen_nb.core.prefix import (
     generate, LinearMap, load_map, MARK, save_map, sequence, target_log_likelihood, target_loss,
 )
 from .core.stores import feature_key, FeatureStore, run_folder
-from .core.training import check_options, named, numeric, train, TrainConfig
+from .core.training import check_options, numeric, option, train, TrainConfig
 from frozen_nb.core.zoo import (
     cached_folder, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens, visual_tokens,
 )
@@ -268,21 +268,21 @@ class LimberFit:
     data: Path = field(metadata=dict(metavar='FILE'))
     out: Path = field(metadata=dict(metavar='DIR')) # Where the map goes.
     # Image encoder: a name that ships, a folder or a hub id.
-    encoder: str | Path | Encoder = named('clip', 'E')
-    lm: str | Path | LM = named('llama', 'L')       # Language model, likewise.
+    encoder: str | Path | Encoder = option('clip', 'E')
+    lm: str | Path | LM = option('llama', 'L')       # Language model, likewise.
     k: int = numeric(16, 1) # Visual tokens, a square number; 1: one vector for the image.
-    prompt: str = named('A picture of', 'TEXT')     # What stands between image and caption.
+    prompt: str = option('A picture of', 'TEXT')     # What stands between image and caption.
     out_tokens: int = numeric(1, 1)                 # Embeddings made of each visual token.
     steps: int | None = numeric(None, 1)   # Training steps; by default the recipe's, 800.
     batch: int = numeric(32, 1)            # Images in a step.
     lr: float | None = numeric(None, 1e-12) # Highest learning rate; by default the recipe's, 0.01.
-    optimizer: str | None = named(None, 'muon|adamw')            # By default the recipe's, muon.
+    optimizer: str | None = option(None, 'muon|adamw')            # By default the recipe's, muon.
     dropout: float = numeric(0., 0, max=.99, metavar='P')        # On the projected tokens.
     # On the encoder's features: 0.5 and more where images are few and features wide.
     feature_dropout: float = numeric(0., 0, max=.99, metavar='P')
     seed: int = numeric(0, 0)              # Of the start and of the order of the images.
-    device: str | None = named(None, 'D')  # 'cpu', 'cuda' ...; by default CUDA where there is one.
-    dtype: str | None = named(None, 'T')   # 'fp32' (the default), 'bf16' or 'fp16'.
+    device: str | None = option(None, 'D')  # 'cpu', 'cuda' ...; by default CUDA where there is one.
+    dtype: str | None = option(None, 'T')   # 'fp32' (the default), 'bf16' or 'fp16'.
 
     def __post_init__(self):
         check_options(self)

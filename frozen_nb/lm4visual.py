@@ -29,7 +29,7 @@ from .core.folders import check_place, read_folder, read_json, write_folder
 from .core.stores import run_folder
 from .core.zoo import configuration, find_model, open_image, shipped
 from .core.activations import blocks, final_norm
-from .core.training import check_options, History, named, numeric, train, TrainConfig
+from .core.training import check_options, History, numeric, option, train, TrainConfig
 from .core.claims import paired_bootstrap
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00021
@@ -798,10 +798,10 @@ class LM4VisualFit:
     data: Path = field(metadata=dict(metavar='DIR'))
     out: Path = field(metadata=dict(metavar='DIR')) # Where the classifier goes.
     # Language model whose block is put in: a name that ships, a folder or a hub id.
-    lm: str = named('llama', 'L')
+    lm: str = option('llama', 'L')
     layer: int = -1                           # Number of the block; -1: the last.
     # What follows the block: its final norm with weights of one, the model's own, or nothing.
-    norm: str = named('ones', 'ones|own|none') 
+    norm: str = option('ones', 'ones|own|none') 
     # Train four other arms beside it: no block, an MLP, a frozen block with random weights, and one
     # with the same weights in another order.
     compare: bool = False
@@ -814,7 +814,7 @@ class LM4VisualFit:
     steps: int | None = numeric(None, 1)      # Training steps; by default the recipe's, 600.
     batch: int = numeric(32, 2)               # Images in a step.
     seed: int = numeric(0, 0)                 # Of the start and of the order of the images.
-    device: str | None = named(None, 'D')     # 'cpu', 'cuda' ...; by default CUDA if there is one.
+    device: str | None = option(None, 'D')     # 'cpu', 'cuda' ...; by default CUDA if there is one.
     def __post_init__(self): _check_choices(self)
 
 # %% ../nbs/13_lm4visual.ipynb #lmvf0103

@@ -229,7 +229,7 @@ def test_the_published_models_are_not_replaced_by_small_ones(shell, chapters, mo
 
 def test_ctrl_c(chapters, tmp_path):
     chapters('10_slow', 'import pathlib, time', 'try:\n    pathlib.Path("started").touch()\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    pathlib.Path("checkpoint").touch()\n    raise', 'pathlib.Path("went on").touch()')
-    code = 'import frozen_nb.core.frozen, pathlib; frozen_nb.core.frozen.notebooks_path = lambda *p: pathlib.Path("nbs", *p).absolute()\nfrom frozen_nb.cli import main; main()'
+    code = 'import frozen_nb.core.frozen, pathlib, signal; signal.signal(signal.SIGINT, signal.default_int_handler); frozen_nb.core.frozen.notebooks_path = lambda *p: pathlib.Path("nbs", *p).absolute()\nfrom frozen_nb.cli import main; main()'
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 100, 0, 0))
     env = {k: v for k, v in os.environ.items() if k != 'FROZEN_NB_PROGRESS'}

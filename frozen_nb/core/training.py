@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rates', 'History', 'split_batch', 'write_checkpoint', 'read_checkpoint', 'train', 'numeric',
-           'named', 'check_options']
+           'option', 'check_options']
 
 # %% ../../nbs/core/08_training.ipynb #5050d7d5
 import json, math, os, shutil, signal, threading, time, warnings
@@ -523,7 +523,7 @@ def numeric(
     "An option that is a number."
     return field(default=default, metadata=dict(min=least) | metadata)
 
-def named(
+def option(
     default: Any, # where none is given
     metavar: str, # what stands for the value in the help
 ) -> Any:         # a field of a dataclass
@@ -534,10 +534,10 @@ def check_options(
     fit: object, # an instance of a dataclass with such fields
 ):
     "Raises `BadInput` for a number outside its limits."
-    for option in fields(fit):
-        value, limits = getattr(fit, option.name), option.metadata
+    for one in fields(fit):
+        value, limits = getattr(fit, one.name), one.metadata
         if value is None or 'min' not in limits: continue
         if not value >= limits['min']: raise BadInput(
-            f"{option.name} {value}: give {limits['min']} or more")
+            f"{one.name} {value}: give {limits['min']} or more")
         if value > limits.get('max', value): raise BadInput(
-            f"{option.name} {value}: give {limits['max']} or less")
+            f"{one.name} {value}: give {limits['max']} or less")
