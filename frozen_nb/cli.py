@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
+from threading import RLock
 from typing import Annotated, get_args
 
 import typer
@@ -145,7 +146,7 @@ def _code_cells(path):
 # %% ../nbs/90_cli.ipynb #c0926174
 def _together(seconds, jobs, busy=()):
     "Seconds until jobs that are begun in turn, `jobs` at a time, are all over."
-    free = sorted([*busy, *[0]*jobs], reverse=True)[:max(jobs, len(busy))]
+    free = [*busy] + [0]*(jobs - len(busy))   # when each place becomes free
     for one in seconds:
         first = free.index(min(free))
         free[first] += one
@@ -161,35 +162,42 @@ class _Progress:
         self.jobs = jobs         # that run at once
         self.bar = progress_bar(sum(cells.values()))
         self.done, self.began, self.watches, self.stopped = {}, {}, [], False
+        self.lock = RLock()      # each chapter runs in a thread of its own
 
 # %% ../nbs/90_cli.ipynb #88a7f8ae
 @patch
-def begin(self: _Progress, name):
-    "A chapter begins."
-    self.done[name], self.began[name] = 0, time.time()
+def begin(self: _Progress, watch):
+    "A chapter begins; says whether the run was stopped already."
+    with self.lock:
+        self.done[watch.name], self.began[watch.name] = 0, time.time()
+        self.watches.append(watch)
+        return self.stopped
 
 
 @patch
 def at(self: _Progress, name, cell, section):
     "Cell number `cell` of a chapter begins."
-    self.done[name] = cell - 1
-    running = [f'{n} {min(self.done[n] + 1, self.cells[n])}/{self.cells[n]}' for n in self.began]
-    self.bar.set_description_str(', '.join(running), refresh=False)
-    self.bar.set_postfix_str((section if len(running) == 1 else '') + self.left(), refresh=False)
-    self.bar.update(sum(self.done.values()) - self.bar.n)
+    with self.lock:
+        self.done[name] = cell - 1
+        running = [f'{n} {self.done[n] + 1}/{self.cells[n]}' for n in self.began]
+        shown = section if len(running) == 1 else ''
+        self.bar.set_description_str(', '.join(running), refresh=False)
+        self.bar.set_postfix_str(f'{shown}{self.left()}', refresh=False)
+        self.bar.update(sum(self.done.values()) - self.bar.n)
 
-
+# %% ../nbs/90_cli.ipynb #80432ef9
 @patch
 def left(self: _Progress):
     "The time that is left, in words; nothing where a chapter has no estimate."
+    with self.lock: began = dict(self.began)
     waiting = [name for name in self.cells if name not in self.done]
-    if {*self.began, *waiting} - self.seconds.keys(): return ''
+    if {*began, *waiting} - self.seconds.keys(): return ''
     now = time.time()
-    busy = [max(0, self.seconds[name] - (now - since)) for name, since in self.began.items()]
+    busy = [max(0, self.seconds[name] - (now - since)) for name, since in began.items()]
     seconds = _together([self.seconds[name] for name in waiting], self.jobs, busy)
     return f', about {max(1, round(seconds/60))} min left'
 
-# %% ../nbs/90_cli.ipynb #43aa2f5d
+
 @patch
 def line(self: _Progress, name, cell, section):
     "What a log file gets in place of a bar."
@@ -197,22 +205,25 @@ def line(self: _Progress, name, cell, section):
     where = f'{name}: cell {cell} of {self.cells[name]}'
     print(f'{where}, {seconds:.0f} s: {section}{self.left()}', file=sys.stderr)
 
-
+# %% ../nbs/90_cli.ipynb #43aa2f5d
 @patch
-def end(self: _Progress, name):
+def end(self: _Progress, watch):
     "This chapter is over."
-    del self.began[name]
-    self.done[name] = self.cells[name]
-    self.bar.update(sum(self.done.values()) - self.bar.n)
-    if self.done.keys() == self.cells.keys() and not self.began: self.bar.close()
+    with self.lock:
+        self.watches.remove(watch)
+        del self.began[watch.name]
+        self.done[watch.name] = self.cells[watch.name]
+        self.bar.update(sum(self.done.values()) - self.bar.n)
+        if self.done.keys() == self.cells.keys() and not self.began: self.bar.close()
 
 
 @patch
 def stop(self: _Progress):
     "Interrupt the chapters that run, and begin no other."
-    self.stopped = True
-    for watch in self.watches:
-        watch.stop()
+    with self.lock:
+        self.stopped = True
+        for watch in self.watches:
+            watch.stop()
 
 # %% ../nbs/90_cli.ipynb #5a6f8001
 class _Interrupted(Exception): pass
@@ -223,9 +234,7 @@ class _Watch:
     def __init__(self, nb, name, progress):
         self.headings, self.name, self.progress = _headings(nb), name, progress
         self.cell_number, self.section, self.loop = 0, '', None
-        self.stopped = progress.stopped
-        progress.begin(name)
-        progress.watches.append(self)
+        self.stopped = progress.begin(self)
 
     async def start(self, notebook):
         self.loop = asyncio.get_running_loop()
@@ -247,7 +256,9 @@ class _Watch:
 def stop(self: _Watch):
     "Interrupt the kernel, from any thread; the cell that runs ends with KeyboardInterrupt."
     self.stopped = True
-    if self.loop: self.loop.call_soon_threadsafe(self.interrupt)
+    if self.loop is None: return   # the kernel starts; its first cell will not
+    with suppress(RuntimeError):   # its loop has ended
+        self.loop.call_soon_threadsafe(self.interrupt)
 
 
 @patch
@@ -303,8 +314,7 @@ def _execute(nb, name, cwd, env, progress):
         what = 'the kernel died, most often because the memory was full'
         return 'failed', f'{name}.ipynb, cell [{watch.cell_number}]: {what}'
     finally:
-        progress.watches.remove(watch)
-        progress.end(name)
+        progress.end(watch)
     return 'ran', None
 
 # %% ../nbs/90_cli.ipynb #3b1cfb7b

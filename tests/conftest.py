@@ -24,7 +24,7 @@ SLOW = '10_limber', '11_ima', '12_flmm', '13_lm4visual', '15_pinto', '14_generat
 
 def pytest_collection_modifyitems(items):
     "The long ones first, so that two workers end at the same time."
-    def rank(item): return next((i for i, name in enumerate(SLOW) if f'{name}]' in item.name), len(SLOW) + ('test_notebook[' not in item.name))
+    def rank(item): return next((i for i, name in enumerate(SLOW) if item.name == f'test_notebook[{name}]'), len(SLOW) + ('test_notebook[' not in item.name))
     items.sort(key=rank)
 
 @pytest.hookimpl(optionalhook=True)

@@ -227,13 +227,14 @@ def test_the_published_models_are_not_replaced_by_small_ones(shell, chapters, mo
     refused(shell('reproduce', '--preset', 'paper'), 'toy', '--dry-run', *words)
     assert not Path('_out').exists()
 
+REPRODUCE_HERE = 'import frozen_nb.core.frozen, pathlib, signal; signal.signal(signal.SIGINT, signal.default_int_handler); frozen_nb.core.frozen.notebooks_path = lambda *p: pathlib.Path("nbs", *p).absolute()\nfrom frozen_nb.cli import main; main()'
+
 def test_ctrl_c(chapters, tmp_path):
     chapters('10_slow', 'import pathlib, time', 'try:\n    pathlib.Path("started").touch()\n    time.sleep(300)\nexcept KeyboardInterrupt:\n    pathlib.Path("checkpoint").touch()\n    raise', 'pathlib.Path("went on").touch()')
-    code = 'import frozen_nb.core.frozen, pathlib, signal; signal.signal(signal.SIGINT, signal.default_int_handler); frozen_nb.core.frozen.notebooks_path = lambda *p: pathlib.Path("nbs", *p).absolute()\nfrom frozen_nb.cli import main; main()'
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 100, 0, 0))
     env = {k: v for k, v in os.environ.items() if k != 'FROZEN_NB_PROGRESS'}
-    p = subprocess.Popen([sys.executable, '-c', code, 'reproduce'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, text=True, env=env, start_new_session=True)
+    p = subprocess.Popen([sys.executable, '-c', REPRODUCE_HERE, 'reproduce'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, text=True, env=env, start_new_session=True)
     os.close(terminal)
     until = time.time() + 180
     while not (tmp_path/'_out/notebooks/started').exists() and p.poll() is None and time.time() < until: time.sleep(.2)
@@ -248,6 +249,31 @@ def test_ctrl_c(chapters, tmp_path):
     assert '10_slow' in shown and '1/3' in shown and 'Traceback' not in shown and shown.rstrip().endswith('frozen-nb: interrupted')
     assert (tmp_path/'_out/notebooks/checkpoint').exists() and not (tmp_path/'_out/notebooks/went on').exists()
     assert nbformat.read(tmp_path/'_out/notebooks/10_slow.ipynb', 4).metadata.frozen_nb.status == 'interrupted' and (tmp_path/'_out/report.html').exists()
+
+def test_two_chapters_at_once_on_their_share_of_the_cores(shell, chapters, monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    meet = 'import os, pathlib, time\npathlib.Path("{0}").touch()\nwhile not pathlib.Path("{1}").exists(): time.sleep(.1)\nassert os.environ["OMP_NUM_THREADS"] == "{2}"'
+    half = max(1, os.cpu_count()//2)
+    chapters('10_one', meet.format('one', 'two', half))
+    chapters('11_two', meet.format('two', 'one', half))
+    chapters('12_toy', record(2))
+    said = shell('reproduce', '--jobs', '2')
+    assert said.status == 0 and said.out.startswith('3 of 3 notebooks ran, 1 of 1 claims hold'), said
+    Path('_out/claims/other.json').write_text(json.dumps([dict(json.loads(json.dumps(cli_record())), id='other.claim', method='other')]))
+    assert shell('reproduce', 'toy').status == 0 and [r['id'] for r in load_records('_out/claims')] == ['other.claim', 'toy.claim']
+
+def test_ctrl_c_ends_all_that_run_and_begins_no_other(chapters, tmp_path):
+    for name in ('10_one', '11_two'): chapters(name, f'import pathlib, time\npathlib.Path("{name}").touch()\ntime.sleep(300)', 'pathlib.Path("went on").touch()')
+    chapters('12_third', 'import pathlib\npathlib.Path("went on").touch()')
+    p = subprocess.Popen([sys.executable, '-c', REPRODUCE_HERE, 'reproduce', '--jobs', '2'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(FROZEN_NB_PROGRESS='0'), start_new_session=True)
+    ran, until = tmp_path/'_out/notebooks', time.time() + 180
+    while not ((ran/'10_one').exists() and (ran/'11_two').exists()) and p.poll() is None and time.time() < until: time.sleep(.2)
+    time.sleep(1)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and 'Traceback' not in err and err.rstrip().endswith('frozen-nb: interrupted'), err
+    assert sorted(x.name for x in ran.glob('*.ipynb')) == ['10_one.ipynb', '11_two.ipynb'] and not (ran/'went on').exists()
+    assert all(nbformat.read(x, 4).metadata.frozen_nb.status == 'interrupted' for x in ran.glob('*.ipynb'))
 
 # --- align
 

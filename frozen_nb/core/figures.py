@@ -114,13 +114,13 @@ def save_figure(
     fig: Figure | Axes, # a figure, or axes in it
     name: str,          # of the file, without the ending: 'limber-1-captions'
     caption: str = '',  # a sentence or two that the figure can be read with
-    table: pd.DataFrame | None = None, # as kept: what preset and scale it has is written below
+    tables: list = (),  # kept ones that it is drawn from: their preset is written below it
 ) -> Path | None:       # `$FROZEN_NB_OUT/figures/NAME.png`, or None when the variable is not set
     "Write a figure where `frozen-nb reproduce` collects them."
     if not name or Path(name).name != name:
         raise BadInput(f'figure name {name!r}: give a file name without folder')
-    if table is not None:
-        provenance(fig, table.attrs['preset'], table.attrs.get('scale', 'miniature'))
+    presets = dict.fromkeys(table.attrs['preset'] for table in tables)
+    if presets: provenance(fig, ', '.join(presets), 'miniature')
     out = os.environ.get('FROZEN_NB_OUT')
     if not out: return None
     about, png = {'Software': None, 'Description': caption}, io.BytesIO()
