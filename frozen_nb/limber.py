@@ -23,8 +23,10 @@ from .core.claims import Interval, paired_bootstrap, versions
 from .core.folders import check_place, write_whole
 from .core.frozen import *
 from frozen_nb.core.prefix import (
-    generate, LinearMap, load_map, MARK, save_map, sequence, target_log_likelihood, target_loss,
+    check_texts, generate, LinearMap, load_map, MARK, save_map, sequence, starts,
+    target_log_likelihood, target_loss,
 )
+from .core.generation import start_ids
 from .core.stores import feature_key, FeatureStore, run_folder
 from .core.training import check_options, numeric, option, train, TrainConfig
 from frozen_nb.core.zoo import (
@@ -70,10 +72,11 @@ def new_map(
     "An untrained map between two frozen models, started at the scale of the token embeddings."
     flat = features.float().flatten(0, 1)                              # (n k, e)
     about = dict(encoder='blind', encoder_fingerprint='', lm=lm.name, lm_fingerprint=lm.fingerprint)
-    about |= dict(k=features.shape[1], prompt=prompt)
+    about |= dict(k=features.shape[1], prompt=prompt, start=bool(start_ids(lm)))
     if encoder: about |= dict(encoder=encoder.name, encoder_fingerprint=encoder.fingerprint)
     std = flat.std(0) if encoder else torch.ones(flat.shape[1])
-    scale = lm.embeddings.weight.float().std().item()
+    ids = torch.arange(lm.embeddings.num_embeddings, device=lm.device)[:32_768]
+    with torch.no_grad(): scale = lm.embeddings(ids).float().std().item()   # a Gemma multiplies
     with seeded(seed):
         untrained = kind(features.shape[-1], lm.width, mean=flat.mean(0), std=std, scale=scale,
                          **about, **kwargs)
@@ -125,7 +128,8 @@ class _CaptionLoss:
     end: bool
     def __call__(self, linear_map, batch):
         prefix = linear_map(batch['features'])
-        seq = sequence(self.lm, prefix, self.prompt, batch['texts'], end=self.end)
+        start = starts(linear_map)
+        seq = sequence(self.lm, prefix, self.prompt, batch['texts'], end=self.end, start=start)
         n = (seq.labels[:, 1:] != -100).sum()
         return target_loss(self.lm, seq) * n, n
 
@@ -174,7 +178,8 @@ def caption(
 ) -> list:                     # B texts
     "One caption an image, greedy."
     prompt = prompt or self.map.made_for.get('prompt', 'A picture of')
-    texts = generate(self.lm, self.prefix(images), prompt, max_new_tokens)
+    start = starts(self.map)
+    texts = generate(self.lm, self.prefix(images), prompt, max_new_tokens, start=start)
     return [text.strip() for text in texts]
 
 # %% ../nbs/10_limber.ipynb #310c46b7
@@ -182,16 +187,22 @@ def caption(
 def ask(
     self: Limber,
     images: list,             # B PIL images
-    question: str,            # one question for all
+    question: str | list,     # one question for all, or one for each image
     examples: tuple = (),     # (PIL image, question, answer) before it, for a few-shot prompt
     max_new_tokens: int = 8,  # of each answer
 ) -> list:                    # B texts
     "Short answers to a question about each image, in the paper's format `Q: ... A:`."
+    questions = [question]*len(images) if isinstance(question, str) else list(question)
+    if len(questions) != len(images): raise BadInput(
+        f'{len(questions)} questions about {len(images)} images: give one for all, or one for each')
     x = self.prefix([*(image for image, _, _ in examples), *images])  # (S + B, k, d)
     shots, last = x[:len(examples)], x[len(examples):, None]
     x = torch.cat([shots.expand(len(last), *shots.shape), last], 1)   # (B, S + 1, k, d)
-    prompt = shot_prompt(question, [(q, a) for _, q, a in examples])
-    return [first_answer(text) for text in generate(self.lm, x, prompt, max_new_tokens)]
+    shown = [(q, a) for _, q, a in examples]
+    check_texts([text for pair in shown for text in pair] + questions)
+    prompts = [shot_prompt(q, shown) for q in questions]
+    texts = generate(self.lm, x, prompts, max_new_tokens, start=starts(self.map))
+    return [first_answer(text) for text in texts]
 
 # %% ../nbs/10_limber.ipynb #vq000001
 def shot_prompt(
@@ -358,7 +369,8 @@ def _caption_losses(lm, linear_map, features, prompt, captions, batch_size=32):
         i, texts = map(list, zip(*pairs[start:start + batch_size]))
         with torch.no_grad():
             prefix = linear_map(features[i].to(lm.device))
-            log_likelihood, length = target_log_likelihood(lm, sequence(lm, prefix, prompt, texts))
+            seq = sequence(lm, prefix, prompt, texts, start=starts(linear_map))
+            log_likelihood, length = target_log_likelihood(lm, seq)
         np.add.at(nats, i, -log_likelihood.double().cpu().numpy())
         np.add.at(tokens, i, length.cpu().numpy())
     return nats / tokens
