@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from .frozen import *
@@ -193,12 +195,12 @@ class _Collector:
     "Rows of attention weights, pass by pass and layer by layer."
     def __init__(self, queries, keys, layers, to):
         self._queries, self._keys = _Positions(queries, 'queries'), _Positions(keys, 'keys')
-        self._layers, self._to = layers, to
+        self._layers, self._to, self._passes = layers, to, -1
         self.begin_pass(past=0)
 
     def begin_pass(self, past):
         "A pass behind `past` cached tokens begins; 0 starts a new sequence."
-        self._past = past
+        self._past, self._passes = past, self._passes + 1
         if past == 0: self._start, self._first, self._total, self._parts = 0, None, 0, {}
 
     def add_layer(self, layer, shape, weights_of):
@@ -235,14 +237,21 @@ class AttentionRows(_Collector):
     @property
     def rows(self):                                                          # layer -> (B, H, Q, K)
         shape = self.queries.shape[1], self.keys.shape[1]
+        for i in self._layers.values():
+            if i not in self._parts: _refuse_unseen(f'layer {i}')
         return {layer: _join(self._parts[i], *shape) for layer, i in self._layers.items()}
 
     def _reached(self, p):
+        if self._first is None and self._passes: _refuse_unseen('this model')
         if self._first is None: raise BadInput(
             'no attention was seen yet; call the model inside the block of attention_rows')
         return _check_reached(p.up_to(self._total, self._first), self._total, p.name)
 
 # %% ../../nbs/core/04_activations.ipynb #dea48241
+def _refuse_unseen(where): raise BadInput(
+    f'the attention of {where} is computed where it cannot be seen, although the model was called; '
+    'take other layers, or a family with sdpa attention of transformers')
+
 def _check_reached(index, total, name):
     if index.numel() and index.max() >= total: raise BadInput(
         f'{name}: position {int(index.max())} was requested, '
@@ -261,16 +270,18 @@ def _join(parts, Q, K):
 # %% ../../nbs/core/04_activations.ipynb #0b13746c
 _watched = WeakKeyDictionary()  # attention module -> [(collector, number of the layer)]
 
+def _collect(module, query, key, mask, scaling, causal, bias=None):
+    "Rows go to the collectors of this module."
+    def weights_of(index):
+        return _softmax_rows(query, key, index.to(query.device), mask, scaling, causal, bias)
+    for collector, layer in _watched.get(module, ()):
+        collector.add_layer(layer, (len(query), query.shape[2], key.shape[2]), weights_of)
+
 def _sdpa_and_rows(module, query, key, value, attention_mask,
                    scaling=None, is_causal=None, **kwargs):
     "sdpa; rows go to the collectors of this module."
     causal = getattr(module, 'is_causal', True) if is_causal is None else is_causal
-    bias = kwargs.get('position_bias')
-    def weights_of(index):
-        index = index.to(query.device)
-        return _softmax_rows(query, key, index, attention_mask, scaling, causal, bias)
-    for collector, layer in _watched.get(module, ()):
-        collector.add_layer(layer, (len(query), query.shape[2], key.shape[2]), weights_of)
+    _collect(module, query, key, attention_mask, scaling, causal, kwargs.get('position_bias'))
     return AttentionInterface()['sdpa'](module, query, key, value, attention_mask,
                                         scaling=scaling, is_causal=is_causal, **kwargs)
 
@@ -295,6 +306,30 @@ def _rows_of_map(module, args, output):
     for collector, layer in _watched.get(module, ()):
         collector.add_layer(layer, (B, T, S), weights_of)
     return output[0], None, *output[2:]
+
+# %% ../../nbs/core/04_activations.ipynb #a21e079f
+class _OwnSdpa(TorchFunctionMode):
+    "Sees the calls of sdpa while a module runs."
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is scaled_dot_product_attention: self.see(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
+
+    def see(self, query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None,
+            **kwargs):
+        self.called = True
+        _collect(self.module, query, key, attn_mask, scale, is_causal)
+
+    def enter(self, module, args):
+        self.called = False
+        self.__enter__()
+
+    def leave(self, module, args, output):
+        self.__exit__(None, None, None)
+        if output is not None and not self.called: return _rows_of_map(module, args, output)
 
 # %% ../../nbs/core/04_activations.ipynb #26930b59
 def _attention_of(block):
@@ -332,19 +367,35 @@ def cached_length(
         if kwargs.get(name) is not None: return int(kwargs[name].get_seq_length())
     return 0
 
+# %% ../../nbs/core/04_activations.ipynb #dd1b2f48
 def _watch(decoder, collector, modules, hooks):
     "Let a collector watch these attention modules; `hooks` takes what has to be removed."
     def begin(decoder, args, kwargs): collector.begin_pass(cached_length(kwargs))
     hooks.append(decoder.register_forward_pre_hook(begin, with_kwargs=True))
-    fused = getattr(decoder, '_supports_sdpa', False)
-    if fused: decoder.set_attn_implementation('sdpa_and_rows')
-    elif decoder.config._attn_implementation != 'eager': raise BadInput(
-        f'{type(decoder).__name__} has no sdpa attention to look into; '
-        "load it with attn_implementation='eager'")
+    way = _way_to_see(decoder)
+    if way == 'registry': decoder.set_attn_implementation('sdpa_and_rows')
     for layer, module in modules.items():
-        if not fused and not _watched.get(module):
-            hooks.append(module.register_forward_hook(_rows_of_map))
+        if not _watched.get(module): hooks += _hooks_to_see(module, way)
         _watched[module] = [*_watched.get(module, ()), (collector, layer)]
+
+def _way_to_see(decoder):
+    "By the registry of attention functions, by a family's own calls of sdpa, or by its maps."
+    implementation = decoder.config._attn_implementation
+    if getattr(decoder, '_supports_sdpa', False):
+        if decoder._can_set_attn_implementation(): return 'registry'
+        if implementation in ('sdpa', 'eager'): return 'own sdpa'
+    elif implementation == 'eager': return 'map'
+    raise BadInput(f'{type(decoder).__name__} has no sdpa attention to look into; '
+                   "load it with attn_implementation='eager'")
+
+# %% ../../nbs/core/04_activations.ipynb #0f2d5b03
+def _hooks_to_see(module, way):
+    "The hooks that an attention module needs."
+    if way == 'registry': return []
+    if way == 'map': return [module.register_forward_hook(_rows_of_map)]
+    sees = _OwnSdpa(module)
+    return [module.register_forward_pre_hook(sees.enter),
+            module.register_forward_hook(sees.leave, always_call=True)]
 
 # %% ../../nbs/core/04_activations.ipynb #7798734c
 def _unwatch(decoder, collector, modules, hooks, implementation):
