@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['blocks', 'final_norm', 'hidden_states', 'positions', 'AttentionRows', 'attention_of', 'cached_length',
-           'attention_rows', 'BlockParts', 'is_linear', 'parts_of']
+           'attention_rows', 'BlockParts', 'is_linear', 'matrix_of', 'parts_of']
 
 # %% ../../nbs/core/04_activations.ipynb #b6db1c6d
 from collections.abc import Iterable
@@ -311,7 +311,7 @@ def _rows_of_map(module, args, output):
         collector.add_layer(layer, (B, T, S), weights_of)
     return output[0], None, *output[2:]
 
-# %% ../../nbs/core/04_activations.ipynb #19cbfe2a
+# %% ../../nbs/core/04_activations.ipynb #84061f13
 class _OwnSdpa(TorchFunctionMode):
     "Sees the calls of sdpa while a module runs."
     def __init__(self, module):
@@ -373,7 +373,7 @@ def cached_length(
         if kwargs.get(name) is not None: return int(kwargs[name].get_seq_length())
     return 0
 
-# %% ../../nbs/core/04_activations.ipynb #d30d7863
+# %% ../../nbs/core/04_activations.ipynb #168a818d
 def _watch(decoder, collector, modules, hooks):
     "Let a collector watch these attention modules; `hooks` takes what has to be removed."
     def begin(decoder, args, kwargs): collector.begin_pass(cached_length(kwargs))
@@ -394,7 +394,7 @@ def _way_to_see(decoder):
     raise BadInput(f'{type(decoder).__name__} has no sdpa attention to look into; '
                    "load it with attn_implementation='eager'")
 
-# %% ../../nbs/core/04_activations.ipynb #f6eb4ad6
+# %% ../../nbs/core/04_activations.ipynb #20210b04
 def _hooks_to_see(module, way):
     "The hooks that an attention module needs."
     if way == 'registry': return []
@@ -438,7 +438,7 @@ def attention_rows(
     finally:
         _unwatch(decoder, collector, modules, hooks, implementation)
 
-# %% ../../nbs/core/04_activations.ipynb #97459f33
+# %% ../../nbs/core/04_activations.ipynb #17670b53
 @dataclass(frozen=True)
 class BlockParts:
     "What the parts of a block are called: names of its submodules, '' where there is none."
@@ -455,13 +455,20 @@ class BlockParts:
     adds: bool           # whether x + c SA + c FC is what the block gives
     returns: dict        # attention, last and '' (the block) -> 0: a tensor, n: a tuple of so many
 
+# %% ../../nbs/core/04_activations.ipynb #13401889
 def is_linear(
     module: nn.Module, # any
 ) -> bool:
     "Whether a module is a linear map, as a `Linear` or as the `Conv1D` of GPT-2."
     return isinstance(module, (nn.Linear, Conv1D))
 
-# %% ../../nbs/core/04_activations.ipynb #63d0a379
+def matrix_of(
+    module: nn.Module, # a linear map
+) -> torch.Tensor:     # (d_out, d_in)
+    "Its weights as a `Linear` keeps them; of a `Conv1D` a view."
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+# %% ../../nbs/core/04_activations.ipynb #3ebbb22c
 @dataclass
 class _Call:
     "What a module was called with, and what it gave."
@@ -482,17 +489,20 @@ def _see_call(calls, name, module, args, kwargs, output):
     calls[name] = _Call(len(given), tensors[0].clone(), results[0].clone(),
                         len(output) if several else 0)
 
-# %% ../../nbs/core/04_activations.ipynb #ac554094
+# %% ../../nbs/core/04_activations.ipynb #f44d5fa4
 @torch.no_grad()
 def _calls_in_blocks(model):
     "One pass over a few tokens: for each block, name of a submodule -> `_Call`, in order."
     decoder, parts, hooks = _decoder(model), blocks(model), []
+    embeddings = decoder.get_input_embeddings()
+    if not isinstance(embeddings, nn.Embedding): raise BadInput(
+        f'{type(decoder).__name__} takes no tokens; parts of blocks are found in language models')
     calls = [{} for _ in parts]
     for block, seen in zip(parts, calls):
         for name, module in block.named_modules():
             see = partial(_see_call, seen, name)
             hooks.append(module.register_forward_hook(see, with_kwargs=True))
-    ids = torch.arange(5, device=decoder.get_input_embeddings().weight.device)[None]
+    ids = torch.arange(5, device=embeddings.weight.device)[None]
     cached = dict(use_cache=False) if hasattr(decoder.config, 'use_cache') else {}
     try:
         decoder(input_ids=ids, **cached)
@@ -501,7 +511,7 @@ def _calls_in_blocks(model):
             hook.remove()
     return calls
 
-# %% ../../nbs/core/04_activations.ipynb #c9a279fc
+# %% ../../nbs/core/04_activations.ipynb #bb849e59
 def _linear_calls(block, calls, inside):
     "Names of the linear maps in a part, in the order in which they were called."
     names = [name for name in calls if name == inside or name.startswith(f'{inside}.')]
@@ -515,17 +525,22 @@ def _ffn_linears(block, calls, children):
     if any(p.ndim > 2 for p in matrices): return []
     return [x for name in children for x in _linear_calls(block, calls, name)]
 
+def _children_called(block, calls):
+    "The children with weight matrices, in the order of their calls."
+    children = dict(block.named_children())
+    return [name for name in calls if name in children and _matrices(children[name])]
+
 def _ffn_names(block, calls, attention):
     "Where the feed-forward part begins and ends, and its linear maps; '' for several parts."
-    children = [name for name, m in block.named_children() if name != attention and _matrices(m)]
-    children = [name for name in calls if name in children]   # in the order of the calls
+    children = [name for name in _children_called(block, calls) if name != attention]
     linears = _ffn_linears(block, calls, children)
-    one, two = len(children) == 1, bool(linears) and linears == children  # fc1 and fc2 of an OPT
-    if one and calls[children[0]].positional == 1: return children[0], children[0], linears
-    if two or one and linears: return linears[0], linears[-1], linears
+    if len(children) == 1 and calls[children[0]].positional == 1:
+        return children[0], children[0], linears
+    if linears and (len(children) == 1 or linears == children):   # fc1 and fc2 of an OPT
+        return linears[0], linears[-1], linears
     return '', '', []
 
-# %% ../../nbs/core/04_activations.ipynb #07cb3dc9
+# %% ../../nbs/core/04_activations.ipynb #b7561640
 def _added_candidates(block, calls, part, out):
     "Modules whose output may be what is added for a part: itself, what follows it, its last map."
     y = calls[part].y
@@ -544,7 +559,7 @@ def _what_is_added(block, calls, first, second, scale):
     pair = min(product(first, second), key=error)
     return *pair, error(pair) < torch.finfo(y.dtype).eps**.5
 
-# %% ../../nbs/core/04_activations.ipynb #4661782f
+# %% ../../nbs/core/04_activations.ipynb #90ce5857
 def _attention_name(model, block, calls):
     "The child of a block that computes attention."
     attention = attention_of(block)
@@ -568,7 +583,7 @@ def _parts_of(model, block, calls):
     return BlockParts(part, query, inner[-1], first, middle, last, ffn_out, *added[:2], scale,
                       added[2], returns)
 
-# %% ../../nbs/core/04_activations.ipynb #8b74383d
+# %% ../../nbs/core/04_activations.ipynb #6551430a
 _known_parts = WeakKeyDictionary()  # decoder -> its blocks, and their parts
 
 def parts_of(
