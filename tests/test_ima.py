@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, MistralConfig, OPTConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, DynamicCache, MambaConfig, MistralConfig, OPTConfig, Qwen2Config
 from transformers.models.llama import LlamaConfig
 
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.ima import *
-from frozen_nb.core.activations import blocks
+from frozen_nb.core.activations import blocks, parts_of
 from frozen_nb.core.training import TrainConfig
 from frozen_nb.core.zoo import LM, load_lmm
 from PIL import Image
@@ -53,7 +53,7 @@ def test_skipping_with_a_cache_is_skipping_without(model, what, tokens, left):
 
 def test_a_skipped_part_is_a_part_that_adds_nothing(model):
     "Against the same model with zeros in place of what the part gives at those tokens."
-    one, parts, layer = a_prompt(), family(model), 3
+    one, parts, layer = a_prompt(), parts_of(model)[3], 3
     for what, at in (('ffn', parts.last), ('attention', parts.out)):
         bias = getattr(blocks(model)[layer].get_submodule(at), 'bias', None)
         for tokens, mask in (('visual', one.visual), ('text', one.text)):
@@ -152,8 +152,8 @@ def test_mapper_is_the_papers():
 
 def test_bad_input(model):
     one = a_prompt()
-    gpt2 = freeze(AutoModelForCausalLM.from_config(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2)))
-    for call, words in ((lambda: family(gpt2), "FAMILIES['GPT2Block']"), (lambda: skipping(gpt2, 'ffn').__enter__(), 'GPT2Block'),
+    mamba = freeze(AutoModelForCausalLM.from_config(MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4)))
+    for call, words in ((lambda: parts_of(mamba), 'no attention'), (lambda: skipping(mamba, 'ffn').__enter__(), 'MambaBlock'),
                         (lambda: subnetwork(model, [one], 0.), 'sparsity'), (lambda: subnetwork(model, [one], 1.), 'sparsity'), (lambda: chance_iou(1.5), 'sparsity'),
                         (lambda: skipping(model, 'block', layers=range(5)).__enter__(), 'nothing is left'), (lambda: skipping(model, 'block', interval=1, start=-1, end=5).__enter__(), 'nothing is left'),
                         (lambda: skipping(model, 'attention', layers=[0]).__enter__(), 'layer 0'), (lambda: skipping(model, 'ffn', tokens='visual').__enter__(), 'told='),
