@@ -23,6 +23,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from threading import RLock
 from typing import Annotated, get_args
@@ -368,37 +369,73 @@ def run_chapter(
     return result
 
 # %% ../nbs/90_cli.ipynb #e8225d72
-def _records_in(folder):
+def _records_in(folder, damaged=None):
+    """The records in a folder, without those of damaged files, whose messages go into a list; they
+    are printed without one."""
     from frozen_nb.core.claims import load_records
-    return load_records(folder) if folder.exists() else []
+    messages = [] if damaged is None else damaged
+    records = load_records(folder, messages) if folder.exists() else []
+    for message in messages if damaged is None else []:
+        print(f'frozen-nb: {message}', file=sys.stderr)
+    return records
+
+
+def _rename_damaged(claims):
+    "Give damaged files of records another name, so that no chapter stumbles over them."
+    from frozen_nb.core.claims import load_records
+    from frozen_nb.core.frozen import BadInput
+    for file in sorted(claims.glob('*.json')):
+        try:
+            load_records(file)
+        except BadInput:
+            names = (file.with_name(f'{file.stem}.damaged-{n}') for n in count(1))
+            file.rename(next(path for path in names if not path.exists()))
+
+# %% ../nbs/90_cli.ipynb #d6e61a2d
+def _records_aside(out):
+    "Where records lie during a run. Raises `BadInput` for a link, which leads elsewhere."
+    from frozen_nb.core.frozen import BadInput
+    aside = out/'.claims-before'
+    if aside.is_symlink() or (aside/'all.json').is_symlink(): raise BadInput(
+        f'{aside}: there is a link where records are put aside; delete the link')
+    return aside
 
 
 def _put_aside(out):
-    "Move the records in `out` aside, and any that an earlier run, killed, has left there."
-    from frozen_nb.core.claims import merge, write_records
-    claims, aside = out/'claims', out/'.claims-before'
-    old = merge(_records_in(aside), _records_in(claims))
-    if old: write_records(old, aside/'all.json')
-    for file in claims.glob('*.json'):
-        file.unlink()
+    """Move the records in `out` aside, and any that an earlier run, killed, has left there; a line
+    for each damaged file, which stays under another name."""
+    from frozen_nb.core.claims import merge, records_lock, write_records
+    claims, aside, damaged = out/'claims', _records_aside(out), []
+    if not (claims.exists() or aside.exists()): return damaged
+    with records_lock(claims):
+        old = merge(_records_in(aside, damaged), _records_in(claims, damaged))
+        _rename_damaged(aside)
+        _rename_damaged(claims)
+        if old: write_records(old, aside/'all.json')
+        for file in claims.glob('*.json'):
+            file.unlink()
+    return damaged
 
 # %% ../nbs/90_cli.ipynb #9d7b22b9
 def _bring_back(out):
     "The new records, after merging them with those put aside; a line where that is refused."
-    from frozen_nb.core.claims import by_method, merge, write_records
+    from frozen_nb.core.claims import by_method, merge, records_lock, write_records
     from frozen_nb.core.frozen import BadInput
-    claims, aside = out/'claims', out/'.claims-before'
-    new, kept, refused = _records_in(claims), by_method(_records_in(aside)), []
-    for method, records in by_method(new).items():
-        try:
-            kept[method] = merge(kept.get(method, []), records)
-        except BadInput as error:   # the terms of a claim have changed
-            refused.append(str(error))
-    for method, records in kept.items():
-        write_records(records, claims/f'{method}.json')
-    for file in aside.glob('*'):
-        file.unlink()
-    if aside.exists(): aside.rmdir()
+    claims, aside, refused = out/'claims', _records_aside(out), []
+    if not (claims.exists() or aside.exists()): return [], refused
+    with records_lock(claims):
+        new, kept = _records_in(claims, refused), by_method(_records_in(aside, refused))
+        _rename_damaged(aside)
+        _rename_damaged(claims)
+        for method, records in by_method(new).items():
+            try:
+                kept[method] = merge(kept.get(method, []), records)
+            except BadInput as error:   # the terms of a claim have changed
+                refused.append(str(error))
+        for method, records in kept.items():
+            write_records(records, claims/f'{method}.json')
+        (aside/'all.json').unlink(missing_ok=True)
+        with suppress(OSError): aside.rmdir()   # if nothing else is in it
     return new, refused
 
 # %% ../nbs/90_cli.ipynb #2a418a5f
@@ -501,11 +538,12 @@ def reproduce(
     _check_run(preset, seeds, run.out)
     if preset == 'paper': _refuse_paper(next(iter(chosen)))
     jobs = min(jobs or default_jobs(preset), len(chosen))
-    _put_aside(run.out)
+    damaged = _put_aside(run.out)
     try:
         _run_all(chosen, run, preset, seeds, jobs)
     finally:
-        run.records, run.refused = _bring_back(run.out)
+        run.records, refused = _bring_back(run.out)
+        run.refused = damaged + refused
         run.write_report()
     return run
 
