@@ -166,9 +166,11 @@ def _check_rows(adapter, block, args, kwargs):
 
 # %% ../nbs/14_generative_adapter.ipynb #b101c993
 def _hook(change, adapter, *names):
-    "A hook that says on what its effect depends."
+    """A hook that says on what its effect depends. With several adapters a text depends on its row,
+    too, and nothing that is stored says which row that was: None."""
     hook = partial(change, adapter, *names)
     def effect():
+        if len(adapter) != 1: return None
         tensors = [t for name in names for t in (adapter.down[name], adapter.up[name])]
         return ' '.join([change.__name__, *map(tensor_hash, tensors)])
     hook.fingerprint = effect

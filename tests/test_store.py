@@ -452,6 +452,18 @@ def test_features_of_a_changed_model_are_not_the_old_ones(tmp_path):
     assert torch.equal(features(), first) and len([*tmp_path.iterdir()]) == 2
 
 
+def test_features_that_are_lost_after_the_model_has_changed(tmp_path):
+    "They are computed again when they are read; with another model, that is refused."
+    loaded, store = loaded_model(), FeatureStore(tmp_path)
+    feats = encode_images(loaded, lambda i: torch.ones(4), ['a'], store, progress=False)
+    first = feats[:]
+    shards(tmp_path)[0].unlink()
+    loaded.model[3].weight.data.mul_(2)
+    with pytest.raises(BadInput, match='the encoder has changed'): feats._fill()
+    loaded.model[3].weight.data.mul_(.5)
+    assert torch.equal(encode_images(loaded, lambda i: torch.ones(4), ['a'], store, progress=False)[:], first)
+
+
 def test_what_is_active_on_a_model_is_in_the_key():
     "Hooks that say what they do, training mode, adapters of PEFT and their switches."
     import peft
@@ -526,6 +538,18 @@ def test_texts_of_an_adapted_model_are_not_those_of_the_plain_one(tmp_path, how)
     plain = pinto.rationalize(lm, questions, prompt, 8, store=False)
     assert said() == plain != inside[0] and inside[0] == inside[1] and inside[2] == inside[3]
     assert len([*tmp_path.iterdir()]) == 3 and pinto.rationale_store(lm, prompt, 8, tmp_path).path.exists()
+
+
+def test_texts_of_several_adapters_at_once_are_not_stored(tmp_path):
+    "Which row a text was generated in is in no key."
+    from frozen_nb import generative_adapter as ga, pinto
+    from frozen_nb.core.zoo import load_lm
+    lm = load_lm('llama', device='cpu')
+    memory = ga.Memory(lm, ga.load_generator(data_path('zoo', 'adapter'), lm))
+    both = ga.Adapter.of([memory.add(f'Bruno lives {place}.').adapter() for place in ('by the lake', 'in the desert')])
+    with ga.adapted(lm, both): assert current_fingerprint(lm) is None and pinto.rationale_store(lm, pinto.read_prompt('obqa'), 8, tmp_path).path is None
+    with ga.adapted(lm, both[1]): assert current_fingerprint(lm) not in (None, lm.fingerprint)
+    assert current_fingerprint(lm) == lm.fingerprint
 
 
 # Texts whose file is damaged, locked, full or read-only

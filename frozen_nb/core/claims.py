@@ -415,6 +415,7 @@ def _write_json(path, data):
     try:
         return write_whole(path, text + '\n')
     except OSError as error:
+        if isinstance(error, BadInput): raise
         raise BadInput(f'{path}: cannot be written ({error.strerror or error}); make room or '
                        'choose another folder. What was there is kept') from error
 

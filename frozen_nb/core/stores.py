@@ -359,9 +359,12 @@ def encode_images(
     progress: bool = True,              # show a bar while encoding, where someone can see it
 ) -> Features:                          # (n, k, d) visual tokens
     """Visual tokens of images, encoded once. `images_fn` is called only for what is not in the
-    store. Raises `BadInput` naming the image that cannot be read."""
+    store. Raises `BadInput` naming the image that cannot be read, and for features that have to be
+    computed again after the encoder has changed."""
+    key = feature_key(encoder)
     @torch.no_grad()
     def compute(indices):
+        if feature_key(encoder) != key: raise BadInput('the encoder has changed; ask again')
         tokens = []
         for start in range(0, len(indices), batch_size):
             batch = indices[start:start + batch_size]
@@ -371,7 +374,7 @@ def encode_images(
         return torch.cat(tokens)
 
     store = store or FeatureStore()
-    return store.features(feature_key(encoder), items, compute, progress=progress)
+    return store.features(key, items, compute, progress=progress)
 
 # %% ../../nbs/core/02_stores.ipynb #1531568a
 def _class_name(value): return f'{type(value).__module__}.{type(value).__qualname__}'
