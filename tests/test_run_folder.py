@@ -68,8 +68,7 @@ def test_a_planted_link(tmp_path, name):
     out, home = tmp_path/'out', tmp_path/'home'
     save(out, 'limber')
     (home/'sub').mkdir(parents=True)
-    (home/'all.json').write_text('mine')
-    (home/'notes.json').write_text('mine')
+    for mine in ('all.json', 'notes.json', 'notes.txt'): (home/mine).write_text('[]')
     link = out/name
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
@@ -78,7 +77,7 @@ def test_a_planted_link(tmp_path, name):
     for f in (lambda: cli._put_aside(out), lambda: cli._bring_back(out), run.write_report):
         try: f()
         except BadInput as error: assert '\n' not in str(error)
-    assert sorted(p.name for p in home.iterdir()) == ['all.json', 'notes.json', 'sub'] and {p.read_text() for p in home.glob('*.json')} == {'mine'}
+    assert sorted(p.name for p in home.iterdir()) == ['all.json', 'notes.json', 'notes.txt', 'sub'] and {p.read_text() for p in home.glob('*.*')} == {'[]'}
 
 
 def test_files_of_others_among_the_records_put_aside(tmp_path):
