@@ -369,27 +369,32 @@ def run_chapter(
     return result
 
 # %% ../nbs/90_cli.ipynb #e8225d72
-def _records_in(folder, damaged=None):
-    """The records in a folder, without those of damaged files, whose messages go into a list; they
-    are printed without one."""
+def _records_in(folder, every=False):
+    """The records in a folder, without those of damaged files, which are printed; with `every`,
+    damage raises `BadInput`."""
     from frozen_nb.core.claims import load_records
-    messages = [] if damaged is None else damaged
-    records = load_records(folder, messages) if folder.exists() else []
-    for message in messages if damaged is None else []:
+    messages = []
+    records = load_records(folder, None if every else messages) if folder.exists() else []
+    for message in messages:
         print(f'frozen-nb: {message}', file=sys.stderr)
     return records
 
 
-def _rename_damaged(claims):
-    "Give damaged files of records another name, so that no chapter stumbles over them."
+def _rename_damaged(folder):
+    """Give damaged files of records another name, so that no chapter stumbles over them. The
+    messages; raises `OSError` for a file that cannot be read, which is no damage."""
     from frozen_nb.core.claims import load_records
     from frozen_nb.core.frozen import BadInput
-    for file in sorted(claims.glob('*.json')):
+    messages = []
+    for file in sorted(folder.glob('*.json')):
         try:
             load_records(file)
-        except BadInput:
+        except BadInput as error:
+            file.read_bytes()
             names = (file.with_name(f'{file.stem}.damaged-{n}') for n in count(1))
             file.rename(next(path for path in names if not path.exists()))
+            messages.append(str(error))
+    return messages
 
 # %% ../nbs/90_cli.ipynb #d6e61a2d
 def _records_aside(out):
@@ -405,12 +410,11 @@ def _put_aside(out):
     """Move the records in `out` aside, and any that an earlier run, killed, has left there; a line
     for each damaged file, which stays under another name."""
     from frozen_nb.core.claims import merge, records_lock, write_records
-    claims, aside, damaged = out/'claims', _records_aside(out), []
-    if not (claims.exists() or aside.exists()): return damaged
+    claims, aside = out/'claims', _records_aside(out)
+    if not (claims.exists() or aside.exists()): return []
     with records_lock(claims):
-        old = merge(_records_in(aside, damaged), _records_in(claims, damaged))
-        _rename_damaged(aside)
-        _rename_damaged(claims)
+        damaged = _rename_damaged(aside) + _rename_damaged(claims)
+        old = merge(_records_in(aside, every=True), _records_in(claims, every=True))
         if old: write_records(old, aside/'all.json')
         for file in claims.glob('*.json'):
             file.unlink()
@@ -421,12 +425,12 @@ def _bring_back(out):
     "The new records, after merging them with those put aside; a line where that is refused."
     from frozen_nb.core.claims import by_method, merge, records_lock, write_records
     from frozen_nb.core.frozen import BadInput
-    claims, aside, refused = out/'claims', _records_aside(out), []
-    if not (claims.exists() or aside.exists()): return [], refused
+    claims, aside = out/'claims', _records_aside(out)
+    if not (claims.exists() or aside.exists()): return [], []
     with records_lock(claims):
-        new, kept = _records_in(claims, refused), by_method(_records_in(aside, refused))
-        _rename_damaged(aside)
-        _rename_damaged(claims)
+        refused = _rename_damaged(aside) + _rename_damaged(claims)
+        new = _records_in(claims, every=True)
+        kept = by_method(_records_in(aside, every=True))
         for method, records in by_method(new).items():
             try:
                 kept[method] = merge(kept.get(method, []), records)

@@ -86,3 +86,16 @@ def test_files_of_others_among_the_records_put_aside(tmp_path):
     (tmp_path/'.claims-before'/'notes.txt').write_text('mine')
     cli._bring_back(tmp_path)
     assert (tmp_path/'.claims-before'/'notes.txt').read_text() == 'mine' and ids(tmp_path/'claims') == ['limber.a']
+
+
+def test_a_file_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch):
+    "No file descriptor is left for it, or its disk fails: it stays where it is, and nothing is deleted."
+    file, good = save(tmp_path, 'limber'), save(tmp_path, 'pinto').parent/'limber.json'
+    before, real = good.read_bytes(), open
+    def fails(path, *args, **kwargs):
+        if str(path).endswith('limber.json'): raise OSError(24, 'Too many open files')
+        return real(path, *args, **kwargs)
+    for name in ('builtins.open', 'io.open'): monkeypatch.setattr(name, fails)
+    with pytest.raises((BadInput, OSError), match='Too many open files'): cli._put_aside(tmp_path)
+    monkeypatch.undo()
+    assert good.read_bytes() == before and ids(tmp_path/'claims') == ['limber.a', 'pinto.a']

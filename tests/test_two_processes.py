@@ -58,6 +58,20 @@ def test_records_and_tables_at_once(tmp_path):
     assert len(load_records(tmp_path/'demo.json')) == N == len(json.loads((tmp_path/'tables'/'demo.json').read_text()))
 
 
+def run_chapters(i, folder):
+    "Two runs that put the records aside and bring them back, and a notebook that saves its own meanwhile."
+    from frozen_nb import cli
+    if i == 2: return save_records(0, folder/'claims')
+    for _ in range(N):
+        cli._put_aside(folder)
+        cli._bring_back(folder)
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    both(run_chapters, tmp_path, processes=3)
+    assert len(load_records(tmp_path/'claims'/'demo.json')) == N and not (tmp_path/'.claims-before').exists()
+
+
 def put_texts(i, folder):
     for k in range(N):
         prompts = [f'{i} {k}', f'both {k}']
