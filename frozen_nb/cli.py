@@ -23,7 +23,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 from threading import RLock
 from typing import Annotated, get_args
@@ -383,6 +382,7 @@ def _records_in(folder, every=False):
 def _rename_damaged(folder):
     """Give damaged files of records another name, so that no chapter stumbles over them. The
     messages; raises `OSError` for a file that cannot be read, which is no damage."""
+    from itertools import count
     from frozen_nb.core.claims import load_records
     from frozen_nb.core.frozen import BadInput
     messages = []
