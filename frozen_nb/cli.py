@@ -378,7 +378,7 @@ def _records_in(folder, every=False):
         print(f'frozen-nb: {message}', file=sys.stderr)
     return records
 
-
+# %% ../nbs/90_cli.ipynb #74588860
 def _rename_damaged(folder):
     """Give damaged files of records another name, so that no chapter stumbles over them. The
     messages; raises `OSError` for a file that cannot be read, which is no damage."""
