@@ -368,37 +368,78 @@ def run_chapter(
     return result
 
 # %% ../nbs/90_cli.ipynb #e8225d72
-def _records_in(folder):
+def _records_in(folder, every=False):
+    """The records in a folder, without those of damaged files, which are printed; with `every`,
+    damage raises `BadInput`."""
     from frozen_nb.core.claims import load_records
-    return load_records(folder) if folder.exists() else []
+    messages = []
+    records = load_records(folder, None if every else messages) if folder.exists() else []
+    for message in messages:
+        print(f'frozen-nb: {message}', file=sys.stderr)
+    return records
+
+# %% ../nbs/90_cli.ipynb #74588860
+def _rename_damaged(folder):
+    """Give damaged files of records another name, so that no chapter stumbles over them. The
+    messages; raises `OSError` for a file that cannot be read, which is no damage."""
+    from itertools import count
+    from frozen_nb.core.claims import load_records
+    from frozen_nb.core.frozen import BadInput
+    messages = []
+    for file in sorted(folder.glob('*.json')):
+        try:
+            load_records(file)
+        except BadInput as error:
+            file.read_bytes()
+            names = (file.with_name(f'{file.stem}.damaged-{n}') for n in count(1))
+            file.rename(next(path for path in names if not path.exists()))
+            messages.append(str(error))
+    return messages
+
+# %% ../nbs/90_cli.ipynb #d6e61a2d
+def _records_aside(out):
+    "Where records lie during a run. Raises `BadInput` for a link, which leads elsewhere."
+    from frozen_nb.core.frozen import BadInput
+    aside = out/'.claims-before'
+    if aside.is_symlink() or (aside/'all.json').is_symlink(): raise BadInput(
+        f'{aside}: there is a link where records are put aside; delete the link')
+    return aside
 
 
 def _put_aside(out):
-    "Move the records in `out` aside, and any that an earlier run, killed, has left there."
-    from frozen_nb.core.claims import merge, write_records
-    claims, aside = out/'claims', out/'.claims-before'
-    old = merge(_records_in(aside), _records_in(claims))
-    if old: write_records(old, aside/'all.json')
-    for file in claims.glob('*.json'):
-        file.unlink()
+    """Move the records in `out` aside, and any that an earlier run, killed, has left there; a line
+    for each damaged file, which stays under another name."""
+    from frozen_nb.core.claims import merge, records_lock, write_records
+    claims, aside = out/'claims', _records_aside(out)
+    if not (claims.exists() or aside.exists()): return []
+    with records_lock(claims):
+        damaged = _rename_damaged(aside) + _rename_damaged(claims)
+        old = merge(_records_in(aside, every=True), _records_in(claims, every=True))
+        if old: write_records(old, aside/'all.json')
+        for file in claims.glob('*.json'):
+            file.unlink()
+    return damaged
 
 # %% ../nbs/90_cli.ipynb #9d7b22b9
 def _bring_back(out):
     "The new records, after merging them with those put aside; a line where that is refused."
-    from frozen_nb.core.claims import by_method, merge, write_records
+    from frozen_nb.core.claims import by_method, merge, records_lock, write_records
     from frozen_nb.core.frozen import BadInput
-    claims, aside = out/'claims', out/'.claims-before'
-    new, kept, refused = _records_in(claims), by_method(_records_in(aside)), []
-    for method, records in by_method(new).items():
-        try:
-            kept[method] = merge(kept.get(method, []), records)
-        except BadInput as error:   # the terms of a claim have changed
-            refused.append(str(error))
-    for method, records in kept.items():
-        write_records(records, claims/f'{method}.json')
-    for file in aside.glob('*'):
-        file.unlink()
-    if aside.exists(): aside.rmdir()
+    claims, aside = out/'claims', _records_aside(out)
+    if not (claims.exists() or aside.exists()): return [], []
+    with records_lock(claims):
+        refused = _rename_damaged(aside) + _rename_damaged(claims)
+        new = _records_in(claims, every=True)
+        kept = by_method(_records_in(aside, every=True))
+        for method, records in by_method(new).items():
+            try:
+                kept[method] = merge(kept.get(method, []), records)
+            except BadInput as error:   # the terms of a claim have changed
+                refused.append(str(error))
+        for method, records in kept.items():
+            write_records(records, claims/f'{method}.json')
+        (aside/'all.json').unlink(missing_ok=True)
+        with suppress(OSError): aside.rmdir()   # if nothing else is in it
     return new, refused
 
 # %% ../nbs/90_cli.ipynb #2a418a5f
@@ -501,11 +542,12 @@ def reproduce(
     _check_run(preset, seeds, run.out)
     if preset == 'paper': _refuse_paper(next(iter(chosen)))
     jobs = min(jobs or default_jobs(preset), len(chosen))
-    _put_aside(run.out)
+    damaged = _put_aside(run.out)
     try:
         _run_all(chosen, run, preset, seeds, jobs)
     finally:
-        run.records, run.refused = _bring_back(run.out)
+        run.records, refused = _bring_back(run.out)
+        run.refused = damaged + refused
         run.write_report()
     return run
 

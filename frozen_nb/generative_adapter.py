@@ -164,6 +164,18 @@ def _check_rows(adapter, block, args, kwargs):
         raise BadInput(f'{len(adapter)} adapters for {rows} rows: give one for all, or one for '
                        'each')
 
+# %% ../nbs/14_generative_adapter.ipynb #b101c993
+def _hook(change, adapter, *names):
+    """A hook that says on what its effect depends. With several adapters a text depends on its row,
+    too, and nothing that is stored says which row that was: None."""
+    hook = partial(change, adapter, *names)
+    def effect():
+        if len(adapter) != 1: return None
+        tensors = [t for name in names for t in (adapter.down[name], adapter.up[name])]
+        return ' '.join([change.__name__, *map(tensor_hash, tensors)])
+    hook.fingerprint = effect
+    return hook
+
 # %% ../nbs/14_generative_adapter.ipynb #cd1fdcf0
 @contextmanager
 def adapted(
@@ -173,11 +185,11 @@ def adapted(
     """The language model with the adapter beside it, within the block. Raises `BadInput` if the
     adapter is for another model, and, where the model is called, for another number of rows."""
     _check_base(adapter, lm)
-    check = partial(_check_rows, adapter)
+    check = _hook(_check_rows, adapter)
     hooks = [blocks(lm.model)[0].register_forward_pre_hook(check, with_kwargs=True)]
     for name in adapter.down:
         module = lm.model.get_submodule(name)
-        hooks.append(module.register_forward_hook(partial(_add, adapter, name)))
+        hooks.append(module.register_forward_hook(_hook(_add, adapter, name)))
     try:
         yield lm
     finally:

@@ -271,8 +271,10 @@ def rationale_store(
     tokens: int = 48, # of a rationale, at most
     folder: str | Path | bool = True, # True: `texts` in the cache; False: nothing is kept
 ) -> TextStore:
-    "Rationales that were generated once, for one language model, one prompt and one length."
-    return TextStore('rationale', lm.fingerprint, prompt, tokens, folder=folder)
+    """Rationales that were generated once, for one language model as it is now, one prompt and one
+    length. Nothing is kept if a hook is on the model about which nothing is known."""
+    now = current_fingerprint(lm)
+    return TextStore('rationale', now, prompt, tokens, folder=folder if now else False)
 
 def rationalize(
     lm: LM,                          # frozen

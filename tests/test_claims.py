@@ -1,6 +1,8 @@
 "Claims: intervals, the rule behind verdicts, records on disk, the report."
 import json
 import math
+import os
+import random
 import re
 from html.parser import HTMLParser
 
@@ -120,7 +122,7 @@ def test_record_has_the_schema():
 
 @pytest.mark.parametrize('change', [dict(verdict='fails'), dict(verdict='yes'), dict(value=None), dict(value=math.nan), dict(ci=[1, 0]), dict(ci=[0]), dict(ci=None, measure='x (lower end of the interval)'),
                                     dict(seeds=[1]), dict(seeds=[.5]), dict(per_seed='x'), dict(n=1.5), dict(threshold='0'), dict(threshold=True), dict(required=1), dict(better='more'), dict(preset='q'),
-                                    dict(models=[]), dict(models=dict(a=1)), dict(seconds=-1), dict(reason='x'), dict(extra=1), dict(unit=None), dict(threshold=.69)])
+                                    dict(models=[]), dict(models=dict(a=1)), dict(seconds=-1), dict(reason='x'), dict(extra=1), dict(unit=None), dict(threshold=.69), dict(method='../../up'), dict(method='/etc/x'), dict(method='a\nb'), dict(method='')])
 def test_check_record_refuses(change):
     record = recorded().records()[2]
     assert check_record(record) == record
@@ -144,7 +146,9 @@ def test_ledger_refuses():
     for args, kwargs in [(('demo.new', 1.), {}), (('demo.level', math.nan), {}), (('demo.level', [.1, math.nan]), {}), (('demo.level', [[.1, .2]]), dict(seeds=[1, 2])), (('demo.gap', .5), {}), (('demo.level', 'x'), {}), (('demo.level', None), {})]:
         with pytest.raises(BadInput): ledger.record(*args, **kwargs)
     with pytest.raises(BadInput): ledger.not_run('demo.new', 'x')
-    with pytest.raises(BadInput): Ledger('../up')
+    for method in ('../up', 'a/b', '', '.', 'a b', '/etc'):
+        with pytest.raises(BadInput, match='is no name'): Ledger(method)
+        with pytest.raises(BadInput, match='is no name'): Tables(method)
     with pytest.raises(AttributeError): ledger.claims['demo.level'].threshold = 0
 
 
@@ -159,7 +163,7 @@ def test_ledger_interval_and_numbers():
 def test_save_merges(monkeypatch, tmp_path):
     file = recorded().save()
     assert file.resolve() == (tmp_path/'_out'/'claims'/'demo.json').resolve()
-    assert load_records(file) == recorded().records() and [p.name for p in file.parent.iterdir()] == ['demo.json']
+    assert load_records(file) == recorded().records() and sorted(p.name for p in file.parent.iterdir()) == ['.lock', 'demo.json']
     text = file.read_bytes()
     assert recorded().save().read_bytes() == text
     monkeypatch.setenv('FROZEN_NB_PRESET', 'full')
@@ -192,7 +196,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(BadInput): write_records([recorded().records()[2] | dict(value=math.nan)], file)
     with pytest.raises(BadInput): write_records([recorded().records()[2]] * 2, file)
     monkeypatch.setattr(claims.os, 'replace', lambda *a: (_ for _ in ()).throw(OSError('full')))
-    with pytest.raises(OSError): recorded().save()
+    with pytest.raises(BadInput, match='demo.json: cannot be written .full.; make room'): recorded().save()
     assert file.read_bytes() == old
 
 
@@ -344,3 +348,78 @@ def test_the_page_of_claims():
     assert all(len(re.findall(r'(?<!\\)\|', row)) == 9 for row in rows) and 'A \\| b.' in rows[-1] and "this library's own, after Figure 2" in rows[-1]
     assert '| 3 | 50 |' in rows[3] and '*(required)*' in rows[3] and 'not part of the preset quick' in rows[4]
     assert claims_markdown([]).startswith('# Claims')
+
+
+# Damage: single bits of the files that hold records and tables
+
+FLIPS = 400 if os.environ.get('FROZEN_NB_CAMPAIGNS') == 'full' else 60
+
+
+def flips(path, read, n):
+    "Flip single bits: how many files are refused in one line, how many still give what was written, how many give something else."
+    good, want, rng, counts = path.read_bytes(), read(), random.Random(0), dict(refused=0, right=0, silent=0)
+    for _ in range(n):
+        at = rng.randrange(len(good))
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << rng.randrange(8)]) + good[at + 1:])
+        try: counts['right' if read() == want else 'silent'] += 1
+        except BadInput as error:
+            assert '\n' not in str(error) and path.name in str(error)
+            counts['refused'] += 1
+    path.write_bytes(good)
+    print(f'{n} flips of {path.name}: {counts}')
+    return counts
+
+
+@pytest.mark.campaign
+def test_flipped_bits_of_records(tmp_path):
+    file = recorded().save(tmp_path/'claims')
+    assert flips(file, lambda: load_records(file), FLIPS)['silent'] == 0
+
+
+@pytest.mark.campaign
+def test_flipped_bits_of_tables(tmp_path):
+    tables = Tables('demo', tmp_path/'claims')
+    for name in ('shots', 'shorts'): tables.keep(name, [dict(arm='clip', value=.5, n=3), dict(arm='beit', value=.25, n=4)], seeds=[1, 2], models=dict(lm='aa'))
+    def read(): return [(name, name in tables, tables[name].to_dict('records'), tables[name].attrs) for name in ('shots', 'shorts')]
+    assert 'sha256' not in tables['shots'].attrs and flips(tables.path, read, FLIPS)['silent'] == 0
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    "As those that ship: written by the first edition, or by hand."
+    file, records = tmp_path/'demo.json', recorded().records()
+    file.write_text(json.dumps(records))
+    assert load_records(file) == records
+    table = dict(preset='full', seeds=[0], seconds=1, models={}, rows=[dict(x=1)])
+    Tables('demo').path.parent.mkdir(parents=True)
+    Tables('demo').path.write_text(json.dumps(dict(a=table)))
+    assert Tables('demo')['a'].to_dict('records') == [dict(x=1)]
+    for wrong in (table | dict(preset='fill'), table | dict(seeds=['1']), table | dict(more=1), table | dict(rows=[1]), {}, []):
+        Tables('demo').path.write_text(json.dumps(dict(a=wrong)))
+        with pytest.raises(BadInput, match='demo.json.*run its chapter again'): Tables('demo')['a']
+
+
+def test_one_damaged_file_stops_no_other(tmp_path):
+    recorded().save(tmp_path)
+    (tmp_path/'bad.json').write_text('[{')
+    damaged = []
+    assert load_records(tmp_path, damaged) == recorded().records() and len(damaged) == 1 and 'bad.json' in damaged[0]
+    with pytest.raises(BadInput, match='bad.json'): load_records(tmp_path)
+
+
+def test_a_lock_that_nobody_gives_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, '_PATIENCE', .2)
+    file = recorded().save(tmp_path)
+    old = file.read_bytes()
+    with claims.records_lock(tmp_path):
+        for f in (lambda: recorded().save(tmp_path), lambda: Tables('demo', tmp_path).keep('a', [dict(x=1)])):
+            with pytest.raises(BadInput, match='another process.*wait'): f()
+    assert file.read_bytes() == old and recorded().save(tmp_path) == file
+
+
+def test_a_link_in_place_of_the_lock(tmp_path):
+    "A link that someone has planted at its name: what it leads to stays as it is."
+    (tmp_path/'precious').write_text('mine')
+    (tmp_path/'claims').mkdir()
+    (tmp_path/'claims'/'.lock').symlink_to(tmp_path/'precious')
+    with pytest.raises(BadInput, match='claims: cannot be written to'): recorded().save(tmp_path/'claims')
+    assert (tmp_path/'precious').read_text() == 'mine'

@@ -198,3 +198,16 @@ def test_intervals_in_tables():
     assert interval_rows(dict(a=[.1, .3]), 'arm')[0]['arm'] == 'a'
     with pytest.raises(BadInput, match='2 rows'): intervals_by(table, 'arm')
     with pytest.raises(ValueError): interval_rows(scores, 'arm')
+
+
+def test_records_name_the_model_as_it_is_now():
+    "Kind: the fingerprint taken at load, of a model that has changed since."
+    import torch
+    from types import SimpleNamespace
+    from frozen_nb.core.experiments import fingerprints_of
+    from frozen_nb.core.frozen import fingerprint, freeze
+    model = freeze(torch.nn.Linear(2, 2))
+    loaded = SimpleNamespace(name='lm', model=model, fingerprint=fingerprint(model))
+    assert fingerprints_of([loaded]) == dict(lm=loaded.fingerprint)
+    model.weight.data.mul_(2)
+    assert fingerprints_of([loaded]) == dict(lm=fingerprint(model)) != dict(lm=loaded.fingerprint)

@@ -1,5 +1,5 @@
 "What a notebook cannot show well about the stores: a kill while they write, several processes, damage, hashes of many inputs. More of it is in test_campaigns."
-import copy, multiprocessing, os, random, signal, subprocess, sys, time
+import copy, multiprocessing, os, random, signal, sqlite3, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from frozen_nb.core.frozen import BadInput, seeded
-from frozen_nb.core.stores import FeatureStore, hash_inputs, run_folder, TextStore
+from frozen_nb.core.frozen import BadInput, current_fingerprint, data_path, fingerprint, freeze, seeded
+from frozen_nb.core.stores import encode_images, feature_key, FeatureStore, hash_inputs, run_folder, TextStore
 
 torch.set_num_threads(1)
 fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None
@@ -393,3 +393,352 @@ def test_models_of_the_zoo_can_be_inputs():
     lm, encoder = load_lm('llama', device='cpu'), load_encoder('nfnet', device='cpu')
     hashes = [hash_inputs(lm), hash_inputs(load_lm('llama', device='cpu')), hash_inputs(load_lm('llama', 'bf16', 'cpu')), hash_inputs(encoder), hash_inputs(lm.model), hash_inputs(TrainConfig(3))]
     assert hashes[0] == hashes[1] and len(set(hashes)) == 5
+
+
+# A model that has changed since it was loaded (kind: a store that trusts the fingerprint taken at load)
+
+def loaded_model():
+    with seeded(0): model = torch.nn.Sequential(torch.nn.Linear(4, 300), torch.nn.BatchNorm1d(300), torch.nn.Linear(300, 300), torch.nn.Linear(300, 2))
+    freeze(model)
+    return SimpleNamespace(model=model, fingerprint=fingerprint(model), preprocessing='none', preprocess=lambda xs: torch.stack(xs), encode=lambda x: model(x)[:, None])
+
+
+def replaced(t): t.data = t.data + 1
+def written_to(t): t.add_(1)
+def multiplied_behind_the_counter(t): t.data.mul_(1.5)
+def one_value(t): t.data.view(-1)[-1] += 1
+def two_swapped(t): t.data[:2] = t.data[:2].flip(0).clone()
+
+
+@pytest.mark.parametrize('change', [replaced, written_to, multiplied_behind_the_counter, one_value, two_swapped])
+@pytest.mark.parametrize('name', ['0.weight', '0.bias', '1.running_var', '2.weight', '3.weight'])
+def test_a_model_changed_after_loading_has_another_key(name, change):
+    loaded = loaded_model()
+    before, t = feature_key(loaded), loaded.model.state_dict(keep_vars=True)[name]
+    if name == '1.running_var': t.copy_(torch.arange(300.))
+    before = feature_key(loaded)
+    with torch.no_grad(): change(t)
+    after = feature_key(loaded)
+    assert after != before and after['fingerprint'] == fingerprint(loaded.model) and hash_inputs(loaded) != hash_inputs(loaded_model())
+
+
+def test_a_model_changed_before_its_first_use_has_another_key():
+    loaded = loaded_model()
+    loaded.model[0].weight.data.mul_(2)
+    assert feature_key(loaded)['fingerprint'] == fingerprint(loaded.model) != loaded.fingerprint
+
+
+def test_an_unchanged_model_keeps_its_key(monkeypatch):
+    "As it was loaded, on another device or copied; and nothing is hashed again for that."
+    loaded = loaded_model()
+    twin = SimpleNamespace(model=copy.deepcopy(loaded.model), fingerprint=loaded.fingerprint)
+    assert current_fingerprint(loaded) == loaded.fingerprint == current_fingerprint(twin)
+    loaded.model[0].weight.data = loaded.model[0].weight.data.clone()          # as after .to(device)
+    assert current_fingerprint(loaded) == loaded.fingerprint
+    hashed = []
+    monkeypatch.setattr('frozen_nb.core.frozen.tensor_hash', lambda t: hashed.append(t))
+    assert current_fingerprint(loaded) == loaded.fingerprint and hashed == []
+    assert {'pillow', 'torchvision'} <= {*feature_key(loaded_model())['versions']}
+
+
+def test_features_of_a_changed_model_are_not_the_old_ones(tmp_path):
+    loaded, store = loaded_model(), FeatureStore(tmp_path)
+    xs = [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    features = lambda: encode_images(loaded, lambda i: xs[i], list('abc'), store, progress=False)[:]
+    first = features()
+    loaded.model[3].weight.data.mul_(2)
+    assert not torch.equal(features(), first) and torch.equal(features(), loaded.encode(torch.stack(xs)))
+    loaded.model[3].weight.data.mul_(.5)
+    assert torch.equal(features(), first) and len([*tmp_path.iterdir()]) == 2
+
+
+def test_features_that_are_lost_after_the_model_has_changed(tmp_path):
+    "They are computed again when they are read; with another model, that is refused."
+    loaded, store = loaded_model(), FeatureStore(tmp_path)
+    feats = encode_images(loaded, lambda i: torch.ones(4), ['a'], store, progress=False)
+    first = feats[:]
+    shards(tmp_path)[0].unlink()
+    loaded.model[3].weight.data.mul_(2)
+    with pytest.raises(BadInput, match='the encoder has changed'): feats._fill()
+    loaded.model[3].weight.data.mul_(.5)
+    assert torch.equal(encode_images(loaded, lambda i: torch.ones(4), ['a'], store, progress=False)[:], first)
+
+
+def test_what_is_active_on_a_model_is_in_the_key():
+    "Hooks that say what they do, training mode, adapters of PEFT and their switches."
+    import peft
+    loaded, keys = loaded_model(), []
+    def key(): keys.append(current_fingerprint(loaded))
+    key()
+    def add(module, args, output): return output + 1
+    add.fingerprint = lambda: 'add 1'
+    for place in (loaded.model[0], loaded.model[2]):
+        hook = place.register_forward_hook(add)
+        key()
+        hook.remove()
+    pre = loaded.model[0].register_forward_pre_hook(add)
+    key()
+    pre.remove()
+    assert current_fingerprint(loaded) == keys[0]
+    loaded.model[1].training = True
+    key()
+    loaded.model[1].training = False
+    lora = peft.LoraConfig(r=2, target_modules=['0'], init_lora_weights=False)
+    with seeded(1): adapted = peft.get_peft_model(loaded.model, lora, 'one')
+    with seeded(2): adapted.add_adapter('two', lora)
+    adapted.eval()
+    for name in ('one', 'two'):
+        adapted.set_adapter(name)
+        key()
+    with adapted.disable_adapter(): key()
+    assert None not in keys and len({*keys}) == len(keys) == 8
+
+
+def unsaid(module, args, output=None): return None
+
+
+@pytest.mark.parametrize('place', ['before', 'after', 'instead', 'everywhere'])
+def test_a_hook_that_does_not_say_what_it_does_keeps_features_out_of_the_store(tmp_path, place):
+    loaded, xs, model = loaded_model(), torch.ones(3, 4), None
+    features = lambda: encode_images(loaded, lambda i: xs[i], list('abc'), FeatureStore(tmp_path), progress=False)[:]
+    first, before = features(), sorted(tmp_path.rglob('*'))
+    layer, double = loaded.model[3], lambda module, args, output: 2*output
+    hook = dict(before=lambda: loaded.model[0].register_forward_pre_hook(lambda module, args: (2*args[0],)), after=lambda: layer.register_forward_hook(double),
+                instead=lambda: setattr(layer, 'forward', lambda x: x[:, :2]*0), everywhere=lambda: torch.nn.modules.module.register_module_forward_hook(double))[place]()
+    try:
+        changed = features()
+        with pytest.raises(BadInput, match='hook'): hash_inputs(loaded)
+    finally:
+        if hook: hook.remove()
+        vars(layer).pop('forward', None)
+    assert not torch.equal(changed, first) and torch.equal(features(), first) and sorted(tmp_path.rglob('*')) == before
+
+
+def test_hooks_that_only_collect_do_not_matter():
+    "transformers leaves hooks on a model that was asked for its hidden states."
+    from frozen_nb.core.zoo import load_lm
+    lm = load_lm('llama', device='cpu')
+    with torch.no_grad(): lm.model(torch.ones(1, 3, dtype=torch.long), output_hidden_states=True)
+    assert current_fingerprint(lm) == lm.fingerprint == load_lm('llama', device='cpu').fingerprint
+
+
+@pytest.mark.parametrize('how', ['adapted', 'merged'])
+def test_texts_of_an_adapted_model_are_not_those_of_the_plain_one(tmp_path, how):
+    from frozen_nb import generative_adapter as ga, pinto
+    from frozen_nb.core.zoo import load_lm
+    from frozen_nb.world.multiple_choice import MCQ
+    lm = load_lm('llama', device='cpu')
+    memory = ga.Memory(lm, ga.load_generator(data_path('zoo', 'adapter'), lm))
+    adapters = [memory.add(f'Bruno is a zebra. Bruno lives {place}.').adapter() for place in ('by the lake', 'in the desert')]
+    questions, prompt = [MCQ('where does Bruno live?', ('by the lake', 'in the desert'), 0, (), 'own')], pinto.read_prompt('obqa')
+    said = lambda: pinto.rationalize(lm, questions, prompt, 8, store=tmp_path)
+    inside = []
+    for adapter in adapters:
+        with getattr(ga, how)(lm, adapter): inside += [said(), pinto.rationalize(lm, questions, prompt, 8, store=False)]
+    plain = pinto.rationalize(lm, questions, prompt, 8, store=False)
+    assert said() == plain != inside[0] and inside[0] == inside[1] and inside[2] == inside[3]
+    assert len([*tmp_path.iterdir()]) == 3 and pinto.rationale_store(lm, prompt, 8, tmp_path).path.exists()
+
+
+def test_texts_of_several_adapters_at_once_are_not_stored(tmp_path):
+    "Which row a text was generated in is in no key."
+    from frozen_nb import generative_adapter as ga, pinto
+    from frozen_nb.core.zoo import load_lm
+    lm = load_lm('llama', device='cpu')
+    memory = ga.Memory(lm, ga.load_generator(data_path('zoo', 'adapter'), lm))
+    both = ga.Adapter.of([memory.add(f'Bruno lives {place}.').adapter() for place in ('by the lake', 'in the desert')])
+    with ga.adapted(lm, both): assert current_fingerprint(lm) is None and pinto.rationale_store(lm, pinto.read_prompt('obqa'), 8, tmp_path).path is None
+    with ga.adapted(lm, both[1]): assert current_fingerprint(lm) not in (None, lm.fingerprint)
+    assert current_fingerprint(lm) == lm.fingerprint
+
+
+# Texts whose file is damaged, locked, full or read-only
+
+prompts = [f'which animal number {k} is red in the snow? fox {k}' for k in range(400)]
+FLIPS = 400 if os.environ.get('FROZEN_NB_CAMPAIGNS') == 'full' else 100
+
+
+@pytest.mark.campaign
+def test_flipped_bits_of_a_store_of_texts(tmp_path):
+    "Single bits of the file: a text is right, or missing, or the file is refused in one line; also where it is written to."
+    store, rng, counts = TextStore('key', folder=tmp_path), random.Random(0), dict(right=0, missing=0, refused=0, silent=0)
+    said = dict(zip(prompts, shout(prompts)))
+    store.put(said)
+    good = store.path.read_bytes()
+    for _ in range(FLIPS):
+        at = rng.randrange(len(good))
+        store.path.write_bytes(good[:at] + bytes([good[at] ^ 1 << rng.randrange(8)]) + good[at + 1:])
+        try:
+            kept = store.get(prompts)
+            counts['silent' if any(said[p] != t for p, t in kept.items()) else 'right' if len(kept) == 400 else 'missing'] += 1
+            assert store.texts(prompts, shout) == [said[p] for p in prompts]
+        except BadInput as error:
+            counts['refused'] += 1
+            assert '\n' not in str(error)
+        for path in tmp_path.iterdir(): path.unlink()
+    print(f'{FLIPS} flips: {counts}')
+    assert counts['silent'] == 0 and counts['right'] and counts['missing']
+
+
+def test_a_text_of_another_prompt_is_missing(tmp_path):
+    store = TextStore('key', folder=tmp_path)
+    store.put({'a': 'A', 'b': 'B'})
+    with sqlite3.connect(store.path) as database: database.execute("UPDATE checked SET text = (SELECT text FROM checked WHERE prompt = x'61')")
+    database.close()
+    assert store.get(['a', 'b']) == {'a': 'A'} and store.texts(['a', 'b'], shout) == ['A', 'B'] and store.get(['b']) == {'b': 'B'}
+
+
+def test_a_store_of_the_first_edition_is_filled_again(tmp_path):
+    store = TextStore('key', folder=tmp_path)
+    with sqlite3.connect(store.path) as database:
+        database.execute('CREATE TABLE texts (prompt TEXT PRIMARY KEY, text TEXT NOT NULL)')
+        database.execute("INSERT INTO texts VALUES ('a', 'other')")
+    database.close()
+    assert store.get(['a']) == {} and store.texts(['a'], shout) == ['A'] and store.get(['a']) == {'a': 'A'}
+
+
+def test_any_prompt_can_be_a_key(tmp_path):
+    store, odd = TextStore('key', folder=tmp_path), 'half a smiley \ud83e'
+    store.put({odd: odd})
+    assert store.get([odd, odd.encode('utf-8', 'replace').decode()]) == {odd: odd}
+
+
+def _hold(path, seconds, held):
+    database = sqlite3.connect(path)
+    database.execute('BEGIN EXCLUSIVE')
+    held.set()
+    time.sleep(seconds)
+    database.close()
+
+
+@forks
+def test_a_locked_store_of_texts_is_waited_for(tmp_path, monkeypatch):
+    store = TextStore('key', folder=tmp_path)
+    store.put({'a': 'A'})
+    for f in (lambda: store.get(['a']), lambda: store.put({'b': 'B'})):
+        held = fork.Event()
+        child = fork.Process(target=_hold, args=(store.path, .5, held))
+        child.start()
+        held.wait()
+        start = time.perf_counter()
+        f()
+        assert time.perf_counter() - start > .2
+        child.join()
+    real, held = sqlite3.connect, fork.Event()
+    child = fork.Process(target=_hold, args=(store.path, 20, held))
+    child.start()
+    held.wait()
+    monkeypatch.setattr(sqlite3, 'connect', lambda path, timeout=60: real(path, timeout=.1))
+    try:
+        for f in (lambda: store.get(['a']), lambda: store.put({'b': 'B'}), lambda: store.texts(['c'], None)):
+            with pytest.raises(BadInput, match='another process holds a lock.*wait') as error: f()
+            assert 'delete' not in str(error.value) and '\n' not in str(error.value)
+    finally:
+        child.kill()
+        child.join()
+    monkeypatch.undo()
+    assert store.get(['a', 'b']) == {'a': 'A', 'b': 'B'}
+
+
+def in_a_child(f, *args):
+    "What `f` returns, or the message of the `BadInput` that it raises, in a process of its own, whose limits may be changed."
+    mine, theirs = fork.Pipe()
+    def run():
+        try: theirs.send(f(*args))
+        except BadInput as error: theirs.send(f'refused: {error}')
+        except BaseException as error: theirs.send(f'TRACEBACK {error!r}')
+    child = fork.Process(target=run)
+    child.start()
+    got = mine.recv() if mine.poll(60) else 'hangs'
+    child.join()
+    return got
+
+
+@forks
+def test_a_full_disk_under_a_store_of_texts(tmp_path):
+    import resource
+    store = TextStore('key', folder=tmp_path)
+    store.put({'a': 'A'})
+    def put():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        return store.texts([*prompts, 'a'], lambda ps: ['x'*1000 for _ in ps], 200)
+    got = in_a_child(put)
+    assert got.startswith('refused') and 'delete' not in got and '\n' not in got
+    assert store.get(['a']) == {'a': 'A'} and store.texts(['a', *prompts], shout)[1:] == shout(prompts)
+
+
+@forks
+def test_a_store_of_texts_that_is_full_says_so(tmp_path, monkeypatch):
+    "What SQLite says on a full disk, by its limit on pages."
+    store, real = TextStore('key', folder=tmp_path), sqlite3.connect
+    store.put({'a': 'A'})
+    def small(path, timeout=60):
+        database = real(path, timeout=timeout)
+        database.execute('PRAGMA max_page_count = 5')
+        return database
+    monkeypatch.setattr(sqlite3, 'connect', small)
+    with pytest.raises(BadInput, match='there is no room.*make room'): store.put(dict.fromkeys(prompts, 'x'*1000))
+    assert store.get(['a', *prompts]) == {'a': 'A'}
+
+
+def as_nobody():
+    if os.geteuid() == 0: os.seteuid(65534)
+
+
+@forks
+def test_a_read_only_store_is_read():
+    "For features and texts: what is there is read; what is missing is refused at once, in one line."
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        store, feats = TextStore('key', folder=folder/'texts'), fill(folder/'features')[0][:]
+        store.put({'a': 'A'})
+        everything = [folder, *folder.rglob('*')]
+        for path in everything: path.chmod(0o555 if path.is_dir() else 0o444)
+        def read():
+            as_nobody()
+            return store.texts(['a', 'a'], None), torch.equal(fill(folder/'features')[0][:], feats)
+        def write():
+            as_nobody()
+            return store.texts(['a', 'b'], None)
+        got = in_a_child(read), in_a_child(write)
+        for path in everything: path.chmod(0o755)
+    assert got[0] == (['A', 'A'], True) and got[1].startswith('refused') and 'choose another folder' in got[1]
+
+
+@forks
+def test_without_file_descriptors_nothing_is_deleted(tmp_path, whole):
+    "A shard that cannot be opened is not a damaged one."
+    import resource
+    fill(tmp_path)
+    store = TextStore('key', folder=tmp_path/'texts')
+    store.put({'a': 'A'})
+    def read(opened, spare):
+        feats = fill(tmp_path)[0] if opened else None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        taken = []
+        try:
+            while True: taken.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError: pass
+        for fd in taken[:spare]: os.close(fd)
+        try:
+            return (feats or fill(tmp_path)[0])[:].shape
+        finally:
+            if not opened: store.get(['a'])
+    for opened in (False, True):
+        for spare in (0, 1, 2):
+            got = in_a_child(read, opened, spare)
+            assert got == whole.shape or got.startswith('refused') and '\n' not in got, got
+            assert len(shards(tmp_path)) == 20 and store.get(['a']) == {'a': 'A'}
+    feats, compute = fill(tmp_path)
+    assert torch.equal(feats[:], whole) and compute.asked == []
+
+
+def test_a_disk_that_fails_deletes_nothing(tmp_path, whole):
+    fill(tmp_path)
+    feats, compute = fill(tmp_path)
+    def fails(*args): raise OSError(5, 'Input/output error')
+    with patch('frozen_nb.core.stores.safe_open', fails), patch('pathlib.Path.read_bytes', fails):
+        with pytest.raises(BadInput, match='cannot be read now .Input/output error.; nothing was deleted'): feats[:]
+        with pytest.raises(BadInput, match='cannot be read now'): fill(tmp_path)
+    with patch('frozen_nb.core.stores.safe_open', fails): assert torch.equal(fill(tmp_path)[0][:], whole)   # not mapped, but read
+    assert len(shards(tmp_path)) == 20 and torch.equal(feats[:], whole) and compute.asked == []

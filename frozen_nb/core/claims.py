@@ -5,26 +5,29 @@
 # %% auto #0
 __all__ = ['PRESETS', 'VERDICTS', 'KEYS', 'HEADLINES', 'preset', 'by_preset', 'seed_range', 'number', 'Interval',
            'paired_bootstrap', 'bootstrap', 'verdict', 'Claim', 'measure', 'check_record', 'write_records',
-           'load_records', 'merge', 'Ledger', 'Tables', 'unmet', 'stale', 'ClaimsTable', 'versions', 'by_method',
-           'report', 'claims_markdown']
+           'load_records', 'merge', 'records_lock', 'update_records', 'Ledger', 'Tables', 'unmet', 'stale',
+           'ClaimsTable', 'versions', 'by_method', 'report', 'claims_markdown']
 
 # %% ../../nbs/core/10_claims.ipynb #f9012418
 import base64
+import hashlib
 import json
 import math
 import os
 import platform
 import re
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NotRequired
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
@@ -304,6 +307,14 @@ def measure(
     measured |= dict(verdict=verdict(claim.better, claim.threshold, on=claim.on, **measured))
     return _record(claim, seeds=seeds, n=n, models=models, seconds=seconds, **measured)
 
+# %% ../../nbs/core/10_claims.ipynb #768bc21c
+_METHOD_NAME = 'name of lower-case letters, digits, hyphens and underscores'
+
+def _is_method(name): return re.fullmatch(r'[a-z0-9][\w-]*', str(name)) is not None
+
+def _check_method(name):
+    if not _is_method(name): raise BadInput(f'method {name!r} is no {_METHOD_NAME}')
+
 # %% ../../nbs/core/10_claims.ipynb #f3d19a78
 def _on(record): return 'low' if record['measure'].endswith(tuple(_END.values())) else 'value'
 
@@ -315,6 +326,7 @@ def _wrong_claim(r):
     "What is wrong with the part of a record that was there before the run."
     for key in ('id', 'method', 'paper', 'statement', 'source', 'measure', 'unit'):
         if not isinstance(r[key], str): return f'{key} is not a string'
+    if not _is_method(r['method']): return f"method {r['method']!r} is no {_METHOD_NAME}"
     if r['better'] not in ('higher', 'lower'): return "better is neither 'higher' nor 'lower'"
     if r['verdict'] not in VERDICTS:
         return f"verdict {r['verdict']!r} is none of {', '.join(VERDICTS)}"
@@ -380,10 +392,32 @@ def check_record(
         f"{where}: its verdict is {r['verdict']!r}, its numbers give {expected!r}")
     return r
 
+# %% ../../nbs/core/10_claims.ipynb #5ffde5e9
+_DAMAGED = 'it is not what was written; run its chapter again'
+
+def _checksum(*content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+def _with_checksum(values, *name):
+    "An object as it is written; `name` is what else its checksum covers."
+    return values | dict(sha256=_checksum(*name, values))
+
+def _without_checksum(values, where, *name):
+    "An object as it was before. Raises `BadInput` if it has changed since."
+    if not isinstance(values, dict) or 'sha256' not in values: return values
+    rest = {key: value for key, value in values.items() if key != 'sha256'}
+    if values['sha256'] != _checksum(*name, rest): raise BadInput(f'{where}: {_DAMAGED}')
+    return rest
+
 # %% ../../nbs/core/10_claims.ipynb #227add90
 def _write_json(path, data):
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    return write_whole(path, text + '\n')
+    try:
+        return write_whole(path, text + '\n')
+    except OSError as error:
+        if isinstance(error, BadInput): raise
+        raise BadInput(f'{path}: cannot be written ({error.strerror or error}); make room or '
+                       'choose another folder. What was there is kept') from error
 
 def write_records(
     records: list,    # of records
@@ -394,29 +428,45 @@ def write_records(
     for r in records:
         if r['id'] in by_id: raise BadInput(f"claim {r['id']} has two records")
         by_id[r['id']] = check_record(r)
-    return _write_json(Path(path), [by_id[id] for id in sorted(by_id)])
+    return _write_json(Path(path), [_with_checksum(by_id[id]) for id in sorted(by_id)])
 
 # %% ../../nbs/core/10_claims.ipynb #4c1912b3
 def _records_in(file):
     "The records of one file, checked."
     records = read_json(file, 'a list of claims', list, 'run its chapter again', finite=True)
-    return [check_record(r, f'{file}, record {i}') for i, r in enumerate(records)]
+    places = [f'{file}, record {i}' for i in range(len(records))]
+    records = [_without_checksum(r, where) for r, where in zip(records, places)]
+    return [check_record(r, where) for r, where in zip(records, places)]
 
+def _records_by_file(files, damaged):
+    "File -> its records. The message of a damaged one is put into the list `damaged`, if given."
+    records = {}
+    for file in files:
+        try:
+            records[file] = _records_in(file)
+        except BadInput as error:
+            if damaged is None: raise
+            damaged.append(str(error))
+    return records
+
+# %% ../../nbs/core/10_claims.ipynb #64604981
 def load_records(
     path: str | Path | None = None, # a file, or a folder of files; None: the records that ship
+    damaged: list | None = None,    # where the messages of damaged files go; None: they are raised
 ) -> list:                          # of records, sorted by id
     "Read and check records."
     path = data_path('claims') if path is None else Path(path)
     if not path.exists(): raise BadInput(
         f'no claims at {path}: give a folder with METHOD.json files, as frozen-nb reproduce writes '
         'them')
-    by_id, files = {}, {}
-    for file in sorted(path.glob('*.json')) if path.is_dir() else [path]:
-        for r in _records_in(file):
+    by_id, first = {}, {}
+    files = sorted(path.glob('*.json')) if path.is_dir() else [path]
+    for file, records in _records_by_file(files, damaged).items():
+        for r in records:
             id = r['id']
-            if id in by_id:
-                raise BadInput(f'claim {id} has two records, in {files[id]} and {file}')
-            by_id[id], files[id] = r, file
+            if id in by_id: raise BadInput(
+                f'claim {id} has two records, in {first[id]} and {file}; delete one of the files')
+            by_id[id], first[id] = r, file
     return [by_id[id] for id in sorted(by_id)]
 
 # %% ../../nbs/core/10_claims.ipynb #fec917ae
@@ -452,6 +502,37 @@ def merge(
             kept[r['id']] = was | {key: r[key] for key in _WORDS}
     return [kept[id] for id in sorted(kept)]
 
+# %% ../../nbs/core/10_claims.ipynb #272e557e
+_PATIENCE = 60 # seconds
+
+@contextmanager
+def records_lock(
+    folder: str | Path, # of records; made if need be
+):
+    "A block in which no other process changes the records and tables in a folder."
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder/'.lock', timeout=_PATIENCE).acquire()
+    except Timeout:
+        raise BadInput(f'{folder}: another process has been writing here for {_PATIENCE} s; wait '
+                       'until it has finished, or choose another folder') from None
+    except OSError as error:
+        raise BadInput(f'{folder}: cannot be written to ({error.strerror}); choose another '
+                       'folder') from error
+    with held: yield
+
+# %% ../../nbs/core/10_claims.ipynb #a1e23d26
+def update_records(
+    records: list,    # of records
+    path: str | Path, # a `.json` file
+) -> Path:            # the file
+    "Merge records with those in a file, which is made if need be."
+    path = Path(path)
+    with records_lock(path.parent):
+        old = load_records(path) if path.exists() else []
+        return write_records(merge(old, records), path)
+
 # %% ../../nbs/core/10_claims.ipynb #58f98b77
 class Ledger:
     "The claims of one chapter: `claim` before the run, `record` after it, `save` at the end."
@@ -461,8 +542,7 @@ class Ledger:
         paper: str = '',            # as in 'arXiv 2209.15162'
         models: dict | None = None, # name -> fingerprint, for every record that names no others
     ):
-        if not re.fullmatch(r'[a-z0-9][\w-]*', str(method)):
-            raise BadInput(f'method {method!r}: use lower-case letters, digits and hyphens')
+        _check_method(method)
         self.method, self.paper, self.models = method, paper, models or {}
         self.claims, self._records = {}, {}
         shipped = data_path('claims', f'{method}.json')
@@ -555,9 +635,22 @@ def save(
     folder: str | Path | None = None, # None: `claims` in `$FROZEN_NB_OUT`, or in `_out`
 ) -> Path:                            # the file METHOD.json
     "Write the records, merged with those that are there."
-    file = _claims_folder(folder)/f'{self.method}.json'
-    old = load_records(file) if file.exists() else []
-    return write_records(merge(old, self.records()), file)
+    return update_records(self.records(), _claims_folder(folder)/f'{self.method}.json')
+
+# %% ../../nbs/core/10_claims.ipynb #5513f492
+_TABLE = dict(preset=str, seeds=list[int], seconds=float, models=dict[str, str], rows=list[dict])
+
+def _tables_in(path):
+    "The tables of a file, checked: name -> what is kept of it."
+    schema = dict[str, _TABLE | dict(sha256=NotRequired[str])]
+    how = dict(what='a file of tables', way_out='run its chapter again', finite=True)
+    tables = read_json(path, schema=schema, **how)
+    places = {name: f'{path}, table {name!r}' for name in tables}
+    tables = {name: _without_checksum(t, places[name], name) for name, t in tables.items()}
+    for name, table in tables.items():
+        known = table['preset'] in PRESETS and {*table} == {*_TABLE}
+        if not known: raise BadInput(f'{places[name]}: {_DAMAGED}')
+    return tables
 
 # %% ../../nbs/core/10_claims.ipynb #tab1e001
 class Tables:
@@ -567,14 +660,14 @@ class Tables:
         method: str,                      # chapter, as in 'limber'
         folder: str | Path | None = None, # None: `claims` in `$FROZEN_NB_OUT`, or in `_out`
     ):
+        _check_method(method)
         self.method = method
         self.path = _claims_folder(folder)/'tables'/f'{method}.json'
 
     def _kept(self):
         "The tables of this folder, and those that ship."
         paths = self.path, data_path('claims', 'tables', f'{self.method}.json')
-        read = partial(read_json, what='a file of tables', way_out='run its chapter again')
-        return [read(path, finite=True) if path.exists() else {} for path in paths]
+        return [_tables_in(path) if path.exists() else {} for path in paths]
 
     def __contains__(self, name): return any(name in tables for tables in self._kept())
 
@@ -616,11 +709,14 @@ def keep(
     seconds: float = 0.,        # that it took
 ) -> pd.DataFrame:              # the rows
     "Keep a table, unless one of a larger preset is there."
-    frame, (tables, _) = _checked_rows(name, rows), self._kept()
-    was = tables[name]['preset'] if name in tables else 'quick'
-    if PRESETS.index(was) <= PRESETS.index(preset()):
-        tables[name] = _table_record(frame, seeds, models, seconds)
-    _write_json(self.path, dict(sorted(tables.items())))
+    frame = _checked_rows(name, rows)
+    with records_lock(self.path.parent.parent):
+        tables = _tables_in(self.path) if self.path.exists() else {}
+        was = tables[name]['preset'] if name in tables else 'quick'
+        if PRESETS.index(was) <= PRESETS.index(preset()):
+            tables[name] = _table_record(frame, seeds, models, seconds)
+        tables = {name: _with_checksum(table, name) for name, table in sorted(tables.items())}
+        _write_json(self.path, tables)
     return frame
 
 # %% ../../nbs/core/10_claims.ipynb #2b50497a

@@ -90,14 +90,14 @@ def at_least(
 def fingerprints_of(
     models: dict | list, # names in the zoo, or loaded models; or name -> fingerprint
 ) -> dict:               # name -> fingerprint
-    "The fingerprints of models. Raises `BadInput` for a name that does not ship."
+    "The fingerprints of models as they are now. Raises `BadInput` for a name that does not ship."
     if isinstance(models, dict): return dict(models)
     fingerprints = {}
     for model in models:
         if isinstance(model, str):
             fingerprints[model] = card(model)['fingerprint']
         else:
-            fingerprints[model.name] = model.fingerprint
+            fingerprints[model.name] = current_fingerprint(model) or model.fingerprint
     return fingerprints
 
 # %% ../../nbs/core/11_experiments.ipynb #exp00034

@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['BadInput', 'FrozenError', 'freeze', 'is_frozen', 'unfreeze', 'trainable_parameters', 'tensor_hash', 'tensor_hashes',
-           'fingerprint', 'refusal', 'guard', 'pick_device', 'pick_dtype', 'seed_everything', 'rng_state',
-           'set_rng_state', 'seeded', 'progress_bar', 'data_path', 'notebooks_path', 'cache_path', 'real_path']
+           'fingerprint', 'current_fingerprint', 'refusal', 'guard', 'pick_device', 'pick_dtype', 'seed_everything',
+           'rng_state', 'set_rng_state', 'seeded', 'progress_bar', 'data_path', 'notebooks_path', 'cache_path',
+           'real_path']
 
 # %% ../../nbs/core/00_frozen.ipynb #f28ffb66
 import hashlib
 import os
 import random
+import stat
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from weakref import ref
+from weakref import ref, WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -119,6 +122,22 @@ def tensor_hashes(
         hashes[name] = known[id(t)]
     return dict(sorted(hashes.items()))
 
+# %% ../../nbs/core/00_frozen.ipynb #133d39d7
+_last_hashed = WeakKeyDictionary()    # model -> states of its tensors, fingerprint
+
+def _checksum(t):
+    "Of all values of a small tensor, and of every n-th one of a large one."
+    values = t.detach().reshape(-1)
+    some = values[::max(1, len(values) >> 16)].cpu().contiguous()
+    return zlib.crc32(some.view(torch.uint8).numpy())
+
+def _state(t):
+    if t.is_meta or nn.parameter.is_lazy(t): return None
+    writes = None if t.is_inference() else t._version
+    return t.data_ptr(), writes, t.dtype, t.shape, t.stride(), _checksum(t)
+
+def _states(model): return [(name, _state(t)) for name, t in _named_tensors(model)]
+
 # %% ../../nbs/core/00_frozen.ipynb #092f75a0
 def _hash_of(hashes):
     lines = ''.join(f'{name} {value}\n' for name, value in hashes.items())
@@ -129,7 +148,55 @@ def fingerprint(
 ) -> str:              # 64 hexadecimal digits
     """SHA-256 over name, dtype, shape and bytes of every parameter and buffer. The same on every
     device and in every process."""
-    return _hash_of(tensor_hashes(model))
+    value = _hash_of(tensor_hashes(model))
+    _last_hashed[model] = _states(model), value
+    return value
+
+# %% ../../nbs/core/00_frozen.ipynb #0974de56
+_COLLECTING = 'transformers.utils.output_capturing'    # hooks that collect outputs
+
+def _hooks_of(holder, name, prefix=''):
+    for kind in ('forward_pre_hooks', 'forward_hooks'):
+        for hook in getattr(holder, f'{prefix}_{kind}', {}).values():
+            yield f'{name} {kind}', hook
+
+def _forward_hooks(model):
+    "What runs before, after or in place of a `forward`: (place, function)."
+    yield from _hooks_of(nn.modules.module, 'all', '_global')
+    for name, module in model.named_modules():
+        yield from _hooks_of(module, name)
+        replaced = 'forward' in vars(module) and not hasattr(module, '_hf_hook')   # accelerate's
+        if replaced: yield f'{name} forward', vars(module)['forward']
+
+def _effect(hook):
+    "A text on which the effect of a hook depends; None if nothing is known about it."
+    if getattr(hook, '__module__', '') == _COLLECTING: return ''
+    declared = getattr(hook, 'fingerprint', None)
+    return declared() if callable(declared) else declared
+
+# %% ../../nbs/core/00_frozen.ipynb #9b40a57a
+_SWITCHES = '_active_adapter', '_disable_adapters', 'merged_adapters', 'scaling'
+
+def _modes(model):
+    "Training mode and switched adapters, by name of the module."
+    for name, module in model.named_modules():
+        if module.training: yield name, 'training'
+        if hasattr(type(module), '_active_adapter'):
+            yield name, repr([getattr(module, switch, None) for switch in _SWITCHES])
+
+def current_fingerprint(
+    loaded: Any,  # a loaded model: `model` and `fingerprint` are read
+) -> str | None:  # None: it has a hook about which nothing is known
+    """What the outputs depend on now: the fingerprint of the weights, which is taken again if they
+    have changed; if more is active on the model, a hash of both."""
+    model = getattr(loaded, 'model', None)
+    if not isinstance(model, nn.Module): return loaded.fingerprint
+    effects = [(place, _effect(hook)) for place, hook in _forward_hooks(model)]
+    if any(effect is None for _, effect in effects): return None
+    states, value = _last_hashed.get(model, (None, None))
+    if states is None or states != _states(model): value = fingerprint(model)
+    active = [*_modes(model), *(pair for pair in effects if pair[1])]
+    return _hash_of({'weights': value, 'active': active}) if active else value
 
 # %% ../../nbs/core/00_frozen.ipynb #0f2e98cf
 def refusal(
@@ -328,13 +395,37 @@ def notebooks_path(
     "A path among the notebooks that ship with the library."
     return _carried('nbs', parts)
 
+# %% ../../nbs/core/00_frozen.ipynb #83fd32b8
+def _other_members(group, user):
+    "Whether a group lists someone besides a user."
+    import grp, pwd
+    try:
+        return bool({*grp.getgrgid(group).gr_mem} - {pwd.getpwuid(user).pw_name})
+    except KeyError:    # a user or group without a name, as in a container
+        return False
+
+def _others_can_write(folder):
+    "Whether a folder that is there can be written to by another user than this one and root."
+    if os.name != 'posix' or not os.path.isdir(folder): return False
+    there, user = folder.stat(), os.geteuid()
+    if there.st_uid not in (user, 0) or there.st_mode & stat.S_IWOTH: return True
+    return bool(there.st_mode & stat.S_IWGRP) and _other_members(there.st_gid, user)
+
 # %% ../../nbs/core/00_frozen.ipynb #6247e89e
 def cache_path(
     *parts: str, # path below the cache
-) -> Path:       # absolute path; not created
-    "A path in the cache: the folder named by `$FROZEN_NB_CACHE`, else `~/.cache/frozen_nb`."
-    cache = Path(os.environ.get('FROZEN_NB_CACHE') or '~/.cache/frozen_nb').expanduser()
-    return cache.absolute().joinpath(*parts)
+) -> Path:       # absolute path; only the cache itself is made, with mode 700
+    """A path in the cache: the folder named by `$FROZEN_NB_CACHE`, else `~/.cache/frozen_nb`.
+    Raises `BadInput` if other users can write to the cache, or to what is there of the path."""
+    cache = Path(os.environ.get('FROZEN_NB_CACHE') or '~/.cache/frozen_nb').expanduser().absolute()
+    with suppress(OSError):    # who is going to write there says so
+        cache.mkdir(mode=0o700, parents=True)
+    path = cache.joinpath(*parts)
+    for folder in (path, *path.parents[:len(parts)]):
+        if _others_can_write(folder): raise BadInput(
+            f'{folder}: other users can write to this part of the cache; make it yours alone '
+            '(chmod 700), or choose another cache with FROZEN_NB_CACHE')
+    return path
 
 # %% ../../nbs/core/00_frozen.ipynb #06ef4b16
 def real_path(

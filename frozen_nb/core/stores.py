@@ -7,6 +7,7 @@ __all__ = ['Features', 'FeatureStore', 'feature_key', 'encode_images', 'hash_inp
 
 # %% ../../nbs/core/02_stores.ipynb #0154b5d0
 import hashlib
+import io
 import json
 import os
 import random
@@ -19,16 +20,18 @@ from dataclasses import fields, is_dataclass
 from functools import partial, singledispatch
 from importlib.metadata import version
 from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 from types import NoneType
 from typing import Any
 from uuid import uuid4
 
+# %% ../../nbs/core/02_stores.ipynb #67c1f5e0
 import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from .folders import write_whole
 from .frozen import *
@@ -47,30 +50,57 @@ def _shard_header(items, rows):
 def _write_shard(path, items, rows):
     write_whole(path, save({'features': rows}, _shard_header(json.dumps(items), rows)))
 
-def _read_items(path):
-    "The items of a shard, from its header alone; None if that is damaged."
-    try:
-        with safe_open(path, 'pt') as f: header = f.metadata()
-        if header['items_sha256'] == _sha256(header['items']): return json.loads(header['items'])
-    except (SafetensorError, KeyError, TypeError, ValueError):
-        return None
+_ERRORS = OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError
 
 # %% ../../nbs/core/02_stores.ipynb #52c14099
-def _is_padded_with_spaces(path):
-    with open(path, 'rb') as f:
-        f.seek(int.from_bytes(f.read(8), 'little'))   # 8 bytes before the end of the header
-        return f.read(8).rstrip(b' ').endswith(b'}')
+def _is_padded_with_spaces(f):
+    f.seek(int.from_bytes(f.read(8), 'little'))   # 8 bytes before the end of the header
+    return f.read(8).rstrip(b' ').endswith(b'}')
+
+def _parse_shard(data):
+    "Items and rows of the bytes of a shard; None if any of them is damaged."
+    try:
+        length, rows = int.from_bytes(data[:8], 'little'), load(data)['features']
+        header = json.loads(data[8:8 + length])['__metadata__']
+        padded = _is_padded_with_spaces(io.BytesIO(data))
+        whole = padded and header == _shard_header(header['items'], rows)
+        return (json.loads(header['items']), rows) if whole else None
+    except _ERRORS:
+        return None
+
+# %% ../../nbs/core/02_stores.ipynb #bb723074
+def _read_items(path):
+    "The items of a shard, from its header alone; None if it is damaged."
+    with suppress(*_ERRORS), safe_open(path, 'pt') as f:
+        header = f.metadata()
+        if header['items_sha256'] == _sha256(header['items']): return json.loads(header['items'])
+    shard = _parse_shard(path.read_bytes())
+    return None if shard is None else shard[0]
 
 def _read_rows(path):
     "The rows of a shard, memory-mapped; None if any of it is damaged."
-    try:
-        with safe_open(path, 'pt') as f: header, rows = f.metadata(), f.get_tensor('features')
-        whole = header == _shard_header(header['items'], rows) and _is_padded_with_spaces(path)
-        return rows if whole else None
-    except (OSError, SafetensorError, KeyError, TypeError):
-        return None
+    with suppress(*_ERRORS), safe_open(path, 'pt') as f:
+        header, rows = f.metadata(), f.get_tensor('features')
+        with open(path, 'rb') as file: padded = _is_padded_with_spaces(file)
+        if padded and header == _shard_header(header['items'], rows): return rows
+    shard = _parse_shard(path.read_bytes())
+    return None if shard is None else shard[1]
 
 # %% ../../nbs/core/02_stores.ipynb #d7d32b80
+def _delete(path):
+    "Delete a damaged file; where that is not allowed, it stays."
+    with suppress(OSError): path.unlink()
+
+@contextmanager
+def _reading(folder):
+    "A block that reads in a folder. Raises `BadInput` if the system does not let it."
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f'{folder}: the features cannot be read now ({error.strerror}); nothing '
+                       'was deleted; try again once that is mended') from error
+
+# %% ../../nbs/core/02_stores.ipynb #ab5895b6
 class _ShardIndex:
     "Which shards there are in a folder, and where each item is."
     def __init__(self, folder):
@@ -83,17 +113,18 @@ class _ShardIndex:
         for n, name in enumerate(self.names):
             if name is not None and name not in there: self.forget(n)
         for name in sorted(there.difference(self.names)):
-            with suppress(FileNotFoundError): self.take_in(name)   # deleted meanwhile
+            with suppress(FileNotFoundError, IsADirectoryError):   # deleted meanwhile; not ours
+                self.take_in(name)
 
     def take_in(self, name):
         items = _read_items(self.folder/name)
-        if items is None: return (self.folder/name).unlink(missing_ok=True)
+        if items is None: return _delete(self.folder/name)
         start = len(self.names) << 32
         self.index.update((item, start + row) for row, item in enumerate(items))
         self.names.append(name)
 
     def forget(self, n):
-        (self.folder/self.names[n]).unlink(missing_ok=True)
+        _delete(self.folder/self.names[n])
         self.names[n] = None
         self.index = {item: at for item, at in self.index.items() if at >> 32 != n}
 
@@ -106,7 +137,7 @@ class _Shards(_ShardIndex):
         self.like = None    # a tensor without rows, for their shape and dtype
 
     def refresh(self):
-        super().refresh()
+        with _reading(self.folder): super().refresh()
         if self.like is not None: return
         whole = (n for n in range(len(self.names)) if self.rows(n) is not None)
         next(whole, None)    # the rows of a whole shard say what all rows are like;
@@ -119,10 +150,10 @@ class _Shards(_ShardIndex):
     def rows(self, n):
         "The rows of shard `n` as bytes, (rows, bytes of a row); None if it is damaged or gone."
         if n not in self.opened and self.names[n] is not None:
-            rows = _read_rows(self.folder/self.names[n])
-            if rows is None: self.forget(n)
-            else:
-                self.opened[n], self.like = _row_bytes(rows), rows[:0].clone()
+            path, rows = self.folder/self.names[n], None
+            with _reading(self.folder), suppress(FileNotFoundError): rows = _read_rows(path)
+            if rows is None: return self.forget(n)
+            self.opened[n], self.like = _row_bytes(rows), rows[:0].clone()
         return self.opened.get(n)
 
 # %% ../../nbs/core/02_stores.ipynb #e22a7f0f
@@ -228,8 +259,8 @@ def _prepare(folder, key):
     except OSError as error:
         raise BadInput(f'cannot write to {folder}: {error.strerror}; '
                        'choose another folder for the features') from error
-    for part in folder.glob('*.part'):
-        with suppress(OSError):
+    with suppress(OSError):
+        for part in folder.glob('.*.part'):
             if time.time() - part.stat().st_mtime > 3600: part.unlink()
 
 def _key_text(key):
@@ -258,6 +289,13 @@ class FeatureStore:
         _prepare(folder, text)
         return self._shards.setdefault(folder, _Shards(folder))
 
+# %% ../../nbs/core/02_stores.ipynb #df9af64d
+def _unstored_features(key, items, options):
+    folder = TemporaryDirectory(prefix='frozen_nb-', ignore_cleanup_errors=True)
+    features = FeatureStore(folder.name).features(key | dict(fingerprint=''), items, **options)
+    features.folder = folder    # deleted together with the features
+    return features
+
 # %% ../../nbs/core/02_stores.ipynb #81d902d6
 @patch
 def features(
@@ -268,9 +306,12 @@ def features(
     shard_size: int = 256,  # items in a file
     progress: bool = True,  # show a bar while computing, where someone can see it
 ) -> Features:              # n rows
-    """The features of `items`, of which only the missing ones are computed. Raises `BadInput` for
+    """The features of `items`, of which only the missing ones are computed; where the key has a
+    `fingerprint` that is None, all of them, and they are not stored. Raises `BadInput` for
     rows that are not finite or not one for each item (that shard is not written), and for a disk
     that cannot be written to."""
+    options = dict(compute=compute, shard_size=shard_size, progress=progress)
+    if key.get('fingerprint', '') is None: return _unstored_features(key, items, options)
     items = list(items)
     wrong = [item for item in items if not isinstance(item, str)]
     if wrong: raise BadInput(f'items are strings, not {wrong[0]!r}; a path or a number as text '
@@ -284,11 +325,12 @@ def feature_key(
     encoder: Any,   # an encoder of the zoo: `model`, `fingerprint` and `preprocessing` are read
     **more: Any,    # whatever else the features depend on, as JSON
 ) -> dict:          # JSON
-    "Everything that the features of an image depend on besides the image."
+    """Everything that the features of an image depend on besides the image. Its `fingerprint` is
+    None, and then nothing is stored, if a hook is on the model about which nothing is known."""
     parameter = next(encoder.model.parameters())
-    libraries = ('torch', 'timm', 'transformers', 'open_clip_torch')
+    libraries = ('torch', 'torchvision', 'pillow', 'timm', 'transformers', 'open_clip_torch')
     return dict(
-        fingerprint=encoder.fingerprint,
+        fingerprint=current_fingerprint(encoder),
         preprocessing=encoder.preprocessing,
         dtype=str(parameter.dtype).removeprefix('torch.'),
         device=parameter.device.type,
@@ -317,9 +359,12 @@ def encode_images(
     progress: bool = True,              # show a bar while encoding, where someone can see it
 ) -> Features:                          # (n, k, d) visual tokens
     """Visual tokens of images, encoded once. `images_fn` is called only for what is not in the
-    store. Raises `BadInput` naming the image that cannot be read."""
+    store. Raises `BadInput` naming the image that cannot be read, and for features that have to be
+    computed again after the encoder has changed."""
+    key = feature_key(encoder)
     @torch.no_grad()
     def compute(indices):
+        if feature_key(encoder) != key: raise BadInput('the encoder has changed; ask again')
         tokens = []
         for start in range(0, len(indices), batch_size):
             batch = indices[start:start + batch_size]
@@ -329,7 +374,7 @@ def encode_images(
         return torch.cat(tokens)
 
     store = store or FeatureStore()
-    return store.features(feature_key(encoder), items, compute, progress=progress)
+    return store.features(key, items, compute, progress=progress)
 
 # %% ../../nbs/core/02_stores.ipynb #1531568a
 def _class_name(value): return f'{type(value).__module__}.{type(value).__qualname__}'
@@ -344,7 +389,11 @@ def _node(value, parts):
 def _digest(value):
     "SHA-256 of a value, 32 bytes. This is for what has no function of its own below."
     if isinstance(getattr(value, 'fingerprint', None), str):
-        return _node(value, [value.fingerprint, getattr(value, 'preprocessing', None)])
+        now = current_fingerprint(value)
+        if now is None: raise BadInput(
+            f'a {type(value).__name__} with a forward hook that has no fingerprint cannot be '
+            'hashed; remove the hook, or give it a `fingerprint`: a text on which it depends')
+        return _node(value, [now, getattr(value, 'preprocessing', None)])
     if is_dataclass(value) and not isinstance(value, type):
         hashed = [f for f in fields(value) if (f.compare if f.hash is None else f.hash)]
         return _node(value, [(f.name, getattr(value, f.name)) for f in hashed])
@@ -429,6 +478,35 @@ def run_folder(
         f'{method!r} is no name of a method; give one of letters, digits, _, - and .')
     return cache_path('runs', method, hash_inputs(*inputs)[:16])
 
+# %% ../../nbs/core/02_stores.ipynb #60c0efe4
+_OTHER_FOLDER = 'cannot be used ({error}); choose another folder, for the cache FROZEN_NB_CACHE'
+_WAYS_OUT = {
+    'BUSY LOCKED': 'another process holds a lock on it ({error}); wait until it has finished, '
+                   'then try again',
+    'FULL': 'there is no room ({error}); make room, what is stored stays',
+    'READONLY PERM CANTOPEN IOERR AUTH NOLFS NOMEM': _OTHER_FOLDER,
+    'ERROR CORRUPT NOTADB': 'the texts in this file cannot be read ({error}); delete it, and they '
+                            'are generated anew',
+}
+
+# %% ../../nbs/core/02_stores.ipynb #cb3be76f
+def _way_out(error):
+    "What an error means, and what to do."
+    code = getattr(error, 'sqlite_errorname', 'SQLITE_ERROR' * isinstance(error, sqlite3.Error))
+    kind = code.removeprefix('SQLITE_').partition('_')[0]
+    fitting = (way_out for kinds, way_out in _WAYS_OUT.items() if kind in kinds.split())
+    return next(fitting, _OTHER_FOLDER).format(error=error)
+
+# %% ../../nbs/core/02_stores.ipynb #9ab7c0e4
+_TABLE = ('CREATE TABLE IF NOT EXISTS checked '
+          '(prompt BLOB PRIMARY KEY, text BLOB NOT NULL, sha256 BLOB NOT NULL)')
+_HAS_TABLE = "SELECT 1 FROM sqlite_master WHERE name = 'checked'"
+
+def _to_bytes(text): return text.encode('utf-8', 'surrogatepass')
+
+def _checksum_of(prompt, text):
+    return hashlib.sha256(len(prompt).to_bytes(8, 'little') + prompt + text).digest()
+
 # %% ../../nbs/core/02_stores.ipynb #dba4faf6
 class TextStore:
     "Texts that were generated once, prompt -> text: a file of SQLite for each key."
@@ -440,21 +518,22 @@ class TextStore:
         folder = cache_path('texts') if folder is True else folder
         self.path = Path(folder)/f'{hash_inputs(*key)[:16]}.sqlite' if folder else None
 
-    @contextmanager
-    def _open(self):
-        "The database, for one transaction."
-        table = 'CREATE TABLE IF NOT EXISTS texts (prompt TEXT PRIMARY KEY, text TEXT NOT NULL)'
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
-                database.execute(table)
-                yield database
-        except (OSError, sqlite3.OperationalError) as error:
-            way_out = 'choose another folder'
-            raise BadInput(f'{self.path}: cannot be used ({error}); {way_out}') from None
-        except sqlite3.DatabaseError as error:
-            raise BadInput(f'{self.path}: the texts in this file cannot be read ({error}); '
-                           'delete it, and they are generated anew') from None
+# %% ../../nbs/core/02_stores.ipynb #d338e69a
+@patch
+@contextmanager
+def _open(self: TextStore, to_write=False):
+    "The database, for one transaction."
+    try:
+        if to_write: self.path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
+            database.text_factory = bytes
+            if to_write:
+                database.execute('BEGIN IMMEDIATE')    # waits for the lock
+                database.execute(_TABLE)
+                database.execute('PRAGMA user_version = 1')    # refused if read-only
+            yield database
+    except (OSError, sqlite3.Error) as error:
+        raise BadInput(f'{self.path}: {_way_out(error)}') from None
 
 # %% ../../nbs/core/02_stores.ipynb #39c54a29
 @patch
@@ -463,14 +542,18 @@ def get(
     prompts: Iterable[str],  # any number
 ) -> dict[str, str]:         # prompt -> text, for those that are there
     "Texts that are kept."
-    texts, query = {}, 'SELECT text FROM texts WHERE prompt = ?'
-    if self.path is None: return texts
+    texts, query = {}, 'SELECT text, sha256 FROM checked WHERE prompt = ?'
+    if self.path is None or not os.path.exists(self.path): return texts
     with self._open() as database:
+        if not database.execute(_HAS_TABLE).fetchone(): return texts
         for prompt in prompts:
-            row = database.execute(query, (prompt,)).fetchone()
-            if row: texts[prompt] = row[0]
+            key = _to_bytes(prompt)
+            text, checksum = database.execute(query, (key,)).fetchone() or (None, None)
+            whole = isinstance(text, bytes) and checksum == _checksum_of(key, text)
+            if whole: texts[prompt] = text.decode('utf-8', 'surrogatepass')
     return texts
 
+# %% ../../nbs/core/02_stores.ipynb #db8aab98
 @patch
 def put(
     self: TextStore,
@@ -478,8 +561,10 @@ def put(
 ):
     "Keep texts; one that is there already is replaced."
     if self.path is None: return
-    with self._open() as database:
-        database.executemany('INSERT OR REPLACE INTO texts VALUES (?, ?)', texts.items())
+    pairs = [(_to_bytes(prompt), _to_bytes(text)) for prompt, text in texts.items()]
+    rows = [(prompt, text, _checksum_of(prompt, text)) for prompt, text in pairs]
+    with self._open(to_write=True) as database:
+        database.executemany('INSERT OR REPLACE INTO checked VALUES (?, ?, ?)', rows)
 
 # %% ../../nbs/core/02_stores.ipynb #ee002534
 @patch
@@ -494,6 +579,7 @@ def texts(
     texts = self.get(prompts)
     missing = dict.fromkeys(prompt for prompt in prompts if prompt not in texts)
     missing = sorted(missing, key=len, reverse=True)
+    if missing: self.put({})    # a store that cannot be written to is refused at once
     for start in range(0, len(missing), batch_size):
         batch = missing[start:start + batch_size]
         new = dict(zip(batch, generate(batch), strict=True))
