@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'DiskError', 'disk_errors', 'hidden_part', 'write_whole', 'check_place', 'file_hash', 'finish_write',
-           'holds_result', 'verify_folder', 'whole_folder', 'schema_error', 'read_json', 'write_folder', 'read_folder']
+           'holds_result', 'verify_folder', 'sync_folder', 'whole_folder', 'schema_error', 'read_json', 'write_folder',
+           'read_folder']
 
 # %% ../../nbs/core/01_folders.ipynb #f6ea8e4f
 import hashlib
@@ -258,8 +259,10 @@ def verify_folder(
                    f'by {SUMS}): train or download it again')
 
 # %% ../../nbs/core/01_folders.ipynb #d612f79e
-def _sync(folder):
-    "Wait until the disk has every file below `folder`."
+def sync_folder(
+    folder: Path,  # an existing one
+):
+    "Wait until the disk has every file below a folder."
     for path in _files(folder):
         if path.is_symlink(): continue
         with open(path, 'rb' if os.name == 'posix' else 'rb+') as f: os.fsync(f.fileno())
@@ -302,7 +305,7 @@ def whole_folder(
                 new.mkdir()
                 yield new
                 _write_sums(new)
-                _sync(new)
+                sync_folder(new)
                 _commit(new, folder, holds)
     finally:
         for p in made:
