@@ -10,13 +10,14 @@ __all__ = ['PARTS', 'NORMS', 'MODES', 'GENERATOR_RECIPE', 'LOSSES', 'polar', 'po
            'read_document', 'read_texts', 'GeneratorFit', 'fit_texts', 'fit_lora', 'fit_soft_tokens']
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00002
-import hashlib
+import hashlib, math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from torch import nn
 
 from .core.activations import blocks, hidden_states
 from .core.claims import bootstrap, number
-from .core.folders import check_place, read_folder, whole_folder, write_folder
+from frozen_nb.core.folders import (
+    check_place, finish_write, read_folder, verify_folder, whole_folder, write_folder,
+)
 from .core.frozen import *
 from .core.metrics import normalise_answer
 from .core.prefix import generate
@@ -546,7 +549,11 @@ def adapter(self: Memory) -> Adapter:
     with torch.no_grad(): return self.generator.write(self.state, thin=True)
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00035
-def _holds_adapter(folder): return (folder/'adapter_config.json').is_file()
+def _holds_adapter(folder):
+    "Whether a folder holds an adapter of ours; another program's LoRA names no base."
+    verify_folder(folder, 'adapter')
+    file = folder/'adapter_model.safetensors'
+    return (folder/'adapter_config.json').is_file() and bool(_read_weights(file)[0])
 
 def check_adapter_place(
     folder: str | Path, # where an adapter is going to be saved
@@ -581,7 +588,7 @@ def save_adapter(
         fan_in_fan_out=not isinstance(lm.model.get_submodule(names[0]), nn.Linear),
         base_model_name_or_path=str(lm.name),
     )
-    with whole_folder(folder, 'adapter_config.json') as new:
+    with whole_folder(folder, 'an adapter', _holds_adapter) as new:
         config.save_pretrained(new)
         weights = new/'adapter_model.safetensors'
         save_file(_peft_tensors(adapter), weights, {'base': adapter.base})
@@ -614,9 +621,11 @@ def load_adapter(
     """A saved adapter. Raises `BadInput` if it is for another model or damaged. That model may be
     loaded in half precision where the adapter was made in single precision."""
     file = Path(folder)/'adapter_model.safetensors'
-    if not file.is_file() or not _holds_adapter(Path(folder)): raise BadInput(
+    finish_write(folder)
+    if not file.is_file() or not (file.parent/'adapter_config.json').is_file(): raise BadInput(
         f'no adapter in {folder}: an adapter is a folder with adapter_config.json and '
         'adapter_model.safetensors')
+    verify_folder(folder, 'adapter')
     base, tensors = _read_weights(file)
     down, up = (_part_of(tensors, x, lm.device) for x in 'AB')
     if not down or down.keys() != up.keys():
@@ -765,13 +774,26 @@ def answers(
     return said_after(lm, [f'{context}Q: {q} A:' for q, context in pairs], adapter, **more)
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00061
+_GENERATOR_SCHEMA = dict(
+    base=str, width=NotRequired[int], rank=NotRequired[int], scale=NotRequired[float],
+    part=NotRequired[str], norm=NotRequired[str], floor=NotRequired[float],
+    chunk=NotRequired[int])
+
+def _check_generator_config(config, tensors, folder):
+    wrong = [name for name in ('width', 'rank', 'chunk') if config.get(name, 1) < 1]
+    wrong += [name for name in ('scale', 'floor') if not math.isfinite(config.get(name, 1))]
+    if wrong or not tensors: raise BadInput(
+        f'{folder}/config.json is not of a generator ({", ".join(wrong) or "without weights"}): '
+        'train or copy it again')
+
+# %% ../nbs/14_generative_adapter.ipynb #gensave1
 def save_generator(
     generator: Generator, # to be saved
     folder: str | Path,   # where `config.json` and `model.safetensors` go
 ) -> Path:                # the folder
     "Save a generator; the language model is named by its fingerprint."
     config = generator.made_of | dict(base=generator.base)
-    return write_folder(folder, generator.state_dict(), config)
+    return write_folder(folder, generator.state_dict(), config, 'a generator', _holds_generator)
 
 # %% ../nbs/14_generative_adapter.ipynb #5c10a2d0
 def load_generator(
@@ -780,9 +802,8 @@ def load_generator(
 ) -> Generator:
     """A saved generator. Raises `BadInput` if it is for another language model, or damaged. That
     model may be loaded in half precision where the generator was trained in single precision."""
-    config, tensors = read_folder(folder, 'generator', dict(base=str))
-    if not tensors: raise BadInput(f'{folder}/config.json is not of a generator: train or copy it '
-                                   'again')
+    config, tensors = read_folder(folder, 'generator', _GENERATOR_SCHEMA)
+    _check_generator_config(config, tensors, folder)
     base = config.pop('base')
     if not _is_base(lm, base):
         raise BadInput(f'{folder}: this generator was made for {_another(lm, base)}')
@@ -964,11 +985,11 @@ def fit_texts(
     ids, start, config = _texts_as_tokens(texts, lm), _start_token(lm), fit.train_config
     n = max(1, len(ids)//10) # so many are held out
     shape = dict(width=fit.width, rank=fit.rank or fit.width, part=fit.part, chunk=fit.chunk)
-    with seeded(config.seed): generator = Generator(lm, **shape)
-    generator.to(lm.device)
+    with seeded(config.seed): generator = Generator(lm, **shape).to(lm.device)
     batches = _text_batches(generator, ids[n:], start, config.seed, fit.batch)
     inputs = lm, generator, generator.made_of, ids, start, fit.batch, config
-    options = dict(folder=run_folder('generative_adapter', 'fit', *inputs), desc='generator')
+    folder = run_folder('generative_adapter', 'fit', *inputs)
+    options = dict(folder=folder, inputs=inputs, desc='generator')
     history = fit_generator(lm, generator, batches, config, progress=progress, **options)
     save_generator(generator, out)
     perplexity = _held_out(lm, generator, ids[:n], start, fit.batch)

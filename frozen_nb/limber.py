@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 
 from .core.claims import Interval, paired_bootstrap, versions
-from .core.folders import check_place, write_whole
+from .core.folders import check_place, schema_error
 from .core.frozen import *
 from frozen_nb.core.prefix import (
     generate, LinearMap, load_map, MARK, save_map, sequence, target_log_likelihood, target_loss,
@@ -114,7 +114,9 @@ def fit_map(
     batches = caption_batches(features, captions, batch_size, config.seed)
     loss = _CaptionLoss(lm, prompt, end)
     frozen = [lm.model] + ([encoder.model] if encoder else [])
-    history = train(untrained, batches, loss, config, frozen=frozen, folder=folder, desc=desc)
+    inputs = features, captions, prompt, batch_size, end
+    history = train(untrained, batches, loss, config, frozen=frozen, folder=folder, inputs=inputs,
+                    desc=desc)
     return freeze(untrained), history
 
 @dataclass
@@ -148,6 +150,9 @@ class Limber:
         "Load a captioner. A map made for other models is refused."
         folder = Path(map or data_path('zoo', 'limber'))
         made_for = load_map(folder).made_for
+        error = schema_error(made_for, dict(encoder=str, lm=str))
+        if error: raise BadInput(
+            f'{folder}/config.json is not of a captioner ({error}): train the map again')
         encoder = load_encoder(encoder or made_for['encoder'], dtype, device)
         lm = load_lm(lm or made_for['lm'], dtype, device)
         return cls(encoder, load_map(folder, encoder, lm).to(lm.device), lm)
@@ -396,7 +401,7 @@ def fit_captions(
 ) -> dict:                             # what `fit.json` holds
     """Train a map on images with captions, and measure it on a tenth of the images, held out: nats
     a token with the right image and with another. Resumes from the cache. Raises `BadInput` for
-    data or models that cannot be used; the folder is written at the end, `fit.json` last."""
+    data or models that cannot be used; the folder is written at the end, whole."""
     out = check_place(fit.out, 'a map', load_map)
     hashes, paths, captions = _read_images(fit.data)
     encoder, lm = fit.encoder, fit.lm
@@ -410,9 +415,7 @@ def fit_captions(
     trained, about = _train_fit(fit, encoder, lm, features, captions, n)
     held_out = _held_out(lm, trained, features[:n], fit.prompt, captions[:n])
     about |= dict(held_out=held_out, unit='nats a token', versions=versions())
-    (out/'fit.json').unlink(missing_ok=True)
-    save_map(trained, out)
-    write_whole(out/'fit.json', json.dumps(about, indent=1) + '\n')
+    save_map(trained, out, {'fit.json': json.dumps(about, indent=1) + '\n'})
     return about
 
 # %% ../nbs/10_limber.ipynb #pr0j0001

@@ -14,7 +14,6 @@ import copy
 import hashlib
 import json
 import re
-import shutil
 import string
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -29,11 +28,13 @@ from fastcore.basics import patch
 from torch.nn.utils.rnn import pad_sequence
 
 from .core.claims import paired_bootstrap
-from .core.folders import check_place, read_json, whole_folder
+from frozen_nb.core.folders import (
+    check_place, finish_write, read_json, schema_error, verify_folder, whole_folder,
+)
 from .core.frozen import *
 from .core.generation import continuations, greedy
 from .core.stores import run_folder, TextStore
-from .core.training import check_options, numeric, train, TrainConfig
+from .core.training import check_options, numeric, remove_checkpoints, train, TrainConfig
 from .core.zoo import LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq
 from .world.multiple_choice import MCQ
 
@@ -544,13 +545,15 @@ def train_reasoner(
     if unknown: raise BadInput(f'{unknown} questions have no answer: leave them out of the '
                                'training')
     batches = _reasoning_batches(base, encoded, config.seed, regularizer, batch, hide_question)
-    return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, folder, progress)
+    inputs = encoded, regularizer, batch, hide_question
+    options = dict(folder=folder, inputs=inputs, progress=progress)
+    return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, **options)
 
-def _fine_tuned(base, batches, loss, config, folder, progress):
+def _fine_tuned(base, batches, loss, config, **options):
     "A trained copy of a T5, in eval mode."
     with seeded(config.seed):
         model = unfreeze(copy.deepcopy(base.model)).requires_grad_(True)
-    train(model, batches, loss, config, frozen=[base.model], folder=folder, progress=progress)
+    train(model, batches, loss, config, frozen=[base.model], **options)
     return model.eval()
 
 # %% ../nbs/15_pinto.ipynb #793e9d4a
@@ -609,7 +612,8 @@ def train_writer(
     if not pairs: raise BadInput('nothing to train with: give pairs of texts')
     batches = _writing_batches(base.tokenizer, pairs, config.seed, batch, length)
     def loss(model, tensors): return model(**tensors, use_cache=False).loss
-    return _fine_tuned(base, batches, loss, config, folder, progress)
+    options = dict(folder=folder, inputs=(pairs, batch, length), progress=progress)
+    return _fine_tuned(base, batches, loss, config, **options)
 
 # %% ../nbs/15_pinto.ipynb #9547c5f0
 @torch.no_grad()
@@ -727,7 +731,9 @@ class Reasoner(_ReasonerFields):
         return rationalize(lm, questions, self.prompt, self.tokens, **how)
 
 # %% ../nbs/15_pinto.ipynb #273d64c3
-def _holds_reasoner(folder): return (folder/'pinto.json').is_file()
+def _holds_reasoner(folder):
+    verify_folder(folder, 'reasoning model')
+    return (folder/'pinto.json').is_file()
 
 def _check_reasoner_place(folder):
     return check_place(folder, 'a reasoning model', _holds_reasoner)
@@ -743,7 +749,7 @@ def save_reasoner(
         tokens=reasoner.tokens, length=reasoner.length,
         fingerprint=fingerprint(copy.deepcopy(reasoner.model).float()),
     )
-    with whole_folder(folder, last='pinto.json') as new:
+    with whole_folder(folder, 'a reasoning model', _holds_reasoner) as new:
         with quiet_libraries():
             reasoner.model.save_pretrained(new)
             reasoner.tokenizer.save_pretrained(new)
@@ -755,24 +761,32 @@ def _read_fields(path):
     "What `pinto.json` says: the fields of a `Reasoner` without its model, and the fingerprint."
     try:
         fields = json.loads(path.read_text(encoding='utf-8'))
+        error = schema_error(fields, _reasoner_schema)
+        if error: raise ValueError(error)
         stop = tuple(fields['prompt']['stop'])
         kept = {name: fields[name] for name in ('lm', 'lm_name', 'tokens', 'length')}
+        if min(fields['tokens'], fields['length']) < 1: raise ValueError('tokens below 1')
         prompt = Prompt(**fields['prompt'] | dict(stop=stop))
         return dict(prompt=prompt) | kept, fields['fingerprint']
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f'{path} is damaged ({type(error).__name__}): train or copy the reasoning '
                        'model again') from error
 
-_reasoner_schema = dict(prompt=dict(examples=str, line=str, stop=list[str]), lm=str, lm_name=str, tokens=int, length=int, fingerprint=str)
+_prompt_schema = dict(examples=str, line=str, stop=list[str])
+_reasoner_schema = dict(
+    prompt=_prompt_schema, lm=str, lm_name=str, tokens=int, length=int, fingerprint=str)
 
+# %% ../nbs/15_pinto.ipynb #pinload1
 def load_reasoner(
     folder: str | Path,        # made by `save_reasoner`
     device: str | None = None, # 'cpu', 'cuda' ...
 ) -> Reasoner:
     "A saved reasoning model, frozen. Raises `BadInput` if it is not there or damaged."
     path = Path(folder)/'pinto.json'
+    finish_write(folder)
     if not path.is_file(): raise BadInput(f'no reasoning model in {folder}: it is a folder with '
                                           'pinto.json, as frozen-nb fit pinto makes it')
+    verify_folder(folder, 'reasoning model')
     fields, expected = _read_fields(path)
     t5 = load_seq2seq(str(folder), device=device)
     if t5.fingerprint != expected: raise BadInput(
@@ -921,6 +935,6 @@ def fit_questions(
     reasoner = Reasoner(model, t5.tokenizer, prompt, lm.fingerprint, lm.name, fit.tokens,
                         fit.length)
     save_reasoner(reasoner, out)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_checkpoints(folder)
     chance = float(np.mean([1/len(m.choices) for m in held_out]))
     return dict(questions=len(questions), held_out=len(held_out), right=right, chance=chance)

@@ -187,7 +187,8 @@ def _read_sums(folder):
     return sums if isinstance(sums, dict) and sums and all(map(_is_below, sums)) else None
 
 def _write_sums(folder):
-    sums = {p.relative_to(folder).as_posix(): file_hash(p) for p in _files(folder)}
+    paths = [path for path in _files(folder) if path != folder/SUMS]
+    sums = {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
     (folder/SUMS).write_text(json.dumps(sums, indent=1) + '\n', encoding='utf-8')
 
 def _is_intact(path, digest):

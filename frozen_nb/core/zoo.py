@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from .folders import read_json
+from .folders import read_json, verify_folder
 from .frozen import *
 
 # %% ../../nbs/core/03_zoo.ipynb #f5705856
@@ -321,6 +321,7 @@ def find_model(
     if folder is None:
         _check_hub_id(text, kind)
         folder = hub_folder(text, kind, weights and not random)
+    verify_folder(folder, 'model')
     return ModelSource(str(name), folder, random)
 
 # %% ../../nbs/core/03_zoo.ipynb #865bae2f
