@@ -65,6 +65,7 @@ def _remove(path):
 def _stems(inside, name):
     "Paths below `inside` of hidden names, without their endings."
     pattern = re.compile(re.escape(_hidden(name)) + r'[0-9a-f]{32}\.(part|lock)')
+    if not os.access(inside, os.R_OK): return set()
     with os.scandir(inside) as entries:
         hidden = [x for x in entries if pattern.fullmatch(x.name) and not x.is_symlink()]
     return {entry.path.rpartition('.')[0] for entry in hidden}
@@ -293,13 +294,13 @@ def whole_folder(
     what: str = 'a result',          # what it is, with its article: 'a map'
     holds: Callable = holds_result,  # folder -> whether it holds one, which may be replaced
 ):                                   # an empty folder to write the result into
-    """A block that writes a folder, whole or not at all: on failure an older one stays as it was.
-    Files of other names that an older one holds stay in any case. Raises `BadInput` as
-    `check_place` does, and `DiskError` if the disk is full."""
+    """A block that writes a folder, whole or not at all: on failure an older one stays, as do files
+    of other names. Raises what `check_place` does, and `DiskError` if the disk is full."""
     folder = check_place(folder, what, holds)
     inside, name = (folder, 'frozen_nb') if folder.is_dir() else (folder.parent, folder.name)
     made = [p for p in (inside, *inside.parents) if not p.exists()]
     try:
+        if inside == folder: _sweep(folder.absolute().parent, folder.absolute().name)
         with disk_errors(folder):
             inside.mkdir(parents=True, exist_ok=True)
             with hidden_part(inside, name) as new:
