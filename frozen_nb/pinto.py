@@ -247,6 +247,12 @@ class Prompt:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../nbs/15_pinto.ipynb #0d84b379
+def _prompt_hash(content):
+    "SHA-256 of the other fields of a prompt's file: those that ship have one."
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+# %% ../nbs/15_pinto.ipynb #pinread1
 def read_prompt(
     source: str | Path, # a name of `data/prompts`, or a JSON file with examples, line and stop
 ) -> Prompt:
@@ -256,9 +262,13 @@ def read_prompt(
     if not path.is_file():
         names = ', '.join(sorted(p.stem for p in data_path('prompts').glob('*.json')))
         raise BadInput(f'{source}: no such prompt; give a file, or one of {names}')
-    schema = dict(line=str, examples=NotRequired[str], stop=NotRequired[list[str]])
+    schema = dict(line=str, examples=NotRequired[str], stop=NotRequired[list[str]],
+                  sha256=NotRequired[str])
     way_out = 'give an object with the texts examples and line, and a list stop'
     content = read_json(path, 'a prompt', schema, way_out)
+    if content.pop('sha256', None) not in (None, _prompt_hash(content)): raise BadInput(
+        f'{path}: not the prompt that its sha256 was written for; copy it again, or leave sha256 '
+        'out')
     stop = tuple(content.get('stop', ('\n',)))
     try:
         return Prompt(content.get('examples', ''), content['line'], stop)

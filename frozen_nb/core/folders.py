@@ -252,7 +252,7 @@ def verify_folder(
     what: str,           # what it is, for the message: 'map'
 ):
     "Finish a write that was interrupted. Raises `BadInput` for a file that is not as written."
-    for seconds in (.05, .2, 1, 0):
+    for seconds in (.02, .1, .2, 0):
         finish_write(folder)
         damaged = _damaged_file(Path(folder))
         if damaged is None: return
