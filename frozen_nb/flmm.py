@@ -14,7 +14,7 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'FLMM_RECIPE', 'COLOURS_OF_MASKS', 'Spo
 import copy, hashlib, json, math, pickle, re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import nn
 # %% ../nbs/12_flmm.ipynb #flm0002bs
 from .core.frozen import *
 from frozen_nb.core.folders import (
-    check_place, read_folder, read_json, schema_error, write_folder, write_whole,
+    check_place, read_folder, read_json, schema_error, write_folder,
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
 from .core.zoo import LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb
@@ -635,7 +635,7 @@ def fit_flmm(
         rng = np.random.default_rng([config.seed, step])
         g = groups[rng.choice(len(groups), p=weight)]
         return data.batch(rng.choice(g, min(batch_size, len(g)), replace=False))
-    return train(model, batches, flmm_loss, config, frozen=frozen, folder=folder, progress=progress, desc='F-LMM')
+    return train(model, batches, flmm_loss, config, frozen=frozen, folder=folder, inputs=(data, batch_size), progress=progress, desc='F-LMM')
 
 # %% ../nbs/12_flmm.ipynb #flm00a56
 def new_flmm(
@@ -844,21 +844,39 @@ def crop_box(
 
 # %% ../nbs/12_flmm.ipynb #flm00111
 def save_flmm(
-    model: FLMM,        # an `FLMM`
-    folder: Path | str, # where `config.json` and `model.safetensors` go
+    model: FLMM,               # an `FLMM`
+    folder: Path | str,        # where `config.json` and `model.safetensors` go
+    texts: dict | None = None, # further files, name -> text
 ) -> Path:
-    "Save what was trained, in half precision; the folder appears whole or not at all."
+    """Save what was trained, in half precision; the folder appears whole or not at all. Only
+    another F-LMM is replaced."""
     config = dict(kind='FLMM', head=model.head.config, refiner=model.refiner and model.refiner.config, selector=model.selector is not None, padded=model.padded, merge=model.merge, **model.made_for)
-    return write_folder(folder, {k: t.half() for k, t in model.state_dict().items()}, config)
+    tensors = {name: t.half() for name, t in model.state_dict().items()}
+    return write_folder(folder, tensors, config, 'an F-LMM', _holds_flmm, texts)
+
+# %% ../nbs/12_flmm.ipynb #flmsch01
+_head_schema = dict(channels=int, kind=str, width=int, upsample=int)
+_refiner_schema = dict(width=int, depth=int, mask=bool, box=bool, text=bool)
+_flmm_schema = dict(
+    head=_head_schema, refiner=dict | None, selector=bool, padded=bool, merge=str,
+    lmm=str, lmm_fingerprint=str, sam=NotRequired[str])
 
 def _head_of(config, folder):
+    error = schema_error(config, _flmm_schema)
+    if error is None and config['refiner']:
+        refiner = dict(refiner=_refiner_schema, sam=str)
+        error = schema_error(config, refiner)
+    sizes = {**(config.get('refiner') or {}), **config['head']} if error is None else {}
+    low = [k for k in ('channels', 'width', 'upsample', 'depth') if sizes.get(k, 1) < 1]
+    if low: error = f'{low[0]} is {sizes[low[0]]}'
     try:
-        for name in ('refiner', 'selector', 'padded', 'merge', 'lmm'): config[name]
-        return MaskHead(**config['head'])
-    except (KeyError, TypeError): raise BadInput(
-        f'{folder/"config.json"}: not the configuration of an F-LMM: train or download it '
-        'again') from None
+        if error is None: return MaskHead(**config['head'])
+    except TypeError as wrong:
+        error = wrong
+    raise BadInput(f'{folder/"config.json"}: not the configuration of an F-LMM ({error}): train or '
+                   'download it again')
 
+# %% ../nbs/12_flmm.ipynb #flmsch02
 def _flmm_of(config, head, lmm, sam):
     "An F-LMM of this configuration, before its weights are read."
     own = 'kind', 'head', 'refiner', 'selector', 'padded', 'merge'
@@ -1220,7 +1238,7 @@ def fit_grounding(
     examples: list | None = None,      # of `Grounding`, in place of the files
 ) -> dict:                             # what `fit.json` holds
     """Train an F-LMM on your images, and measure it on a tenth of them, held out. Raises `BadInput`
-    for data or models that cannot be used; `fit.out` is written at the end, `fit.json` last."""
+    for data or models that cannot be used; `fit.out` is written at the end, whole."""
     out = check_place(fit.out, 'an F-LMM', _holds_flmm)
     if examples is None: examples = fit.read_examples()
     models = lmm, sam = fit.load_models()
@@ -1230,10 +1248,8 @@ def fit_grounding(
     grid = tuple(data[1].phrases.maps.shape[-2:])
     scores = _scores(model.eval(), data[1], grid)
     about = _about(fit, model, history, data) | dict(held_out=scores, versions=versions())
-    (out/'fit.json').unlink(missing_ok=True)
     narratives = [x for x in parts[0] if x.question == QUESTION] # expressions teach no selector
     if narratives: fit_selector(model, lmm, narratives, seed=fit.seed)
     else: model.selector = None
-    save_flmm(model, out)
-    write_whole(out/'fit.json', json.dumps(about, indent=1) + '\n')
+    save_flmm(model, out, {'fit.json': json.dumps(about, indent=1) + '\n'})
     return about

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -411,6 +412,16 @@ def answer_loss(
     return F.cross_entropy(output, targets, label_smoothing=.1)
 
 # %% ../nbs/13_lm4visual.ipynb #lmv0041cs
+def _described(function):
+    "What a function is called, and what it is given already."
+    if isinstance(function, partial):
+        return [_described(function.func), function.args, function.keywords]
+    return getattr(function, '__qualname__', type(function).__qualname__)
+
+def _fit_inputs(inputs, targets, batch_size, prepare, loss):
+    return inputs, targets, batch_size, _described(prepare), _described(loss)
+
+# %% ../nbs/13_lm4visual.ipynb #lmvfit01
 def fit_encoder(
     model: nn.Module,                               # a module: inputs -> output
     inputs: tuple,                                  # tuple of tensors (n, ...)
@@ -426,7 +437,7 @@ def fit_encoder(
     def batches(step):
         rng = np.random.default_rng([config.seed, step]); i = torch.from_numpy(rng.choice(len(targets), min(batch_size, len(targets)), replace=False))
         return dict(inputs=prepare(tuple(x[i] for x in inputs), rng), targets=targets[i])
-    return train(model, batches, lambda model, b: loss(model(*b['inputs']), b['targets']), config, frozen=list(frozen), **options)
+    return train(model, batches, lambda model, b: loss(model(*b['inputs']), b['targets']), config, frozen=list(frozen), **dict(inputs=_fit_inputs(inputs, targets, batch_size, prepare, loss)) | options)
 
 def mirrored_pixels(
     inputs: tuple,            # images (B, 3, H, W) uint8, and more
@@ -718,20 +729,27 @@ def word_numbers(
 # %% ../nbs/13_lm4visual.ipynb #lmv00101
 def _own_state(model): return {k: v for k, v in model.state_dict().items() if not (frozen_in(model) and k.startswith('encoder.inserted.block.'))}
 
+_classifier_schema = dict(
+    name=str, classes=int, seed=int, lm=str, layers=int | list, norm=str | None, at=str, size=int,
+    patch=int, width=int, depth=int, heads=int, names=list, block=str | None)
+
 def save_classifier(
     model: Classifier,        # from `new_classifier`, with the tokenizer of images
     folder: Path | str,       # where `config.json` and `model.safetensors` go
     names: list | tuple = (), # of the classes
 ) -> Path:
     "Save what was trained. A frozen block is named by its fingerprint and not copied."
-    return write_folder(folder, _own_state(model), model.made_for | dict(names=list(names), block=next(map(fingerprint, frozen_in(model)), None)))
+    block = next(map(fingerprint, frozen_in(model)), None)
+    config = model.made_for | dict(names=list(names), block=block)
+    return write_folder(folder, _own_state(model), config, 'a classifier', _holds_classifier)
 
+# %% ../nbs/13_lm4visual.ipynb #lmvload1
 def load_classifier(
     folder: Path | str,        # made by `save_classifier`
     device: str | None = None, # 'cpu', 'cuda' ...; None: CUDA where there is one
 ) -> Classifier:               # its `names` are those of the classes
     "A saved classifier, around the block that it was trained with. Raises `BadInput` if that is another one now."
-    config, tensors = read_folder(folder, 'classifier')
+    config, tensors = read_folder(folder, 'classifier', _classifier_schema)
     try: names, block = config.pop('names'), config.pop('block'); model = new_classifier(**config)
     except (KeyError, TypeError) as e: raise BadInput(f'{folder}/config.json is not of a classifier ({e}): train it again') from e
     if block and fingerprint(model.encoder.inserted.block) != block: raise BadInput(f"{folder}: the block of {config['lm']} is not the one that this was trained around; put the language model of that time there")
@@ -740,7 +758,7 @@ def load_classifier(
     model.load_state_dict(tensors, strict=False); model.names = names
     return model.eval().to(pick_device(device))
 
-def _holds_classifier(folder): return read_folder(folder, 'classifier', dict(names=list))
+def _holds_classifier(folder): return read_folder(folder, 'classifier', _classifier_schema)
 
 # %% ../nbs/13_lm4visual.ipynb #lmva0101
 def _class_names(folder):

@@ -158,7 +158,7 @@ def train_under_kills(folder):
             if at is not None: at.value = step
             if reach and step - first >= reach: time.sleep(3600)
             return batches(step)
-        history = train(module, steps, noisy_loss, config, folder=folder/'run' if name != 'calm' else None)
+        history = train(module, steps, noisy_loss, config, folder=folder/'run' if name != 'calm' else None, inputs=0)
         torch.save(dict(weights=module.state_dict(), losses=history.losses, metrics=history.metrics, resumed_at=history.resumed_at), folder/f'{name}.pt')
     def join(child):
         child.join()

@@ -2,20 +2,22 @@
 import json
 import multiprocessing
 import os
-import signal
+import shutil
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired
 from unittest.mock import patch
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
 from frozen_nb.core.folders import (
-    check_place, file_hash, read_folder, read_json, schema_error, whole_folder, write_folder,
-    write_whole,
+    SUMS, check_place, file_hash, holds_result, read_folder, read_json, schema_error, whole_folder,
+    write_folder, write_whole,
 )
 from frozen_nb.core.frozen import BadInput, data_path
 
@@ -58,8 +60,8 @@ def test_a_file_has_the_permissions_of_others(tmp_path):
 
 # A folder
 
-def save(folder, version, last='config.json', fails=False):
-    with whole_folder(folder, last) as new:
+def save(folder, version, fails=False):
+    with whole_folder(folder) as new:
         for name in ('b.bin', 'config.json', 'z.bin'): (new/name).write_text(version)
         (new/'part').mkdir()
         (new/'part'/'c.bin').write_text(version)
@@ -67,7 +69,7 @@ def save(folder, version, last='config.json', fails=False):
 
 
 def versions(folder):
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob('*') if p.is_file()}
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob('*') if p.is_file() and p.name != SUMS}
 
 
 FILES = 'b.bin', 'config.json', 'z.bin', 'part/c.bin'
@@ -90,50 +92,88 @@ def test_a_failure_in_the_block_leaves_no_trace(tmp_path):
     assert versions(tmp_path/'y') == dict.fromkeys(FILES, '1') and names(tmp_path) == ['y']
 
 
-@pytest.mark.parametrize('at', range(8))
-def test_a_failure_at_any_move_puts_the_old_result_back(tmp_path, at):
+@pytest.mark.parametrize('at', range(5))
+def test_after_a_failure_at_any_move_the_result_is_whole(tmp_path, at):
+    "Either the old one, or, from the moment at which all of it is there, the new one."
     save(tmp_path/'y', '1')
-    moves, replace = [], os.replace
+    moves, rename, replace = [], os.rename, os.replace
 
-    def fail_once(source, target):
+    def fail_once(move, source, target):
         moves.append(target)
         if len(moves) == at + 1: raise OSError(5, 'input/output error')
-        replace(source, target)
+        move(source, target)
 
-    with patch('os.replace', fail_once), pytest.raises(OSError): save(tmp_path/'y', '2')
-    assert versions(tmp_path/'y') == dict.fromkeys(FILES, '1') and names(tmp_path) == ['y']
+    with patch('os.rename', partial(fail_once, rename)), patch('os.replace', partial(fail_once, replace)):
+        with pytest.raises(OSError): save(tmp_path/'y', '2')
+    assert holds_result(tmp_path/'y')
+    assert versions(tmp_path/'y') == dict.fromkeys(FILES, '12'[at > 0]) and names(tmp_path) == ['y']
+    assert not [name for name in names(tmp_path/'y') if name.startswith('.')]
 
 
-@forks
-@pytest.mark.parametrize('at', range(9))
-def test_a_kill_at_any_move_leaves_no_mixture(tmp_path, at):
-    "Where the file is that says what the folder holds, everything else is of the same version."
+def test_a_file_that_the_new_result_does_not_have(tmp_path):
+    "It goes with the old result, unless somebody has changed it, or it was never ours."
+    def only(**texts):
+        with whole_folder(tmp_path/'y', holds=lambda folder: True) as new:
+            for name, text in texts.items(): (new/name).write_text(text)
+    only(a='1', b='1', c='1')
+    (tmp_path/'y'/'b').write_text('by hand')
+    (tmp_path/'y'/'note').write_text('by hand')
+    only(c='2')
+    assert versions(tmp_path/'y') == dict(b='by hand', note='by hand', c='2')
+
+
+def test_a_list_of_hashes_that_climbs_out_of_the_folder(tmp_path):
+    (tmp_path/'letter').write_text('dear')
     save(tmp_path/'y', '1')
-    moves, replace = [], os.replace
-
-    def die(source, target):
-        moves.append(target)
-        if len(moves) == at + 1: os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-
-    def child():
-        with patch('os.replace', die): save(tmp_path/'y', '2')
-
-    process = fork.Process(target=child)
-    process.start()
-    process.join()
-    seen = {name: v for name, v in versions(tmp_path/'y').items() if '.part' not in name}
-    if 'config.json' in seen: assert set(seen) == set(FILES) and len(set(seen.values())) == 1
-    assert process.exitcode == (-signal.SIGKILL if at < 8 else 0)
-    save(tmp_path/'y', '3')
-    assert {versions(tmp_path/'y')[name] for name in FILES} == {'3'}
+    for name in ('../letter', str(tmp_path/'letter')):
+        (tmp_path/'y'/SUMS).write_text(json.dumps({name: file_hash(tmp_path/'letter')}))
+        assert not holds_result(tmp_path/'y')
+        with whole_folder(tmp_path/'y', holds=lambda folder: True) as new: (new/'b.bin').write_text('2')
+        assert (tmp_path/'letter').read_text() == 'dear'
 
 
-def test_another_file_can_be_the_last(tmp_path):
+def test_only_what_no_process_holds_is_swept(tmp_path):
+    "Hidden names of a running process, of another place, and of nobody."
+    dead = [f'.y-{"0"*32}.part', f'.y-{"1"*32}.part', f'.y-{"2"*32}.lock']
+    kept = [f'.z-{"0"*32}.part', '.y-00.part', f'.y-{"3"*32}.part', f'.y-{"3"*32}.lock', f'.y-{"4"*32}.part']
+    for name in dead + kept: (tmp_path/name).write_text('')
+    (tmp_path/dead[0]).unlink()
+    (tmp_path/dead[0]).mkdir()
+    (tmp_path/kept[-1]).unlink()
+    (tmp_path/kept[-1]).symlink_to(tmp_path/kept[0])
+    with FileLock(tmp_path/kept[3]): save(tmp_path/'y', '1')
+    assert names(tmp_path) == sorted([*kept, 'y'])
+
+
+def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
+    "Neither by a writer that was told nothing about the place, nor by one that asks what it holds."
+    (tmp_path/'model').mkdir()
+    (tmp_path/'model'/'config.json').write_text('{"model_type": "llama"}')
+    for call in (lambda: save(tmp_path/'model', '1'), lambda: write_folder(tmp_path/'model', TENSORS, {}, 'a map', lambda folder: read_folder(folder, 'map'))):
+        one_line(call, f'{tmp_path/"model"}: this folder holds something else than a ')
+    assert names(tmp_path) == ['model'] and names(tmp_path/'model') == ['config.json']
     save(tmp_path/'y', '1')
-    moves, replace = [], os.replace
-    with patch('os.replace', lambda a, b: [moves.append((Path(a).name, Path(b).parent.name)), replace(a, b)]): save(tmp_path/'y', '2', 'z.bin')
-    assert moves[0] == ('z.bin', 'old') and moves[-1] == ('z.bin', 'y')
+    (tmp_path/'y'/'b.bin').write_text('by hand')
+    one_line(lambda: save(tmp_path/'y', '2'), 'holds something else')
+    with pytest.raises(BadInput, match='this was written meanwhile'), whole_folder(tmp_path/'new') as new:
+        (new/'a').write_text('mine')
+        (tmp_path/'new').mkdir()
+        (tmp_path/'new'/'a').write_text('theirs')
+    assert versions(tmp_path/'new') == dict(a='theirs')
+
+
+def test_a_folder_where_a_file_goes_and_a_file_where_a_folder_goes(tmp_path):
+    for where in ('b.bin', 'part'):
+        save(tmp_path/where, '1')
+        folder = tmp_path/where
+        (folder/'b.bin').unlink() if where == 'b.bin' else shutil.rmtree(folder/'part')
+        (folder/where).mkdir() if where == 'b.bin' else (folder/where).write_text('')
+        def again():
+            with whole_folder(folder, holds=lambda folder: True) as new:
+                (new/'part').mkdir()
+                for name in ('b.bin', 'part/c.bin'): (new/name).write_text('2')
+        one_line(again, str(folder/where), 'choose another folder')
+        assert not [name for name in names(folder) if name.startswith('.')]
 
 
 def test_a_folder_that_somebody_else_made_meanwhile(tmp_path):
@@ -142,6 +182,7 @@ def test_a_folder_that_somebody_else_made_meanwhile(tmp_path):
         (tmp_path/'y').mkdir()
         (tmp_path/'y'/'b').write_text('theirs')
     assert versions(tmp_path/'y') == {'a': 'mine', 'b': 'theirs'} and names(tmp_path) == ['y']
+    assert names(tmp_path/'y') == ['a', 'b', SUMS]
 
 
 def test_the_working_folder_and_a_link(tmp_path, monkeypatch):
@@ -176,9 +217,19 @@ def test_a_folder_that_holds_something_else(tmp_path):
     assert check_place(tmp_path/'new', 'an F-LMM', refuse) == tmp_path/'new' and not (tmp_path/'new').exists()
 
 
-def test_a_place_that_cannot_be_written_to(tmp_path):
-    with patch('os.access', lambda path, mode: Path(path) != tmp_path):
-        one_line(lambda: check_place(tmp_path/'a'/'b', 'a map'), str(tmp_path/'a'/'b'), f'{tmp_path} cannot be written to', 'choose another place')
+@pytest.mark.parametrize('place', ['/proc/x', '/proc/x/deeper', '/dev/null/x', '/sys/x'])
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='needs Linux')
+def test_a_place_that_nobody_can_write_to(place):
+    "Not even root: permissions do not say so."
+    for save_there in (lambda: check_place(place, 'a map'), lambda: write_folder(place, {}, {})): one_line(save_there, place)
+
+
+def test_a_link_to_nothing_a_name_that_is_too_long_and_one_that_is_no_name(tmp_path):
+    (tmp_path/'link').symlink_to(tmp_path/'gone')
+    for place in ('link', 'link/deeper'): one_line(lambda: check_place(tmp_path/place, 'a map'), f'{tmp_path/"link"} is a link to nothing; choose another place')
+    one_line(lambda: check_place(tmp_path/('x'*300), 'a map'), 'File name too long')
+    one_line(lambda: check_place('a\0b', 'a map'), 'is no path')
+    assert names(tmp_path) == ['link']
 
 
 @forks
@@ -260,7 +311,7 @@ TENSORS = {'weight': torch.arange(6.).view(2, 3).T, 'half': torch.ones(2, dtype=
 
 def test_weights_and_configuration_come_back(tmp_path):
     config = dict(kind='map', sizes=[1, 2], text='größer')
-    assert write_folder(tmp_path/'a', TENSORS, config) == tmp_path/'a' and names(tmp_path) == ['a'] and names(tmp_path/'a') == ['config.json', 'model.safetensors']
+    assert write_folder(tmp_path/'a', TENSORS, config) == tmp_path/'a' and names(tmp_path) == ['a'] and names(tmp_path/'a') == ['config.json', 'model.safetensors', SUMS]
     read, tensors = read_folder(tmp_path/'a', 'map', dict(kind=str, sizes=list[int]))
     assert read == config and 'weights_sha256' not in config
     assert all(torch.equal(tensors[k], t) and tensors[k].dtype == t.dtype for k, t in TENSORS.items())
@@ -279,6 +330,8 @@ def test_what_cannot_be_written_leaves_the_old_one(tmp_path, bad):
 def test_weights_of_something_else_are_noticed(tmp_path):
     write_folder(tmp_path/'a', TENSORS, {})
     save_file({'weight': torch.zeros(3, 2)}, tmp_path/'a'/'model.safetensors')
+    one_line(lambda: read_folder(tmp_path/'a', 'map'), f'the map in {tmp_path/"a"} cannot be read (model.safetensors: not what was written', 'train or download it again')
+    (tmp_path/'a'/SUMS).unlink()
     one_line(lambda: read_folder(tmp_path/'a', 'map'), f'the map in {tmp_path/"a"} cannot be read (model.safetensors: other weights', 'train or download it again')
     config = json.loads((tmp_path/'a'/'config.json').read_text())
     del config['weights_sha256']
@@ -294,6 +347,8 @@ def test_damage_is_named(tmp_path, name, data, words):
     write_folder(tmp_path/'a', TENSORS, dict(kind='map'))
     (tmp_path/'a'/name).unlink()
     if data is not None: (tmp_path/'a'/name).write_bytes(data)
+    if words != 'no map in': one_line(lambda: read_folder(tmp_path/'a', 'map', dict(kind=str)), f'{name}: not what was written there', str(tmp_path/'a'))
+    (tmp_path/'a'/SUMS).unlink()
     one_line(lambda: read_folder(tmp_path/'a', 'map', dict(kind=str)), words, str(tmp_path/'a'))
 
 

@@ -142,12 +142,13 @@ def test_folders_that_are_wrong(tmp_path):
     save_generator(g, tmp_path/'g'); again = load_generator(tmp_path/'g', lm)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in g.state_dict().items())
     with pytest.raises(BadInput, match='another language model'): load_generator(tmp_path/'g', other)
+    (tmp_path/'g'/'sha256.json').unlink()
     config = json.loads((tmp_path/'g'/'config.json').read_text()); (tmp_path/'g'/'config.json').write_text(json.dumps(config | dict(width=16)))
     with pytest.raises(BadInput, match='no whole generator'): load_generator(tmp_path/'g', lm)
     assert token_f1(['in the snow', 'a red fox', ''], ['in snow', 'blue', '']).tolist() == [1., 0., 1.]
     (tmp_path/'a'/'letter.txt').write_text('dear')
     save_adapter(adapter, lm, tmp_path/'a')                                                                  # what else is there stays
-    assert sorted(p.name for p in (tmp_path/'a').iterdir()) == ['adapter_config.json', 'adapter_model.safetensors', 'letter.txt']
+    assert sorted(p.name for p in (tmp_path/'a').iterdir()) == ['adapter_config.json', 'adapter_model.safetensors', 'letter.txt', 'sha256.json']
     with pytest.raises(BadInput, match='a file where a folder has to be'): save_adapter(adapter, lm, tmp_path/'a'/'letter.txt'/'deeper')
     for config in (dict(width=12), [1], dict(base=None)):
         (tmp_path/'g'/'config.json').write_text(json.dumps(config))

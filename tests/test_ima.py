@@ -250,7 +250,7 @@ def test_copies_survive_an_interruption(tmp_path):
         def batches(step):
             if step == until: raise Stop
             return torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-        return train_and_keep(module, batches, lambda m, x: m(x).square().mean(), config, marks=[0, 3, 6], folder=folder, progress=False)[1]
+        return train_and_keep(module, batches, lambda m, x: m(x).square().mean(), config, marks=[0, 3, 6], folder=folder, inputs=0, progress=False)[1]
     whole = run(None)
     with pytest.raises(Stop): run(tmp_path/'run', 5)
     resumed = run(tmp_path/'run')

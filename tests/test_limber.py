@@ -141,7 +141,7 @@ def test_the_right_picture_helps(shell, menagerie, tmp_path, monkeypatch):
     assert found['data'] == dict(images=100, captions=201, training_images=90, held_out_images=10) and found['steps'] == 40 and len(found['losses']) <= 60
     right, another, gain = (found['held_out'][name] for name in ('right', 'another', 'difference'))
     assert gain['ci'][0] > .2 and abs(another['value'] - right['value'] - gain['value']) < 1e-9 and found['losses'][-1][1] < right['value'] < another['value']
-    assert not any(str(place) in Path(f'map/{name}').read_text() for place in (menagerie, tmp_path) for name in ('fit.json', 'config.json')) and sorted(p.name for p in Path('map').iterdir()) == ['config.json', 'fit.json', 'model.safetensors']
+    assert not any(str(place) in Path(f'map/{name}').read_text() for place in (menagerie, tmp_path) for name in ('fit.json', 'config.json')) and sorted(p.name for p in Path('map').iterdir()) == ['config.json', 'fit.json', 'model.safetensors', 'sha256.json']
     made_for = load_map('map').made_for
     assert [made_for[name] for name in ('encoder', 'lm', 'k', 'prompt')] == ['clip', 'llama', 16, 'A picture of']
     assert shell('caption', menagerie/'1.png', '--map', 'map').status == shell('ask', menagerie/'1.png', 'Which animal is it?', '--map', 'map').status == 0

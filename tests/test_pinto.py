@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MT5Config, MT5ForCond
 
 from frozen_nb import pinto
 from frozen_nb.core.generation import continuations
+from frozen_nb.core.folders import SUMS
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes
 from frozen_nb.world.multiple_choice import MCQ, mcq
 from frozen_nb.pinto import *
@@ -262,8 +263,11 @@ def test_damaged_folders(t5, tmp_path):
     mine = Reasoner(t5.model, T5_TOKENIZER, PROMPT, 'x', 'llama')
     for name in ('pinto.json', 'model.safetensors', 'tokenizer.json', 'config.json'):
         folder = save_reasoner(mine, tmp_path/name); (folder/name).write_text('{')
+        with pytest.raises(BadInput, match=f'{name}: not what was written there'): load_reasoner(folder, 'cpu')
+        (folder/SUMS).unlink()
         with pytest.raises(BadInput, match=name.split('.')[0].replace('model', 'safetensors').replace('config', 'config|JSON')): load_reasoner(folder, 'cpu')
     save_reasoner(replace(mine, model=make_t5(seed=1).model), tmp_path/'b'); (tmp_path/'b'/'pinto.json').write_text((save_reasoner(mine, tmp_path/'c')/'pinto.json').read_text())
+    (tmp_path/'b'/SUMS).unlink()
     with pytest.raises(BadInput, match='copy the folder again'): load_reasoner(tmp_path/'b', 'cpu')
     with pytest.raises(BadInput, match='no reasoning model'): load_reasoner(tmp_path/'nowhere')
     (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'letter.txt').write_text('dear'); (tmp_path/'file').write_text('')

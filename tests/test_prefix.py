@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from frozen_nb.core.folders import file_hash
+from frozen_nb.core.folders import file_hash, SUMS
 from frozen_nb.core.frozen import BadInput, freeze, is_frozen
 from frozen_nb.core.prefix import LinearMap, MARK, choose, generate, load_map, save_map, sequence, target_log_likelihood, target_loss
 from frozen_nb.core.zoo import LM
@@ -122,7 +122,11 @@ def test_what_does_not_fit_together_is_refused(call, says):
 # Maps in folders
 
 @pytest.fixture
-def saved(tmp_path): return save_map(LinearMap(5, 4, out_tokens=2, encoder='clip', encoder_fingerprint='a'*64, lm='llama', lm_fingerprint='b'*64), tmp_path/'map')
+def saved(tmp_path):
+    "A map without the list of hashes, by which any damage is noticed before it is looked at."
+    folder = save_map(LinearMap(5, 4, out_tokens=2, encoder='clip', encoder_fingerprint='a'*64, lm='llama', lm_fingerprint='b'*64), tmp_path/'map')
+    (folder/SUMS).unlink()
+    return folder
 
 def rewrite(change):
     def damage(folder):

@@ -214,5 +214,6 @@ def train_labelled(
     batches = LabelledBatches(
         inputs, {a: labels[a] for a in TRAINED_LABELS[name]},
         to_pixels if of_clips else _float_pixels, n=16 if of_clips else 64)
-    history = train(model, batches, labels_loss, config, folder=folder, desc=name)
+    history = train(model, batches, labels_loss, config, folder=folder, desc=name,
+                    inputs=(name, inputs, labels))
     return model.encoder, history

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 from torch import nn
 
+from ..core.folders import whole_folder
 from ..world.scenes import scene, SPECIES
 from ..world.drawing import draw
 from ..world.captions import captions
@@ -267,14 +268,13 @@ def save_timm(
     folder: str | Path,  # created if need be
 ):
     "Save a timm model as the folder that timm and this library load."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(half_weights(model.state_dict()), folder/'model.safetensors')
     transform = dict(input_size=[3, SIDE, SIDE], interpolation='bicubic', crop_pct=1.0,
                      crop_mode='squash', mean=MEAN, std=STD, num_classes=0)
     config = dict(architecture=architecture, num_classes=0, num_features=model.num_features,
                   model_args=model_args, pretrained_cfg=transform)
-    (folder/'config.json').write_text(json.dumps(config, indent=1))
+    with whole_folder(folder, 'a model') as new:
+        save_file(half_weights(model.state_dict()), new/'model.safetensors')
+        (new/'config.json').write_text(json.dumps(config, indent=1))
 
 # %% ../../nbs/pretraining/01_encoders.ipynb #e401905b
 def save_clip(
@@ -283,9 +283,8 @@ def save_clip(
     folder: str | Path,  # created if need be
 ):
     "Save a CLIP as the folder that open_clip loads."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(half_weights(model.state_dict()), folder/'open_clip_model.safetensors')
     transform = dict(size=SIDE, mean=MEAN, std=STD, interpolation='bicubic', resize_mode='squash')
     config = dict(model_cfg=CLIP_CONFIG, preprocess_cfg=transform)
-    (folder/'open_clip_config.json').write_text(json.dumps(config, indent=1))
+    with whole_folder(folder, 'a model') as new:
+        save_file(half_weights(model.state_dict()), new/'open_clip_model.safetensors')
+        (new/'open_clip_config.json').write_text(json.dumps(config, indent=1))

@@ -10,6 +10,7 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from frozen_nb.core.zoo import (
     load_encoder, load_lm, load_lmm, load_sam, load_seq2seq, sam_model,
 )
 from ..core.sam import SAM_SIZES
+from ..core.folders import check_place, read_json, verify_folder, whole_folder
 from ..core.training import History, train, TrainConfig
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #ba09a4e1
@@ -181,7 +183,8 @@ def train_encoder(
         model.load_state_dict(weights, strict=False)
     batches = _image_batches(recipe, scenes, images, tokenizer)
     with sdpa_kernel(SDPBackend.MATH):
-        history = train(model, batches, recipe.loss, config, folder=folder, desc=name)
+        history = train(model, batches, recipe.loss, config, folder=folder, desc=name,
+                        inputs=(name, images))
     return _without_head(recipe, model), history
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #0ef40307
@@ -238,12 +241,20 @@ class _Run:
 
     def train(self, model, batches):
         return train(model, batches, self.recipe.loss, self.config, folder=self.checkpoints,
-                     desc=self.name)
+                     desc=self.name, inputs=self.inputs)
 
-    def save(self, model, processor):
-        "As a folder of transformers, in half precision."
-        model.half().save_pretrained(self.folder)
-        processor.save_pretrained(self.folder)
+    def holds_earlier(self, folder):
+        "Whether a folder holds this model, as an earlier run has written it."
+        verify_folder(folder, 'model')
+        return read_json(folder/'card.json').get('name') == self.name
+
+    @property
+    def inputs(self): return self.name, self.items, self.recipe.without
+
+def _save_pretrained(model, processor, folder):
+    "As a folder of transformers, in half precision."
+    model.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #c3ef20d4
 def _pretrain_lm(run):
@@ -253,8 +264,7 @@ def _pretrain_lm(run):
     documents = tokenised(tokenizer, run.items, without=run.recipe.without)
     history = run.train(model, documents)
     model.set_attn_implementation('sdpa')
-    run.save(model, tokenizer)
-    return history
+    return history, partial(_save_pretrained, model, tokenizer)
 
 def _pretrain_t5(run):
     tokenizer = t5_tokenizer()
@@ -262,8 +272,7 @@ def _pretrain_t5(run):
     model = run.recipe.model(tokenizer)
     documents = tokenised(tokenizer, run.items, without=run.recipe.without)
     history = run.train(model, Gaps(documents, tokenizer))
-    run.save(model, tokenizer)
-    return history
+    return history, partial(_save_pretrained, model, tokenizer)
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #e4fddb8a
 def _pretrain_encoder(run):
@@ -272,13 +281,10 @@ def _pretrain_encoder(run):
     tokenizer = make_tokenizer() if run.name == 'clip' else None
     model, history = train_encoder(run.name, scenes, images, run.config, start, run.checkpoints,
                                    tokenizer)
-    if run.name == 'clip':
-        save_clip(model, tokenizer, run.folder)
-        return history
+    if run.name == 'clip': return history, partial(save_clip, model, tokenizer)
     beit = 'beit_base_patch16_224', BEIT_CONFIG
     architecture = ('nf_resnet26', NFNET_CONFIG) if run.name == 'nfnet' else beit
-    save_timm(model, *architecture, run.folder)
-    return history
+    return history, partial(save_timm, model, *architecture)
 
 def _pretrain_labelled(run):
     of_clips, start = run.name == 'timesformer', None
@@ -288,8 +294,7 @@ def _pretrain_labelled(run):
     model, history = train_labelled(run.name, inputs, labels, run.config, start, run.checkpoints)
     frames = VideoMAEImageProcessor(size=dict(height=SIDE, width=SIDE), do_center_crop=False,
                                     image_mean=list(MEAN), image_std=list(STD))
-    run.save(model, frames if of_clips else ast_extractor())
-    return history
+    return history, partial(_save_pretrained, model, frames if of_clips else ast_extractor())
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #5fc6505b
 def _chat_images(items):
@@ -321,16 +326,20 @@ def _pretrain_lmm(run):
     rates, loss = {'model.vision_tower.': .5}, run.recipe.loss
     batches = _chats(_first_chat, scenes, images, processor, encoder.k, seed=0)
     first = train(model, batches, loss, run.config, rates=rates, desc=run.name,
-                  folder=run.checkpoints/'conversations')
+                  folder=run.checkpoints/'conversations', inputs=run.inputs)
     batches = _chats(_second_chat, scenes, images, processor, encoder.k, seed=1)
     config = replace(run.config, steps=-(-run.config.steps*4//5), warmup=50)
     second = train(model, batches, loss, config, rates=rates, desc=f'{run.name}, particulars',
-                   folder=run.checkpoints/'particulars')
+                   folder=run.checkpoints/'particulars', inputs=run.inputs)
     model.set_attn_implementation('sdpa')
-    run.save(model, processor)
-    return History(first.losses + second.losses, seconds=first.seconds + second.seconds)
+    seconds = first.seconds + second.seconds
+    history = History(first.losses + second.losses, seconds=seconds)
+    return history, partial(_save_pretrained, model, processor)
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #ef6ff413
+def _save_sam(model, folder):
+    save_file(half_weights(model.state_dict()), folder/'model.safetensors')
+
 def _pretrain_sam(run):
     pairs = [owners(scene(i), SAM_SIZES['size']) for i in range(run.items)]
     images, parts = np.stack([x for x, _ in pairs]), np.stack([x for _, x in pairs])
@@ -338,9 +347,7 @@ def _pretrain_sam(run):
     model = run.recipe.model(**SAM_SIZES)
     nn.init.normal_(model.image_encoder.pos_embed, std=.02)
     history = run.train(model, PromptBatches(images, parts))
-    run.folder.mkdir(parents=True, exist_ok=True)
-    save_file(half_weights(model.state_dict()), run.folder/'model.safetensors')
-    return history
+    return history, partial(_save_sam, model)
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #e4208494
 def _labelled_probes(encoder):
@@ -349,7 +356,7 @@ def _labelled_probes(encoder):
     random = sense_probes(load_encoder(f'{encoder.name}-random'))
     return probes | {f'{a}, random weights': v for a, v in random.items()}
 
-_kinds = { # what trains and saves a model, what loads it, what probes it
+_kinds = { # what trains a model and says how it is saved, what loads it, what probes it
     'lm':       (_pretrain_lm, load_lm, lm_probes),
     'seq2seq':  (_pretrain_t5, load_seq2seq, t5_probes),
     'encoder':  (_pretrain_encoder, load_encoder, encoder_probes),
@@ -373,7 +380,10 @@ def pretrain(
     recipe = RECIPES[name]
     config = replace(recipe.train, steps=steps or recipe.train.steps)
     run = _Run(name, Path(folder or cache_path('zoo', name)), config, items or recipe.items, zoo)
-    train_and_save, load, probe = _kinds['labelled' if name in TRAINED_LABELS else recipe.kind]
-    history = train_and_save(run)
-    model = load(str(run.folder))
-    return write_card(name, run.folder, history, model, probe(model), config)
+    train_model, load, probe = _kinds['labelled' if name in TRAINED_LABELS else recipe.kind]
+    check_place(run.folder, f'a model {name}', run.holds_earlier)
+    history, save = train_model(run)
+    with whole_folder(run.folder, f'a model {name}', run.holds_earlier) as new:
+        save(new)
+        model = load(str(new))
+        return write_card(name, new, history, model, probe(model), config)
