@@ -108,7 +108,8 @@ def _message(error):
 def _defect(error):
     "The line about an error that nobody foresaw."
     trace = error.__traceback__
-    while trace.tb_next: trace = trace.tb_next
+    while trace.tb_next:
+        trace = trace.tb_next
     place = f'{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}'
     words = str(error)[:200]
     return (f'{type(error).__name__} at {place}: {words}; a mistake in frozen-nb, please report '

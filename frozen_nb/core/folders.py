@@ -9,11 +9,8 @@ __all__ = ['write_whole', 'check_place', 'whole_folder', 'schema_error', 'check_
 # %% ../../nbs/core/01_folders.ipynb #f6ea8e4f
 import hashlib
 import json
-import math
 import os
-import re
 import shutil
-import stat
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -188,6 +185,10 @@ def schema_error(
     return None if None in errors else errors[0]
 
 # %% ../../nbs/core/01_folders.ipynb #flsrd002
+import math
+import re
+import stat
+
 _kinds_of_paths = {
     stat.S_IFIFO: 'a named pipe', stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device',
     stat.S_IFSOCK: 'a socket',
@@ -338,7 +339,7 @@ def read_folder(
     if not (folder/name).is_file(): raise BadInput(
         f'no {what} in {folder}: a {what} is a folder with config.json and model.safetensors')
     try:
-        config = parse_json(read_text(folder/name))
+        config = json.loads((folder/name).read_text(encoding='utf-8'))
         name = 'model.safetensors'
         digest, tensors = file_hash(folder/name), load_file(folder/name)
     except Exception as error:

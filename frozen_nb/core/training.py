@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from fastcore.basics import patch
@@ -531,6 +531,8 @@ def option(
     return field(default=default, metadata=dict(metavar=metavar))
 
 # %% ../../nbs/core/08_training.ipynb #optlim02
+from typing import get_args
+
 _LARGEST = dict(
     seed=2**32 - 1, steps=10**8, batch=2**16, width=2**16, rank=2**16, depth=1024, heads=1024,
     patch=4096, size=2**14, length=2**17, tokens=2**17, out_tokens=1024, lr=1e3,
