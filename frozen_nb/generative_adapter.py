@@ -795,19 +795,13 @@ def load_generator(
     return generator.to(lm.device).eval()
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00064
+from .core.folders import read_text
+
 def read_document(
     path: str | Path, # a text file in UTF-8
 ) -> str:             # without blanks at its ends
     "A text from a file. Raises `BadInput` naming the file if it is missing, empty or no text."
-    try:
-        text = Path(path).read_text(encoding='utf-8-sig').strip()
-    except FileNotFoundError:
-        raise BadInput(f'{path}: no such file; check the path') from None
-    except IsADirectoryError:
-        raise BadInput(f'{path}: this is a folder; give a text file') from None
-    except UnicodeDecodeError:
-        text = '\0'
-    if '\0' in text: raise BadInput(f'{path}: not a text file in UTF-8; save it as plain text')
+    text = read_text(path).replace('\0', ' ').strip()
     if not text: raise BadInput(f'{path}: this file is empty; there is nothing to read')
     return text
 
@@ -820,7 +814,8 @@ def read_texts(
     folder, paths = Path(folder), {}
     if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give one with .txt files')
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == '.txt' and not path.name.startswith('.'):
+        if path.suffix.lower() != '.txt' or path.name.startswith('.'): continue
+        if path.exists():   # not a link that leads nowhere
             paths.setdefault(read_document(path), path)
     n = len(paths)
     if n < 2: raise BadInput(

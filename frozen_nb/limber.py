@@ -211,19 +211,13 @@ def first_answer(
 # %% ../nbs/10_limber.ipynb #f1tdata1
 _EXAMPLE = '{"image": "a.jpg", "caption": "a dog"}'
 
-def _read_text(path):
-    try: return Path(path).read_text(encoding='utf-8-sig')
-    except FileNotFoundError: raise BadInput(f'{path}: no such file; check the path') from None
-    except IsADirectoryError: raise BadInput(
-        f'{path}: this is a folder; give a file with a JSON object a line') from None
-    except UnicodeDecodeError: raise BadInput(
-        f'{path}: not a text file in UTF-8; save it as JSON lines') from None
+from .core.folders import check_file, parse_json, read_text
 
 def _are_texts(texts): return all(isinstance(t, str) and t.strip() for t in texts)
 
 def _parse_line(line):
     "Image and texts of a line. Raises `ValueError` that says what the line lacks."
-    try: values = json.loads(line)
+    try: values = parse_json(line)
     except ValueError as error: raise ValueError(f'is no JSON ({error})') from None
     if not isinstance(values, dict): values = {}
     image, texts = values.get('image'), values.get('caption')
@@ -237,13 +231,15 @@ def _parse_line(line):
 # %% ../nbs/10_limber.ipynb #c78dd67c
 def _lines(path):
     "(number, path of the image, texts) of each line that is not blank."
-    for n, line in enumerate(_read_text(path).split('\n'), 1):
+    text = read_text(path, 'a file with a JSON object a line', save='save it as JSON lines')
+    for n, line in enumerate(text.split('\n'), 1):
         if not line.strip(): continue
         try: image, texts = _parse_line(line)
         except ValueError as error:
             raise BadInput(f'{path}: line {n} {error}; it takes {_EXAMPLE}') from None
         yield n, Path(path).parent/image, texts
 
+# %% ../nbs/10_limber.ipynb #limrdcap
 def read_captions(
     path: str | Path, # JSON lines with `image` (a path) and `caption` (a text, or several)
 ) -> tuple:           # n paths, and n lists of captions
@@ -251,9 +247,11 @@ def read_captions(
     from the file's folder. Raises `BadInput` naming the line that cannot be used."""
     captions = {}
     for n, image, texts in _lines(path):
-        if not image.is_file(): raise BadInput(
-            f'{path}: line {n}: {image}: no such file; paths start at the folder of '
-            f'{Path(path).name}')
+        way_out = f'paths start at the folder of {Path(path).name}'
+        try:
+            check_file(image, 'an image', way_out)
+        except BadInput as error:
+            raise BadInput(f'{path}: line {n}: {error}') from None
         captions.setdefault(image, []).extend(texts)
     if not captions: raise BadInput(
         f'{path}: this file is empty; it takes lines such as {_EXAMPLE}')

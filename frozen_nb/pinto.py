@@ -62,15 +62,37 @@ def check_question(
     return m
 
 # %% ../nbs/15_pinto.ipynb #1e4dfeb8
+from .core.folders import parse_json, read_text, schema_error
+
+_listed = list[dict(label=str, text=str)]                # of the published files
+_columns = dict(label=list[str], text=list[str])          # of `datasets`
+_key = NotRequired[str | None]
+_nested_form = dict(question=dict(stem=str, choices=_listed), answerKey=_key)
+_flat_form = dict(question=str, choices=_listed, answerKey=_key)
+_column_form = dict(question=str, choices=_columns, answerKey=_key)
+
+# %% ../nbs/15_pinto.ipynb #pinrows1
+def _labelled(row):
+    "Labels and texts of the choices of a published row, and its question."
+    nested = isinstance(row['question'], dict)
+    stem = row['question']['stem'] if nested else row['question']
+    choices = row['question']['choices'] if nested else row['choices']
+    def column(name):
+        if isinstance(choices, dict): return choices[name]
+        return [c[name] for c in choices]
+    labels, texts = column('label'), column('text')
+    if len(labels) != len(texts):
+        raise BadInput(f'{stem[:60]!r}: {len(labels)} labels for {len(texts)} choices')
+    return labels, texts, stem
+
+# %% ../nbs/15_pinto.ipynb #pinpubl1
 def _published(row):
     "A row of CommonsenseQA, OpenBookQA or QASC in this library's form."
-    try:
-        published, key = row['question'], row.get('answerKey') or None
-        labels = [c['label'] for c in published['choices']]
-        choices, stem = [c['text'] for c in published['choices']], published['stem']
-    except (KeyError, TypeError):
-        raise BadInput("an object under 'question' without stem and choices with label and "
-                       'text') from None
+    forms = _nested_form, _flat_form, _column_form
+    if all(schema_error(row, form) is not None for form in forms):
+        raise BadInput("an object under 'question' without stem and choices with label and text")
+    labels, choices, stem = _labelled(row)
+    key = row.get('answerKey') or None
     if key is not None and key not in labels:
         raise BadInput(f'{stem[:60]!r}: its answer {key!r} is none of the choices')
     answer = None if key is None else labels.index(key)
@@ -87,6 +109,7 @@ def _options(text):
     if not text.strip(): return ['yes', 'no']
     return [re.sub(r'^-\s*', '', line.strip()) for line in text.strip().split('\n')]
 
+# %% ../nbs/15_pinto.ipynb #pintabl1
 def _table_row(line):
     "A line of a table: question with options, answer, what was written about the right choice."
     cells = line.split('\t')
@@ -105,10 +128,17 @@ def _table_row(line):
     return dict(question=question, choices=choices, answer=answer, rationales=rationales)
 
 # %% ../nbs/15_pinto.ipynb #4ed28d4b
+def _is_published(row):
+    "Whether a row has choices with labels: in `question`, or flattened beside it."
+    choices = row.get('choices')
+    labelled = isinstance(choices, list) and choices and isinstance(choices[0], dict)
+    return isinstance(row.get('question'), dict) or isinstance(choices, dict) or labelled
+
+# %% ../nbs/15_pinto.ipynb #pinowns1
 def _own_form(row):
     "A row of a data set in this library's form."
     if not isinstance(row, dict): raise BadInput("no object with a text under 'question'")
-    if isinstance(row.get('question'), dict): row = _published(row)
+    if _is_published(row): row = _published(row)
     if isinstance(row.get('answer'), bool) and 'choices' not in row:
         row = row | dict(choices=('yes', 'no'), answer='yes' if row['answer'] else 'no')
     if not isinstance(row.get('question'), str):
@@ -128,6 +158,10 @@ def _answer_number(answer, choices, answered):
         raise BadInput(f'its answer {answer!r} is neither a number nor a choice')
     return answer
 
+# %% ../nbs/15_pinto.ipynb #pinown01
+_own_schema = dict(choices=list[str | int | float] | tuple, dataset=NotRequired[str | None],
+                   rationales=NotRequired[list[str] | tuple | None])
+
 # %% ../nbs/15_pinto.ipynb #03c90e5b
 def as_question(
     row: dict,             # question, choices, answer (a number from 0, or the text of a choice)
@@ -137,8 +171,10 @@ def as_question(
     """A question from a row of a data set: this library's form, that of CommonsenseQA, OpenBookQA
     and QASC, or that of StrategyQA. Raises `BadInput` for what cannot be used."""
     row = _own_form(row)
-    choices, rationales = tuple(map(str, row['choices'])), row.get('rationales') or ()
     head = repr(row['question'][:60])
+    error = schema_error(row, _own_schema)
+    if error is not None: raise BadInput(f'{head}: {error}')
+    choices, rationales = tuple(map(str, row['choices'])), row.get('rationales') or ()
     try:
         answer = _answer_number(row.get('answer'), choices, answered)
     except BadInput as error:
@@ -148,23 +184,19 @@ def as_question(
                        'give one each')
     rationales = tuple(map(str, rationales))
     return check_question(MCQ(row['question'], choices, answer, rationales,
-                              str(row.get('dataset', 'own'))))
+                              row.get('dataset') or 'own'))
 
 # %% ../nbs/15_pinto.ipynb #086af1cc
 def _rows_of(path):
     "The lines of a file, or the list in a .json file."
-    try:
-        text = Path(path).read_text(encoding='utf-8-sig')
-    except (FileNotFoundError, IsADirectoryError):
-        raise BadInput(f'{path}: no such file; give one with a JSON object in each line') from None
-    except UnicodeDecodeError:
-        raise BadInput(f'{path}: not a text file in UTF-8; save it as plain text') from None
+    text = read_text(path, 'a file with a JSON object in each line', 'check the path')
     if Path(path).suffix != '.json': return text.split('\n')
     way_out = 'or a .jsonl file with one in each line'
     try:
-        rows = json.loads(text)
-    except ValueError:
-        raise BadInput(f'{path}: not JSON; give a list of questions, {way_out}') from None
+        rows = parse_json(text)
+    except ValueError as error:
+        raise BadInput(
+            f'{path}: not JSON ({error}); give a list of questions, {way_out}') from None
     if not isinstance(rows, list):
         raise BadInput(f'{path}: no list of questions; give one, {way_out}')
     return rows
@@ -172,7 +204,7 @@ def _rows_of(path):
 def _read_row(row, kind, answered):
     "A question from a line of a file, or from an object of a .json file."
     if kind == '.tsv': row = _table_row(row)
-    elif kind != '.json': row = json.loads(row)
+    elif kind != '.json': row = parse_json(row)
     return as_question(row, answered)
 
 # %% ../nbs/15_pinto.ipynb #bf4f7feb
@@ -190,8 +222,8 @@ def read_questions(
             questions.append(_read_row(row, kind, answered))
         except BadInput as error:
             wrong.append(f'line {i}: {error}')
-        except ValueError:
-            wrong.append(f'line {i}: no JSON')
+        except ValueError as error:
+            wrong.append(f'line {i}: no JSON ({error})')
     lines = len(wrong) + len(questions)
     if wrong: warnings.warn(f'{path}: {len(wrong)} of {lines} lines passed over; {wrong[0]}',
                             stacklevel=2)
@@ -205,12 +237,21 @@ SLOTS = 'question', 'choices', 'choice'
 def _slots(line):
     "Names of the places in the last line of a prompt."
     try:
-        return [name for _, name, *_ in string.Formatter().parse(line) if name is not None]
+        places = [place for place in string.Formatter().parse(line) if place[1] is not None]
+        extra = [f'{{{name}}}' for _, name, form, conversion in places if form or conversion]
+        if extra: raise ValueError(f'{extra[0]} says how to format it, after : or !')
+        return [name for _, name, *_ in places]
     except ValueError as error:
         raise BadInput(f'the line {line[:60]!r} of the prompt: {error}; double the braces that '
                        'are meant') from None
 
-def _check_prompt(line, stop):
+# %% ../nbs/15_pinto.ipynb #pinstop1
+def _check_stop(stop):
+    is_list = isinstance(stop, (list, tuple)) and len(stop)
+    if not is_list or not all(isinstance(text, str) and text for text in stop):
+        raise BadInput('the prompt has no stop string: give one, such as a line break')
+
+def _check_prompt(line):
     slots, listed = _slots(line), ', '.join(f'{{{slot}}}' for slot in SLOTS)
     missing = [slot for slot in ('question', 'choice') if slot not in slots]
     unknown = [slot for slot in slots if slot not in SLOTS]
@@ -219,8 +260,6 @@ def _check_prompt(line, stop):
         f'{line[:60]!r}')
     if unknown: raise BadInput(
         f'the prompt has a place {{{unknown[0]}}} that nothing goes into: use {listed}')
-    if not stop or not all(stop):
-        raise BadInput('the prompt has no stop string: give one, such as a line break')
 
 # %% ../nbs/15_pinto.ipynb #c4a578dc
 @dataclass(frozen=True)
@@ -230,7 +269,9 @@ class Prompt:
     line: str             # with {question}, {choices} and {choice}
     stop: tuple = ('\n',) # a rationale ends where one of these begins
 
-    def __post_init__(self): _check_prompt(self.line, self.stop)
+    def __post_init__(self):
+        _check_prompt(self.line)
+        _check_stop(self.stop)
 
     def ask(self,
         m: MCQ, # the question

@@ -194,6 +194,7 @@ _kinds_of_paths = {
     stat.S_IFSOCK: 'a socket',
 }
 
+# %% ../../nbs/core/01_folders.ipynb #flsrd009
 def check_file(
     path: str | Path,                 # what is going to be read
     what: str = 'a file',             # what it should be, with its article: 'a text file'
@@ -216,6 +217,8 @@ def check_file(
 # %% ../../nbs/core/01_folders.ipynb #flsrd004
 _largest_text = 2**31   # bytes; the instances of COCO have 0.5e9
 
+def _is_binary(text): return text.count('\0')*2 >= max(1, len(text))
+
 def read_text(
     path: str | Path,                    # a text file in UTF-8
     what: str = 'a text file',           # what it should be, for a folder in its place
@@ -230,12 +233,12 @@ def read_text(
     try:
         with open(path, encoding='utf-8-sig') as f:
             text = f.read(4096)
-            if '\0' not in text: text += f.read()
+            if not _is_binary(text): text += f.read()
     except UnicodeDecodeError:
         raise BadInput(no_text) from None
     except OSError as error:
         raise BadInput(f'{path}: cannot be read ({error.strerror}); {way_out}') from None
-    if '\0' in text: raise BadInput(no_text)
+    if _is_binary(text): raise BadInput(no_text)
     return text
 
 # %% ../../nbs/core/01_folders.ipynb #flsrd006
@@ -300,7 +303,7 @@ def read_json(
     try:
         value = parse_json(read_text(path, what), finite)
     except ValueError as error:   # `BadInput` is one
-        reason = str(error).removeprefix(f'{path}: ')
+        reason = str(error).removeprefix(f'{path}: ').partition(';')[0]
         raise BadInput(f'{path}: not a JSON file that can be read ({reason}); {way_out}') from None
     error = schema_error(value, schema)
     if error is not None: raise BadInput(f'{path}: not {what} ({error}); {way_out}')
