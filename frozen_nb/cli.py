@@ -31,6 +31,7 @@ import typer
 import typer.core
 from fastcore.basics import patch
 
+import frozen_nb
 from . import __version__
 
 # %% ../nbs/90_cli.ipynb #8300dd91
@@ -50,10 +51,46 @@ def _entry(
         names = context.command.list_commands(context)
         context.fail(f"give a command: {', '.join(names)}")
 
+# %% ../nbs/90_cli.ipynb #clisay02
+_control = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
+
+
+def _visible(text):
+    "A text without control characters and halves of surrogate pairs: these as escapes."
+    return _control.sub(lambda match: f'\\u{ord(match[0]):04x}', str(text))
+
+
+def _say(*lines):
+    "Print lines; a line end inside of one stays."
+    for line in lines:
+        print(_visible(line), flush=True)
+
 
 def _complain(*words):
     line = ' '.join(map(str, words)).split()
-    print('frozen-nb:', *line, file=sys.stderr)
+    print('frozen-nb:', _visible(' '.join(line)), file=sys.stderr, flush=True)
+
+# %% ../nbs/90_cli.ipynb #clierr01
+_OURS = {'BadInput', 'FrozenError', 'FloatingPointError'}   # their messages are lines for people
+_LACKING = {   # what a message or the name of an error has in it -> what to say
+    r'RecursionError': 'the input is nested too deeply; look at the files that were given',
+    r'No space left|disk is full|StorageFull|PytorchStreamWriter|[Qq]uota':
+        'the disk is full; make room, and give the same command again',
+    r'MemoryError|OutOfMemory|allocate|out of memory|not enough memory|bad_alloc|Storage size':
+        'the memory is not enough; take a smaller batch, a smaller model or smaller data',
+    r'Too many open files': 'too many files are open; raise the limit (ulimit -n)',
+    r"can't start new thread": 'no further thread can be started; run fewer processes',
+    r'Unicode(En|De)codeError': 'a text is not in UTF-8, or the terminal cannot show it',
+}
+
+
+def _lacking(error):
+    "What the machine lacks, in words; '' if that is not what happened."
+    about = f'{type(error).__name__}: {error}'
+    known = isinstance(error, (MemoryError, RecursionError, OSError, RuntimeError, UnicodeError))
+    from_library = type(error).__name__ in ('SafetensorError', 'OperationalError')
+    if not known and not from_library: return ''
+    return next((say for words, say in _LACKING.items() if re.search(words, about)), '')
 
 # %% ../nbs/90_cli.ipynb #88214dcb
 def _message(error):
@@ -61,36 +98,76 @@ def _message(error):
     if hasattr(error, 'format_message'):
         command = getattr(error.ctx, 'command_path', 'frozen-nb')
         return f"{error.format_message().rstrip('.')}; see {command} --help"
-    if any(kind.__name__ == 'BadInput' for kind in type(error).__mro__): return str(error)
-    if isinstance(error, OSError) and error.filename: return f'{error.filename}: {error.strerror}'
-    return ''
+    if _OURS & {kind.__name__ for kind in type(error).__mro__}: return str(error)
+    lacking = _lacking(error)
+    if not isinstance(error, OSError): return lacking
+    place = f'{error.filename}: ' if error.filename else ''
+    return place + (lacking or error.strerror or str(error))
+
+
+def _defect(error):
+    "The line about an error that nobody foresaw."
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    place = f'{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}'
+    words = str(error)[:200]
+    return (f'{type(error).__name__} at {place}: {words}; a mistake in frozen-nb, please report '
+            'it: FROZEN_NB_DEBUG=1 shows the traceback')
 
 # %% ../nbs/90_cli.ipynb #944a3c1e
+def _warn(message, category, filename, *rest):
+    "What the shell does with a warning."
+    if Path(frozen_nb.__file__).parent in Path(filename).parents: _complain('warning:', message)
+
+
 def run(
     args: list, # the words after `frozen-nb`
 ) -> int:       # the exit status
     "Run one command in this process."
+    import warnings
     words = [str(a) for a in args]
     try:
-        return app(words, prog_name='frozen-nb', standalone_mode=False) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return app(words, prog_name='frozen-nb', standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except BrokenPipeError:   # nobody reads the output any more
+        return 1
     except Exception as error:
         message = _message(error)
-        if not message: raise
-        _complain(message)
+        if not message and os.environ.get('FROZEN_NB_DEBUG') == '1': raise
+        _complain(message or _defect(error))
+        return 2
+
+# %% ../nbs/90_cli.ipynb #clierr04
+def _prepare_streams():
+    "Make both streams take every text, also closed ones."
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w'))
+        getattr(sys, name).reconfigure(errors='backslashreplace')
+
+
+def _flush(status):
+    "Write out what was printed; the exit status."
+    try:
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if status or isinstance(error, BrokenPipeError): return status
+        _complain(f'the output cannot be written: {error.strerror}')
         return 2
 
 
 def main():
     "The console script."
+    _prepare_streams()
     status = run(sys.argv[1:])
     if status == 130: _complain('interrupted')
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)
+    sys.exit(_flush(status))
 
 # %% ../nbs/90_cli.ipynb #da2c5857
 def chapters(
@@ -160,7 +237,7 @@ class _Progress:
         self.cells = cells       # stem of each notebook -> its number of code cells
         self.seconds = seconds   # stem -> estimate, for those that have one
         self.jobs = jobs         # that run at once
-        self.bar = progress_bar(sum(cells.values()))
+        self.bar = progress_bar(sum(cells.values()), show=sys.stderr.isatty())
         self.done, self.began, self.watches, self.stopped = {}, {}, [], False
         self.lock = RLock()      # each chapter runs in a thread of its own
 
@@ -203,7 +280,8 @@ def line(self: _Progress, name, cell, section):
     "What a log file gets in place of a bar."
     seconds = time.time() - self.began[name]
     where = f'{name}: cell {cell} of {self.cells[name]}'
-    print(f'{where}, {seconds:.0f} s: {section}{self.left()}', file=sys.stderr)
+    text = _visible(f'{where}, {seconds:.0f} s: {section}{self.left()}')
+    print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/90_cli.ipynb #43aa2f5d
 @patch
@@ -243,10 +321,12 @@ class _Watch:
         self.ticking = self.loop.create_task(self.tick())
 
     async def tick(self):
-        bar = self.progress.bar
-        while not bar.disable:
-            bar.refresh()
-            await asyncio.sleep(1)
+        "Keep the bar's clock going; into a log file, a line a minute."
+        bar, silent = self.progress.bar, os.environ.get('FROZEN_NB_PROGRESS') == '0'
+        while not (bar.disable and silent):
+            await asyncio.sleep(60 if bar.disable else 1)
+            where = self.name, self.cell_number, self.section
+            self.progress.line(*where) if bar.disable else bar.refresh()
 
     def end(self, notebook):
         self.ticking.cancel()
@@ -281,15 +361,26 @@ def cell(self: _Watch, cell, cell_index):
     if self.progress.bar.disable and section != before:
         self.progress.line(self.name, self.cell_number, section)
 
+# %% ../nbs/90_cli.ipynb #kernel02
+def _own_kernel():
+    "A kernel manager that starts this interpreter, whatever kernels are installed."
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(resource_dir='', **get_kernel_dict())
+    return OwnKernel
+
 # %% ../nbs/90_cli.ipynb #ba6e87e4
 def _client(nb, cwd, watch):
     "What runs `nb`, by the kernel of this interpreter."
     from nbclient import NotebookClient
     hooks = dict(on_notebook_start=watch.start, on_cell_start=watch.cell)
     where = dict(metadata=dict(path=str(cwd)))
-    return NotebookClient(nb, timeout=None, kernel_name='python3', resources=where,
-                          extra_arguments=['--log-level=ERROR'],
-                          on_notebook_complete=watch.end, **hooks)
+    return NotebookClient(nb, timeout=None, resources=where, kernel_manager_class=_own_kernel(),
+                          on_notebook_complete=watch.end, extra_arguments=['--log-level=ERROR'],
+                          **hooks)
 
 
 def _plain(text):
@@ -342,6 +433,45 @@ def _without_outputs(path):
         if cell.cell_type == 'code': cell.outputs, cell.execution_count = [], None
     return nb
 
+# %% ../nbs/90_cli.ipynb #edited02
+def _content_hash(nb):
+    "SHA-256 of the cells of a notebook and their outputs."
+    import hashlib
+    cells = [(cell.cell_type, cell.source, cell.get('outputs')) for cell in nb.cells]
+    text = json.dumps(cells, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_unedited(path):
+    "Whether a notebook is as `run_chapter` wrote it."
+    import nbformat
+    try:
+        nb = nbformat.read(path, 4)
+        return nb.metadata['frozen_nb']['content'] == _content_hash(nb)
+    except Exception:   # damaged, or another notebook
+        return False
+
+# %% ../nbs/90_cli.ipynb #edited03
+def _put_edited_aside(path):
+    "Move a notebook that somebody has written or edited to a free name in `edited`."
+    if not os.path.lexists(path) or _is_unedited(path): return
+    folder = path.with_name('edited')
+    folder.mkdir(exist_ok=True)
+    names = (folder/f'{path.stem}-{n}.ipynb' for n in range(1, 10**6))
+    aside = next(name for name in names if not os.path.lexists(name))
+    os.rename(path, aside)
+    _complain(f'warning: {path} is not as a run wrote it, and is kept as {aside}')
+
+
+def _write_notebook(nb, path, result):
+    "Write an executed notebook with a note of how it went."
+    import nbformat
+    from frozen_nb.core.folders import write_whole
+    written = nbformat.reads(nbformat.writes(nb), 4)
+    nb.metadata['frozen_nb'] = result | dict(content=_content_hash(written))
+    _put_edited_aside(path)   # once more: it may have been edited meanwhile
+    write_whole(path, nbformat.writes(nb))
+
 # %% ../nbs/90_cli.ipynb #05c2484d
 def run_chapter(
     path: str | Path,          # the notebook
@@ -351,10 +481,10 @@ def run_chapter(
     progress: object = None,   # what shows the progress of a run of several; None: its own
 ) -> dict:                     # name, status ('ran', 'failed', 'interrupted'), seconds, ...
     "Run a copy of a chapter in `out/notebooks`; it is written whatever happens."
-    import nbformat
     path, out, since = Path(path), Path(out).absolute(), time.time()
     target = out/'notebooks'/path.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    _put_edited_aside(target)
     nb = _without_outputs(path)
     progress = progress or _Progress({path.stem: _code_cells(path)}, {})
     env = _environment(out, preset, seeds, progress.jobs)
@@ -362,9 +492,7 @@ def run_chapter(
     seconds = round(time.time() - since, 1)
     result = dict(name=path.stem, status=status, seconds=seconds, preset=preset)
     if error: result['error'] = error
-    nb.metadata['frozen_nb'] = result
-    from frozen_nb.core.folders import write_whole
-    write_whole(target, nbformat.writes(nb).encode())
+    _write_notebook(nb, target, result)
     return result
 
 # %% ../nbs/90_cli.ipynb #e8225d72
@@ -450,6 +578,7 @@ class Reproduction:
     notebooks: list = field(default_factory=list) # as from `run_chapter`
     records: list = field(default_factory=list)   # measured in this run
     refused: list = field(default_factory=list)   # lines about records that were not merged
+    left_out: list = field(default_factory=list)  # damaged files that the report does not show
 
     @property
     def failures(self) -> list[str]:
@@ -464,9 +593,10 @@ class Reproduction:
 # %% ../nbs/90_cli.ipynb #425b1c55
 @patch(as_prop=True)
 def warnings(self: Reproduction) -> list[str]:
-    "A line for each required claim that could not be measured."
+    "A line for each required claim that could not be measured, and for each damaged file."
     missing = [r for r in self.records if r['required'] and r['verdict'] == 'not run']
-    return [f"{r['id']}: required, and not run: {r['reason']}" for r in missing]
+    lines = [f"{r['id']}: required, and not run: {r['reason']}" for r in missing]
+    return lines + [f'{path}: damaged, and left out of the report' for path in self.left_out]
 
 # %% ../nbs/90_cli.ipynb #cc334be4
 def _by_number(path):
@@ -474,26 +604,49 @@ def _by_number(path):
     return [int(t) if t.isdigit() else t for t in re.split(r'(\d+)', path.name)]
 
 
-def _executed(out):
-    "What `run_chapter` noted in each executed notebook of a folder."
+def _is_figure(path):
+    "Whether a PNG can be shown."
+    from PIL import Image
+    try:
+        with Image.open(path) as image: image.verify()
+        return True
+    except Exception:   # as many kinds as there are kinds of damage
+        return False
+
+
+def _note_in(path):
+    "What `run_chapter` noted in a notebook; {} where there is no note, None where it is damaged."
     import nbformat
-    paths = sorted((out/'notebooks').glob('*.ipynb'))
-    noted = [nbformat.read(p, 4).metadata.get('frozen_nb') for p in paths]
-    return [dict(n, status=f"{n['status']} ({n['preset']})") for n in noted if n]
+    from frozen_nb.core.folders import schema_error
+    try:
+        note = nbformat.read(path, 4).metadata.get('frozen_nb', {})
+    except Exception:
+        return None
+    schema = dict(name=str, status=str, seconds=float, preset=str)
+    return note if schema_error(note, schema) is None else {}
+
+# %% ../nbs/90_cli.ipynb #report02
+def _executed(notes):
+    "What the report shows of each executed notebook."
+    return [note | dict(status=f"{note['status']} ({note['preset']})") for note in notes if note]
 
 
 @patch
 def write_report(self: Reproduction) -> Path: # the page
-    "`claims.json` and `report.html` from everything in the folder."
+    "`claims.json` and `report.html` from everything in the folder that can be read."
     from frozen_nb.core.claims import report, write_records
     records = _records_in(self.out/'claims')
     write_records(records, self.out/'claims.json')
-    notebooks = _executed(self.out)
+    notes = {path: _note_in(path) for path in sorted((self.out/'notebooks').glob('*.ipynb'))}
+    pngs = sorted((self.out/'figures').glob('*.png'), key=_by_number)
+    figures = [path for path in pngs if _is_figure(path)]
+    damaged = [path for path in notes if notes[path] is None]
+    self.left_out = damaged + [path for path in pngs if path not in figures]
+    notebooks = _executed(notes.values())
     minutes = sum(n['seconds'] for n in notebooks)/60
     given = os.environ.get('FROZEN_NB_REAL')
     data = 'given' if given else 'not given (FROZEN_NB_REAL is unset)'
     info = {'Time of the notebooks': f'{minutes:.1f} min', 'Real weights and data': data}
-    figures = sorted((self.out/'figures').glob('*.png'), key=_by_number)
     return report(self.out, records, figures, notebooks, info)
 
 # %% ../nbs/90_cli.ipynb #2a0c5991
@@ -504,8 +657,8 @@ def _check_run(preset, seeds, out):
     from frozen_nb.core.frozen import BadInput
     if preset not in PRESETS:
         raise BadInput(f"no preset is called '{preset}'; choose one of {', '.join(PRESETS)}")
-    if seeds is not None and seeds < 1:
-        raise BadInput(f'--seeds {seeds}: a run has one seed at least')
+    if seeds is not None and not 1 <= seeds <= 1000:
+        raise BadInput(f'--seeds {seeds}: a run has 1 to 1,000 seeds')
     check_place(out, 'a run')
 
 # %% ../nbs/90_cli.ipynb #2f64c25f
@@ -656,10 +809,10 @@ def _dry_run(methods, preset, seeds, out, jobs):
     jobs = min(jobs or default_jobs(preset), len(chosen))
     seconds = estimate(chosen, preset, jobs)
     for method, path in chosen.items():
-        print(plan(method, path, preset, seconds.get(method)))
+        _say(plan(method, path, preset, seconds.get(method)))
     if len(seconds) == len(chosen) > 1:
         minutes = max(1, round(_together(sorted(seconds.values())[::-1], jobs)/60))
-        print(f'all, {jobs} at once: about {minutes} min')
+        _say(f'all, {jobs} at once: about {minutes} min')
     return 0
 
 # %% ../nbs/90_cli.ipynb #9d68ca60
@@ -682,18 +835,18 @@ def _reproduce(
     n_ran = sum(n['status'] == 'ran' for n in run.notebooks)
     n_hold = sum(r['verdict'] == 'holds' for r in run.records)
     page = os.path.relpath(run.out/'report.html')
-    print(f'{n_ran} of {len(run.notebooks)} notebooks ran, '
-          f'{n_hold} of {len(run.records)} claims hold: {page}')
+    _say(f'{n_ran} of {len(run.notebooks)} notebooks ran, '
+         f'{n_hold} of {len(run.records)} claims hold: {page}')
     return int(bool(run.failures))
 
 # %% ../nbs/90_cli.ipynb #15928752
 def _show(markdown):
     if not sys.stdout.isatty():
-        print(markdown.rstrip())
+        _say(markdown.rstrip())
         return
     from rich.console import Console
     from rich.markdown import Markdown
-    Console().print(Markdown(markdown))
+    Console().print(Markdown(_visible(markdown)))
 
 
 def _no_claims(method, methods):
@@ -734,7 +887,7 @@ def _claims(
     if markdown is not None:
         write_whole(markdown, claims_markdown(selected).encode())
     elif as_json:
-        print(json.dumps(selected, indent=1, ensure_ascii=False))
+        _say(json.dumps(selected, indent=1, ensure_ascii=False))
     else:
         methods = by_method(selected)
         parts = [f'{name}\n\n{ClaimsTable(methods[name])}' for name in sorted(methods)]
@@ -772,7 +925,7 @@ MapFolder = Annotated[str, typer.Option(
 # %% ../nbs/90_cli.ipynb #acef6942
 def _is_there(path):
     "Whether a file is there; if not, a line says so. Needs no torch."
-    if Path(path).exists(): return True
+    if os.path.exists(path): return True   # False for what is no path at all
     _complain(f'{path}: no such file; check the path')
     return False
 
@@ -813,7 +966,7 @@ def _caption(
         if limber is None: limber = _load_limber(map_folder, encoder, lm, device, dtype)
         texts = dict(zip(batch, limber.caption(list(batch.values()))))
         for path in filter(texts.__contains__, images[lo:lo + 32]):
-            print(f'{path}: {_one_line(texts[path])}', flush=True)
+            _say(f'{path}: {_one_line(texts[path])}')
             n_done += 1
     return 0 if n_done == len(images) else 2
 
@@ -841,7 +994,7 @@ def _ask(
     if not images: return 2
     limber = _load_limber(map_folder, encoder, lm, device, dtype)
     answer = limber.ask(list(images.values()), _one_line(question))[0]
-    print(_one_line(answer))
+    _say(_one_line(answer))
     return 0
 
 # %% ../nbs/90_cli.ipynb #grd00001
@@ -865,6 +1018,15 @@ def _png_place(path, what):
         raise BadInput(f'{path}: {what} PNG; give a name that ends in .png')
     if not path.parent.is_dir():
         raise BadInput(f'{path.parent}: no such folder; make it first')
+
+# %% ../nbs/90_cli.ipynb #clipng02
+def _write_png(save, path):
+    "Write what `save(file, format='png')` writes."
+    from io import BytesIO
+    from frozen_nb.core.folders import write_whole
+    png = BytesIO()
+    save(png, format='png')
+    write_whole(path, png.getvalue())
 
 # %% ../nbs/90_cli.ipynb #fee7a860
 def _load_grounder(head, lmm, sam, device, dtype):
@@ -905,12 +1067,12 @@ def _write_masks(opened, phrases, out, grounder):
     "The overlay, a mask for each phrase, and a line about it."
     from frozen_nb.flmm import overlay
     grounded = grounder.ground(opened, phrases)
-    overlay(opened, grounded).save(out)
+    _write_png(overlay(opened, grounded).save, out)
     presences = grounder.presence(opened, phrases)
     for n, (phrase, presence) in enumerate(zip(grounded, presences), 1):
         file = out.with_name(f'{out.stem}-{n}.png')
-        phrase.image.save(file)
-        print(_grounded_line(phrase, file.name, presence))
+        _write_png(phrase.image.save, file)
+        _say(_grounded_line(phrase, file.name, presence))
 
 # %% ../nbs/90_cli.ipynb #aln00001
 IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'}
@@ -920,7 +1082,8 @@ def _images_in(folder):
     "Path -> image for a folder, and whether all could be opened. Refuses fewer than two."
     from frozen_nb.core.frozen import BadInput
     if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give a folder of images')
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+    paths = [p for p in paths if p.exists() and not p.name.startswith('.')]
     images = _opened(paths)
     if len(images) < 2:
         n = f'{len(images)} image{"" if len(images) == 1 else "s"}'
@@ -955,7 +1118,7 @@ def _train_map(images, texts, encoder, lm):
     features = image_features(encoder, lambda i: images[train[i]], items)
     config = TrainConfig(200, 1e-2, 'cosine', warmup=10, optimizer='muon', precision='auto')
     trained, _ = fit_map(encoder, lm, features, [texts[p] for p in train], config)
-    print(f'a map was trained on {len(train)} of the images, {len(kept)} others are measured')
+    _say(f'a map was trained on {len(train)} of the images, {len(kept)} others are measured')
     return Limber(encoder, trained, lm), {p: texts[p] for p in kept}
 
 # %% ../nbs/90_cli.ipynb #665cfb1f
@@ -976,10 +1139,10 @@ def _captioner(images, texts, map_folder, names, placement):
 
 def _print_alignment(alignment):
     for name, layer in {'same layer': 'same', 'image at entry': 0}.items():
-        print(f'alignment score, {name}: {alignment.score(images=layer)}')
+        _say(f'alignment score, {name}: {alignment.score(images=layer)}')
     pairs = {'image with image': 'PP', 'text with text': 'TT', 'image with text': 'PT'}
     for name, (a, b) in pairs.items():
-        print(f'mean cosine, {name}: {alignment.curve(a, b).mean():.3f}')
+        _say(f'mean cosine, {name}: {alignment.curve(a, b).mean():.3f}')
 
 # %% ../nbs/90_cli.ipynb #0f0490d3
 CaptionFile = Annotated[Path, typer.Option(
@@ -1015,7 +1178,7 @@ def _measure_alignment(limber, images, texts, out):
     captions = [caption or '.' for caption in captions]
     alignment = align_images(chosen, captions, limber.encoder, limber.lm, limber.map)
     title = f'{limber.encoder.name} in {limber.lm.name}, {len(paths)} images'
-    draw_alignment(alignment, title).savefig(out)
+    _write_png(draw_alignment(alignment, title).savefig, out)
     _print_alignment(alignment)
 
 # %% ../nbs/90_cli.ipynb #adp00001
@@ -1083,7 +1246,7 @@ def _use_adapter(memory, lm, questions, save):
     adapter = memory.adapter()
     given = answers(lm, questions, adapter) if questions else []
     for question, answer in zip(questions, given):
-        print(f'Q: {question} A: {_one_line(answer)}')
+        _say(f'Q: {question} A: {_one_line(answer)}')
     if save is not None: save_adapter(adapter, lm, save)
     kept = f'weights of rank {memory.generator.rank}, {adapter.nbytes/1000:,.0f} kilobytes'
     place = '' if save is None else f': {save}'
@@ -1106,10 +1269,10 @@ def _print_explanation(explanation):
     columns = (explanation.choices, explanation.rationales,
                explanation.probabilities, explanation.without)
     for choice, why, p, without in zip(*columns):
-        print(f'{choice:{wide}}  {p:.2f}  ({without:.2f})  {why}')
+        _say(f'{choice:{wide}}  {p:.2f}  ({without:.2f})  {why}')
     alone = explanation.choices[int(explanation.without.argmax())]
     instead = 'the same' if alone == explanation.answer else alone
-    print(f'answer: {explanation.answer}; without the rationales: {instead} (in brackets)')
+    _say(f'answer: {explanation.answer}; without the rationales: {instead} (in brackets)')
 
 # %% ../nbs/90_cli.ipynb #db989611
 @app.command('explain')
@@ -1168,7 +1331,7 @@ def _fit_function(method):
 
     def command(**options):
         chosen = config(**options)
-        print(*chosen.lines(fit(chosen)), sep='\n')
+        _say(*chosen.lines(fit(chosen)))
         return 0
 
     comments = docments(config)
@@ -1223,8 +1386,8 @@ Steps = Annotated[int, typer.Option(
 def _check_pretrain(out, steps):
     from frozen_nb.core.folders import check_place
     from frozen_nb.core.frozen import BadInput
-    if steps is not None and steps < 1:
-        raise BadInput(f'--steps {steps}: a training has one step at least')
+    if steps is not None and not 1 <= steps <= 10**8:
+        raise BadInput(f'--steps {steps}: a training has 1 to 100,000,000 steps')
     if out is not None: check_place(out, 'a model')
 
 # %% ../nbs/90_cli.ipynb #30db1d3f
@@ -1237,7 +1400,7 @@ def _pretrain(name: ModelName, out: ModelPlace = None, steps: Steps = None) -> i
     card = pretrain(name, out, steps)
     for probe, result in card['probes'].items():
         low, high = result['ci']
-        print(f"{probe}: {result['value']:.3f} [{low:.3f}, {high:.3f}]")
+        _say(f"{probe}: {result['value']:.3f} [{low:.3f}, {high:.3f}]")
     minutes = card['seconds']/60
-    print(f"{name}: {card['steps']:,} steps in {minutes:.0f} min: {out or cache_path('zoo', name)}")
+    _say(f"{name}: {card['steps']:,} steps in {minutes:.0f} min: {out or cache_path('zoo', name)}")
     return 0

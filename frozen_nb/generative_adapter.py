@@ -10,13 +10,14 @@ __all__ = ['PARTS', 'NORMS', 'MODES', 'GENERATOR_RECIPE', 'LOSSES', 'polar', 'po
            'read_document', 'read_texts', 'GeneratorFit', 'fit_texts', 'fit_lora', 'fit_soft_tokens']
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00002
-import hashlib
+import hashlib, math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from torch import nn
 
 from .core.activations import blocks, hidden_states
 from .core.claims import bootstrap, number
-from .core.folders import check_place, read_folder, whole_folder, write_folder
+from frozen_nb.core.folders import (
+    check_place, finish_write, read_folder, verify_folder, whole_folder, write_folder,
+)
 from .core.frozen import *
 from .core.metrics import normalise_answer
 from .core.prefix import generate
@@ -558,7 +561,11 @@ def adapter(self: Memory) -> Adapter:
     with torch.no_grad(): return self.generator.write(self.state, thin=True)
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00035
-def _holds_adapter(folder): return (folder/'adapter_config.json').is_file()
+def _holds_adapter(folder):
+    "Whether a folder holds an adapter of ours; another program's LoRA names no base."
+    verify_folder(folder, 'adapter')
+    file = folder/'adapter_model.safetensors'
+    return (folder/'adapter_config.json').is_file() and bool(_read_weights(file)[0])
 
 def check_adapter_place(
     folder: str | Path, # where an adapter is going to be saved
@@ -593,7 +600,7 @@ def save_adapter(
         fan_in_fan_out=not isinstance(lm.model.get_submodule(names[0]), nn.Linear),
         base_model_name_or_path=str(lm.name),
     )
-    with whole_folder(folder, 'adapter_config.json') as new:
+    with whole_folder(folder, 'an adapter', _holds_adapter) as new:
         config.save_pretrained(new)
         weights = new/'adapter_model.safetensors'
         save_file(_peft_tensors(adapter), weights, {'base': adapter.base})
@@ -626,9 +633,11 @@ def load_adapter(
     """A saved adapter. Raises `BadInput` if it is for another model or damaged. That model may be
     loaded in half precision where the adapter was made in single precision."""
     file = Path(folder)/'adapter_model.safetensors'
-    if not file.is_file() or not _holds_adapter(Path(folder)): raise BadInput(
+    finish_write(folder)
+    if not file.is_file() or not (file.parent/'adapter_config.json').is_file(): raise BadInput(
         f'no adapter in {folder}: an adapter is a folder with adapter_config.json and '
         'adapter_model.safetensors')
+    verify_folder(folder, 'adapter')
     base, tensors = _read_weights(file)
     down, up = (_part_of(tensors, x, lm.device) for x in 'AB')
     if not down or down.keys() != up.keys():
@@ -777,13 +786,26 @@ def answers(
     return said_after(lm, [f'{context}Q: {q} A:' for q, context in pairs], adapter, **more)
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00061
+_GENERATOR_SCHEMA = dict(
+    base=str, width=NotRequired[int], rank=NotRequired[int], scale=NotRequired[float],
+    part=NotRequired[str], norm=NotRequired[str], floor=NotRequired[float],
+    chunk=NotRequired[int])
+
+def _check_generator_config(config, tensors, folder):
+    wrong = [name for name in ('width', 'rank', 'chunk') if config.get(name, 1) < 1]
+    wrong += [name for name in ('scale', 'floor') if not math.isfinite(config.get(name, 1))]
+    if wrong or not tensors: raise BadInput(
+        f'{folder}/config.json is not of a generator ({", ".join(wrong) or "without weights"}): '
+        'train or copy it again')
+
+# %% ../nbs/14_generative_adapter.ipynb #gensave1
 def save_generator(
     generator: Generator, # to be saved
     folder: str | Path,   # where `config.json` and `model.safetensors` go
 ) -> Path:                # the folder
     "Save a generator; the language model is named by its fingerprint."
     config = generator.made_of | dict(base=generator.base)
-    return write_folder(folder, generator.state_dict(), config)
+    return write_folder(folder, generator.state_dict(), config, 'a generator', _holds_generator)
 
 # %% ../nbs/14_generative_adapter.ipynb #5c10a2d0
 def load_generator(
@@ -792,9 +814,8 @@ def load_generator(
 ) -> Generator:
     """A saved generator. Raises `BadInput` if it is for another language model, or damaged. That
     model may be loaded in half precision where the generator was trained in single precision."""
-    config, tensors = read_folder(folder, 'generator', dict(base=str))
-    if not tensors: raise BadInput(f'{folder}/config.json is not of a generator: train or copy it '
-                                   'again')
+    config, tensors = read_folder(folder, 'generator', _GENERATOR_SCHEMA)
+    _check_generator_config(config, tensors, folder)
     base = config.pop('base')
     if not _is_base(lm, base):
         raise BadInput(f'{folder}: this generator was made for {_another(lm, base)}')
@@ -807,19 +828,13 @@ def load_generator(
     return generator.to(lm.device).eval()
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00064
+from .core.folders import read_text
+
 def read_document(
     path: str | Path, # a text file in UTF-8
 ) -> str:             # without blanks at its ends
     "A text from a file. Raises `BadInput` naming the file if it is missing, empty or no text."
-    try:
-        text = Path(path).read_text(encoding='utf-8-sig').strip()
-    except FileNotFoundError:
-        raise BadInput(f'{path}: no such file; check the path') from None
-    except IsADirectoryError:
-        raise BadInput(f'{path}: this is a folder; give a text file') from None
-    except UnicodeDecodeError:
-        text = '\0'
-    if '\0' in text: raise BadInput(f'{path}: not a text file in UTF-8; save it as plain text')
+    text = read_text(path).replace('\0', ' ').strip()
     if not text: raise BadInput(f'{path}: this file is empty; there is nothing to read')
     return text
 
@@ -832,7 +847,8 @@ def read_texts(
     folder, paths = Path(folder), {}
     if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give one with .txt files')
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == '.txt' and not path.name.startswith('.'):
+        if path.suffix.lower() != '.txt' or path.name.startswith('.'): continue
+        if path.exists():   # not a link that leads nowhere
             paths.setdefault(read_document(path), path)
     n = len(paths)
     if n < 2: raise BadInput(
@@ -976,11 +992,11 @@ def fit_texts(
     ids, start, config = _texts_as_tokens(texts, lm), _start_token(lm), fit.train_config
     n = max(1, len(ids)//10) # so many are held out
     shape = dict(width=fit.width, rank=fit.rank or fit.width, part=fit.part, chunk=fit.chunk)
-    with seeded(config.seed): generator = Generator(lm, **shape)
-    generator.to(lm.device)
+    with seeded(config.seed): generator = Generator(lm, **shape).to(lm.device)
     batches = _text_batches(generator, ids[n:], start, config.seed, fit.batch)
     inputs = lm, generator, generator.made_of, ids, start, fit.batch, config
-    options = dict(folder=run_folder('generative_adapter', 'fit', *inputs), desc='generator')
+    folder = run_folder('generative_adapter', 'fit', *inputs)
+    options = dict(folder=folder, inputs=inputs, desc='generator')
     history = fit_generator(lm, generator, batches, config, progress=progress, **options)
     save_generator(generator, out)
     perplexity = _held_out(lm, generator, ids[:n], start, fit.batch)

@@ -191,8 +191,9 @@ def fit_mapper(
         n = (seq.labels[:, 1:] != -100).sum()
         return target_loss(lm, seq)*n, n
     batches = _pair_batches(features, texts, batch_size, config.seed)
+    inputs = lm.fingerprint, features, texts, batch_size, end
     return train_and_keep(mapper, batches, loss, config, frozen=[lm.model, *frozen], desc=desc,
-                          **options)
+                          inputs=inputs, **options)
 
 # %% ../nbs/11_ima.ipynb #ima00031
 @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 
 from .core.claims import Interval, paired_bootstrap, versions
-from .core.folders import check_place, write_whole
+from .core.folders import check_place, schema_error
 from .core.frozen import *
 from frozen_nb.core.prefix import (
     check_texts, generate, LinearMap, load_map, MARK, save_map, sequence, starts,
@@ -117,7 +117,9 @@ def fit_map(
     batches = caption_batches(features, captions, batch_size, config.seed)
     loss = _CaptionLoss(lm, prompt, end)
     frozen = [lm.model] + ([encoder.model] if encoder else [])
-    history = train(untrained, batches, loss, config, frozen=frozen, folder=folder, desc=desc)
+    inputs = features, captions, prompt, batch_size, end
+    history = train(untrained, batches, loss, config, frozen=frozen, folder=folder, inputs=inputs,
+                    desc=desc)
     return freeze(untrained), history
 
 @dataclass
@@ -152,6 +154,9 @@ class Limber:
         "Load a captioner. A map made for other models is refused."
         folder = Path(map or data_path('zoo', 'limber'))
         made_for = load_map(folder).made_for
+        error = schema_error(made_for, dict(encoder=str, lm=str))
+        if error: raise BadInput(
+            f'{folder}/config.json is not of a captioner ({error}): train the map again')
         encoder = load_encoder(encoder or made_for['encoder'], dtype, device)
         lm = load_lm(lm or made_for['lm'], dtype, device)
         return cls(encoder, load_map(folder, encoder, lm).to(lm.device), lm)
@@ -222,19 +227,13 @@ def first_answer(
 # %% ../nbs/10_limber.ipynb #f1tdata1
 _EXAMPLE = '{"image": "a.jpg", "caption": "a dog"}'
 
-def _read_text(path):
-    try: return Path(path).read_text(encoding='utf-8-sig')
-    except FileNotFoundError: raise BadInput(f'{path}: no such file; check the path') from None
-    except IsADirectoryError: raise BadInput(
-        f'{path}: this is a folder; give a file with a JSON object a line') from None
-    except UnicodeDecodeError: raise BadInput(
-        f'{path}: not a text file in UTF-8; save it as JSON lines') from None
+from .core.folders import check_file, parse_json, read_text
 
 def _are_texts(texts): return all(isinstance(t, str) and t.strip() for t in texts)
 
 def _parse_line(line):
     "Image and texts of a line. Raises `ValueError` that says what the line lacks."
-    try: values = json.loads(line)
+    try: values = parse_json(line)
     except ValueError as error: raise ValueError(f'is no JSON ({error})') from None
     if not isinstance(values, dict): values = {}
     image, texts = values.get('image'), values.get('caption')
@@ -248,13 +247,15 @@ def _parse_line(line):
 # %% ../nbs/10_limber.ipynb #c78dd67c
 def _lines(path):
     "(number, path of the image, texts) of each line that is not blank."
-    for n, line in enumerate(_read_text(path).split('\n'), 1):
+    text = read_text(path, 'a file with a JSON object a line', save='save it as JSON lines')
+    for n, line in enumerate(text.split('\n'), 1):
         if not line.strip(): continue
         try: image, texts = _parse_line(line)
         except ValueError as error:
             raise BadInput(f'{path}: line {n} {error}; it takes {_EXAMPLE}') from None
         yield n, Path(path).parent/image, texts
 
+# %% ../nbs/10_limber.ipynb #limrdcap
 def read_captions(
     path: str | Path, # JSON lines with `image` (a path) and `caption` (a text, or several)
 ) -> tuple:           # n paths, and n lists of captions
@@ -262,9 +263,11 @@ def read_captions(
     from the file's folder. Raises `BadInput` naming the line that cannot be used."""
     captions = {}
     for n, image, texts in _lines(path):
-        if not image.is_file(): raise BadInput(
-            f'{path}: line {n}: {image}: no such file; paths start at the folder of '
-            f'{Path(path).name}')
+        way_out = f'paths start at the folder of {Path(path).name}'
+        try:
+            check_file(image, 'an image', way_out)
+        except BadInput as error:
+            raise BadInput(f'{path}: line {n}: {error}') from None
         captions.setdefault(image, []).extend(texts)
     if not captions: raise BadInput(
         f'{path}: this file is empty; it takes lines such as {_EXAMPLE}')
@@ -408,7 +411,7 @@ def fit_captions(
 ) -> dict:                             # what `fit.json` holds
     """Train a map on images with captions, and measure it on a tenth of the images, held out: nats
     a token with the right image and with another. Resumes from the cache. Raises `BadInput` for
-    data or models that cannot be used; the folder is written at the end, `fit.json` last."""
+    data or models that cannot be used; the folder is written at the end, whole."""
     out = check_place(fit.out, 'a map', load_map)
     hashes, paths, captions = _read_images(fit.data)
     encoder, lm = fit.encoder, fit.lm
@@ -422,9 +425,7 @@ def fit_captions(
     trained, about = _train_fit(fit, encoder, lm, features, captions, n)
     held_out = _held_out(lm, trained, features[:n], fit.prompt, captions[:n])
     about |= dict(held_out=held_out, unit='nats a token', versions=versions())
-    (out/'fit.json').unlink(missing_ok=True)
-    save_map(trained, out)
-    write_whole(out/'fit.json', json.dumps(about, indent=1) + '\n')
+    save_map(trained, out, {'fit.json': json.dumps(about, indent=1) + '\n'})
     return about
 
 # %% ../nbs/10_limber.ipynb #pr0j0001

@@ -772,7 +772,8 @@ def _class_names(folder):
 
 def _images_of_class(folder):
     endings = '.jpg', '.jpeg', '.png', '.webp', '.bmp'
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings)
+    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in endings]
+    paths = [p for p in paths if p.exists() and not p.name.startswith('.')]
     if len(paths) < 2: raise BadInput(
         f'{folder}: {len(paths) or "no"} image{"s"*(len(paths) == 0)}; a class needs two or more, '
         'one to train on and one to test')

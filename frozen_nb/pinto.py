@@ -14,7 +14,6 @@ import copy
 import hashlib
 import json
 import re
-import shutil
 import string
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -29,11 +28,13 @@ from fastcore.basics import patch
 from torch.nn.utils.rnn import pad_sequence
 
 from .core.claims import paired_bootstrap
-from .core.folders import check_place, read_json, whole_folder
+from frozen_nb.core.folders import (
+    check_place, finish_write, read_json, schema_error, verify_folder, whole_folder,
+)
 from .core.frozen import *
 from .core.generation import continuations, greedy
 from .core.stores import run_folder, TextStore
-from .core.training import check_options, numeric, train, TrainConfig
+from .core.training import check_options, numeric, remove_checkpoints, train, TrainConfig
 from .core.zoo import LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq
 from .world.multiple_choice import MCQ
 
@@ -62,15 +63,37 @@ def check_question(
     return m
 
 # %% ../nbs/15_pinto.ipynb #1e4dfeb8
+from .core.folders import parse_json, read_text, schema_error
+
+_listed = list[dict(label=str, text=str)]                # of the published files
+_columns = dict(label=list[str], text=list[str])          # of `datasets`
+_key = NotRequired[str | None]
+_nested_form = dict(question=dict(stem=str, choices=_listed), answerKey=_key)
+_flat_form = dict(question=str, choices=_listed, answerKey=_key)
+_column_form = dict(question=str, choices=_columns, answerKey=_key)
+
+# %% ../nbs/15_pinto.ipynb #pinrows1
+def _labelled(row):
+    "Labels and texts of the choices of a published row, and its question."
+    nested = isinstance(row['question'], dict)
+    stem = row['question']['stem'] if nested else row['question']
+    choices = row['question']['choices'] if nested else row['choices']
+    def column(name):
+        if isinstance(choices, dict): return choices[name]
+        return [c[name] for c in choices]
+    labels, texts = column('label'), column('text')
+    if len(labels) != len(texts):
+        raise BadInput(f'{stem[:60]!r}: {len(labels)} labels for {len(texts)} choices')
+    return labels, texts, stem
+
+# %% ../nbs/15_pinto.ipynb #pinpubl1
 def _published(row):
     "A row of CommonsenseQA, OpenBookQA or QASC in this library's form."
-    try:
-        published, key = row['question'], row.get('answerKey') or None
-        labels = [c['label'] for c in published['choices']]
-        choices, stem = [c['text'] for c in published['choices']], published['stem']
-    except (KeyError, TypeError):
-        raise BadInput("an object under 'question' without stem and choices with label and "
-                       'text') from None
+    forms = _nested_form, _flat_form, _column_form
+    if all(schema_error(row, form) is not None for form in forms):
+        raise BadInput("an object under 'question' without stem and choices with label and text")
+    labels, choices, stem = _labelled(row)
+    key = row.get('answerKey') or None
     if key is not None and key not in labels:
         raise BadInput(f'{stem[:60]!r}: its answer {key!r} is none of the choices')
     answer = None if key is None else labels.index(key)
@@ -87,6 +110,7 @@ def _options(text):
     if not text.strip(): return ['yes', 'no']
     return [re.sub(r'^-\s*', '', line.strip()) for line in text.strip().split('\n')]
 
+# %% ../nbs/15_pinto.ipynb #pintabl1
 def _table_row(line):
     "A line of a table: question with options, answer, what was written about the right choice."
     cells = line.split('\t')
@@ -105,10 +129,17 @@ def _table_row(line):
     return dict(question=question, choices=choices, answer=answer, rationales=rationales)
 
 # %% ../nbs/15_pinto.ipynb #4ed28d4b
+def _is_published(row):
+    "Whether a row has choices with labels: in `question`, or flattened beside it."
+    choices = row.get('choices')
+    labelled = isinstance(choices, list) and choices and isinstance(choices[0], dict)
+    return isinstance(row.get('question'), dict) or isinstance(choices, dict) or labelled
+
+# %% ../nbs/15_pinto.ipynb #pinowns1
 def _own_form(row):
     "A row of a data set in this library's form."
     if not isinstance(row, dict): raise BadInput("no object with a text under 'question'")
-    if isinstance(row.get('question'), dict): row = _published(row)
+    if _is_published(row): row = _published(row)
     if isinstance(row.get('answer'), bool) and 'choices' not in row:
         row = row | dict(choices=('yes', 'no'), answer='yes' if row['answer'] else 'no')
     if not isinstance(row.get('question'), str):
@@ -128,6 +159,10 @@ def _answer_number(answer, choices, answered):
         raise BadInput(f'its answer {answer!r} is neither a number nor a choice')
     return answer
 
+# %% ../nbs/15_pinto.ipynb #pinown01
+_own_schema = dict(choices=list[str | int | float] | tuple, dataset=NotRequired[str | None],
+                   rationales=NotRequired[list[str] | tuple | None])
+
 # %% ../nbs/15_pinto.ipynb #03c90e5b
 def as_question(
     row: dict,             # question, choices, answer (a number from 0, or the text of a choice)
@@ -137,8 +172,10 @@ def as_question(
     """A question from a row of a data set: this library's form, that of CommonsenseQA, OpenBookQA
     and QASC, or that of StrategyQA. Raises `BadInput` for what cannot be used."""
     row = _own_form(row)
-    choices, rationales = tuple(map(str, row['choices'])), row.get('rationales') or ()
     head = repr(row['question'][:60])
+    error = schema_error(row, _own_schema)
+    if error is not None: raise BadInput(f'{head}: {error}')
+    choices, rationales = tuple(map(str, row['choices'])), row.get('rationales') or ()
     try:
         answer = _answer_number(row.get('answer'), choices, answered)
     except BadInput as error:
@@ -148,23 +185,19 @@ def as_question(
                        'give one each')
     rationales = tuple(map(str, rationales))
     return check_question(MCQ(row['question'], choices, answer, rationales,
-                              str(row.get('dataset', 'own'))))
+                              row.get('dataset') or 'own'))
 
 # %% ../nbs/15_pinto.ipynb #086af1cc
 def _rows_of(path):
     "The lines of a file, or the list in a .json file."
-    try:
-        text = Path(path).read_text(encoding='utf-8-sig')
-    except (FileNotFoundError, IsADirectoryError):
-        raise BadInput(f'{path}: no such file; give one with a JSON object in each line') from None
-    except UnicodeDecodeError:
-        raise BadInput(f'{path}: not a text file in UTF-8; save it as plain text') from None
+    text = read_text(path, 'a file with a JSON object in each line', 'check the path')
     if Path(path).suffix != '.json': return text.split('\n')
     way_out = 'or a .jsonl file with one in each line'
     try:
-        rows = json.loads(text)
-    except ValueError:
-        raise BadInput(f'{path}: not JSON; give a list of questions, {way_out}') from None
+        rows = parse_json(text)
+    except ValueError as error:
+        raise BadInput(
+            f'{path}: not JSON ({error}); give a list of questions, {way_out}') from None
     if not isinstance(rows, list):
         raise BadInput(f'{path}: no list of questions; give one, {way_out}')
     return rows
@@ -172,7 +205,7 @@ def _rows_of(path):
 def _read_row(row, kind, answered):
     "A question from a line of a file, or from an object of a .json file."
     if kind == '.tsv': row = _table_row(row)
-    elif kind != '.json': row = json.loads(row)
+    elif kind != '.json': row = parse_json(row)
     return as_question(row, answered)
 
 # %% ../nbs/15_pinto.ipynb #bf4f7feb
@@ -190,8 +223,8 @@ def read_questions(
             questions.append(_read_row(row, kind, answered))
         except BadInput as error:
             wrong.append(f'line {i}: {error}')
-        except ValueError:
-            wrong.append(f'line {i}: no JSON')
+        except ValueError as error:
+            wrong.append(f'line {i}: no JSON ({error})')
     lines = len(wrong) + len(questions)
     if wrong: warnings.warn(f'{path}: {len(wrong)} of {lines} lines passed over; {wrong[0]}',
                             stacklevel=2)
@@ -205,12 +238,21 @@ SLOTS = 'question', 'choices', 'choice'
 def _slots(line):
     "Names of the places in the last line of a prompt."
     try:
-        return [name for _, name, *_ in string.Formatter().parse(line) if name is not None]
+        places = [place for place in string.Formatter().parse(line) if place[1] is not None]
+        extra = [f'{{{name}}}' for _, name, form, conversion in places if form or conversion]
+        if extra: raise ValueError(f'{extra[0]} says how to format it, after : or !')
+        return [name for _, name, *_ in places]
     except ValueError as error:
         raise BadInput(f'the line {line[:60]!r} of the prompt: {error}; double the braces that '
                        'are meant') from None
 
-def _check_prompt(line, stop):
+# %% ../nbs/15_pinto.ipynb #pinstop1
+def _check_stop(stop):
+    is_list = isinstance(stop, (list, tuple)) and len(stop)
+    if not is_list or not all(isinstance(text, str) and text for text in stop):
+        raise BadInput('the prompt has no stop string: give one, such as a line break')
+
+def _check_prompt(line):
     slots, listed = _slots(line), ', '.join(f'{{{slot}}}' for slot in SLOTS)
     missing = [slot for slot in ('question', 'choice') if slot not in slots]
     unknown = [slot for slot in slots if slot not in SLOTS]
@@ -219,8 +261,6 @@ def _check_prompt(line, stop):
         f'{line[:60]!r}')
     if unknown: raise BadInput(
         f'the prompt has a place {{{unknown[0]}}} that nothing goes into: use {listed}')
-    if not stop or not all(stop):
-        raise BadInput('the prompt has no stop string: give one, such as a line break')
 
 # %% ../nbs/15_pinto.ipynb #c4a578dc
 @dataclass(frozen=True)
@@ -230,7 +270,9 @@ class Prompt:
     line: str             # with {question}, {choices} and {choice}
     stop: tuple = ('\n',) # a rationale ends where one of these begins
 
-    def __post_init__(self): _check_prompt(self.line, self.stop)
+    def __post_init__(self):
+        _check_prompt(self.line)
+        _check_stop(self.stop)
 
     def ask(self,
         m: MCQ, # the question
@@ -246,6 +288,12 @@ class Prompt:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../nbs/15_pinto.ipynb #0d84b379
+def _prompt_hash(content):
+    "SHA-256 of the other fields of a prompt's file: those that ship have one."
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+# %% ../nbs/15_pinto.ipynb #pinread1
 def read_prompt(
     source: str | Path, # a name of `data/prompts`, or a JSON file with examples, line and stop
 ) -> Prompt:
@@ -255,9 +303,13 @@ def read_prompt(
     if not path.is_file():
         names = ', '.join(sorted(p.stem for p in data_path('prompts').glob('*.json')))
         raise BadInput(f'{source}: no such prompt; give a file, or one of {names}')
-    schema = dict(line=str, examples=NotRequired[str], stop=NotRequired[list[str]])
+    schema = dict(line=str, examples=NotRequired[str], stop=NotRequired[list[str]],
+                  sha256=NotRequired[str])
     way_out = 'give an object with the texts examples and line, and a list stop'
     content = read_json(path, 'a prompt', schema, way_out)
+    if content.pop('sha256', None) not in (None, _prompt_hash(content)): raise BadInput(
+        f'{path}: not the prompt that its sha256 was written for; copy it again, or leave sha256 '
+        'out')
     stop = tuple(content.get('stop', ('\n',)))
     try:
         return Prompt(content.get('examples', ''), content['line'], stop)
@@ -546,13 +598,15 @@ def train_reasoner(
     if unknown: raise BadInput(f'{unknown} questions have no answer: leave them out of the '
                                'training')
     batches = _reasoning_batches(base, encoded, config.seed, regularizer, batch, hide_question)
-    return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, folder, progress)
+    inputs = encoded, regularizer, batch, hide_question
+    options = dict(folder=folder, inputs=inputs, progress=progress)
+    return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, **options)
 
-def _fine_tuned(base, batches, loss, config, folder, progress):
+def _fine_tuned(base, batches, loss, config, **options):
     "A trained copy of a T5, in eval mode."
     with seeded(config.seed):
         model = unfreeze(copy.deepcopy(base.model)).requires_grad_(True)
-    train(model, batches, loss, config, frozen=[base.model], folder=folder, progress=progress)
+    train(model, batches, loss, config, frozen=[base.model], **options)
     return model.eval()
 
 # %% ../nbs/15_pinto.ipynb #793e9d4a
@@ -611,7 +665,8 @@ def train_writer(
     if not pairs: raise BadInput('nothing to train with: give pairs of texts')
     batches = _writing_batches(base.tokenizer, pairs, config.seed, batch, length)
     def loss(model, tensors): return model(**tensors, use_cache=False).loss
-    return _fine_tuned(base, batches, loss, config, folder, progress)
+    options = dict(folder=folder, inputs=(pairs, batch, length), progress=progress)
+    return _fine_tuned(base, batches, loss, config, **options)
 
 # %% ../nbs/15_pinto.ipynb #9547c5f0
 @torch.no_grad()
@@ -729,7 +784,9 @@ class Reasoner(_ReasonerFields):
         return rationalize(lm, questions, self.prompt, self.tokens, **how)
 
 # %% ../nbs/15_pinto.ipynb #273d64c3
-def _holds_reasoner(folder): return (folder/'pinto.json').is_file()
+def _holds_reasoner(folder):
+    verify_folder(folder, 'reasoning model')
+    return (folder/'pinto.json').is_file()
 
 def _check_reasoner_place(folder):
     return check_place(folder, 'a reasoning model', _holds_reasoner)
@@ -745,7 +802,7 @@ def save_reasoner(
         tokens=reasoner.tokens, length=reasoner.length,
         fingerprint=fingerprint(copy.deepcopy(reasoner.model).float()),
     )
-    with whole_folder(folder, last='pinto.json') as new:
+    with whole_folder(folder, 'a reasoning model', _holds_reasoner) as new:
         with quiet_libraries():
             reasoner.model.save_pretrained(new)
             reasoner.tokenizer.save_pretrained(new)
@@ -757,24 +814,32 @@ def _read_fields(path):
     "What `pinto.json` says: the fields of a `Reasoner` without its model, and the fingerprint."
     try:
         fields = json.loads(path.read_text(encoding='utf-8'))
+        error = schema_error(fields, _reasoner_schema)
+        if error: raise ValueError(error)
         stop = tuple(fields['prompt']['stop'])
         kept = {name: fields[name] for name in ('lm', 'lm_name', 'tokens', 'length')}
+        if min(fields['tokens'], fields['length']) < 1: raise ValueError('tokens below 1')
         prompt = Prompt(**fields['prompt'] | dict(stop=stop))
         return dict(prompt=prompt) | kept, fields['fingerprint']
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f'{path} is damaged ({type(error).__name__}): train or copy the reasoning '
                        'model again') from error
 
-_reasoner_schema = dict(prompt=dict(examples=str, line=str, stop=list[str]), lm=str, lm_name=str, tokens=int, length=int, fingerprint=str)
+_prompt_schema = dict(examples=str, line=str, stop=list[str])
+_reasoner_schema = dict(
+    prompt=_prompt_schema, lm=str, lm_name=str, tokens=int, length=int, fingerprint=str)
 
+# %% ../nbs/15_pinto.ipynb #pinload1
 def load_reasoner(
     folder: str | Path,        # made by `save_reasoner`
     device: str | None = None, # 'cpu', 'cuda' ...
 ) -> Reasoner:
     "A saved reasoning model, frozen. Raises `BadInput` if it is not there or damaged."
     path = Path(folder)/'pinto.json'
+    finish_write(folder)
     if not path.is_file(): raise BadInput(f'no reasoning model in {folder}: it is a folder with '
                                           'pinto.json, as frozen-nb fit pinto makes it')
+    verify_folder(folder, 'reasoning model')
     fields, expected = _read_fields(path)
     t5 = load_seq2seq(str(folder), device=device)
     if t5.fingerprint != expected: raise BadInput(
@@ -923,6 +988,6 @@ def fit_questions(
     reasoner = Reasoner(model, t5.tokenizer, prompt, lm.fingerprint, lm.name, fit.tokens,
                         fit.length)
     save_reasoner(reasoner, out)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_checkpoints(folder)
     chance = float(np.mean([1/len(m.choices) for m in held_out]))
     return dict(questions=len(questions), held_out=len(held_out), right=right, chance=chance)

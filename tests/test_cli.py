@@ -47,8 +47,11 @@ def test_zoo(shell):
     said = shell('zoo')
     assert said.status == 0 and said.out.startswith('| name | kind |')
 
-def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
+def test_an_unforeseen_error_is_a_line_that_names_it(shell, monkeypatch):
+    "A mistake of ours is not hidden: the line has its kind and place, and with FROZEN_NB_DEBUG=1 it keeps its traceback."
     monkeypatch.setattr(cli, 'select_chapters', lambda *args: 1 / 0)
+    refused(shell('reproduce', '--dry-run'), 'ZeroDivisionError at test_cli.py:', 'FROZEN_NB_DEBUG=1')
+    monkeypatch.setenv('FROZEN_NB_DEBUG', '1')
     with pytest.raises(ZeroDivisionError): cli.run(['reproduce', '--dry-run'])
 
 def test_as_a_process(tmp_path):

@@ -298,8 +298,8 @@ def test_a_file_that_is_no_json(tmp_path, data):
 
 
 def test_a_file_that_is_not_there_or_something_else(tmp_path):
-    one_line(lambda: read_json(tmp_path/'none'), 'none: not a JSON file that can be read (No such file or directory); write it again')
-    one_line(lambda: read_json(tmp_path), 'Is a directory')
+    one_line(lambda: read_json(tmp_path/'none'), 'none: not a JSON file that can be read (no such file); write it again')
+    one_line(lambda: read_json(tmp_path), 'this is a folder')
     path = write_whole(tmp_path/'a.json', '[{}]')
     one_line(lambda: read_json(path, 'a prompt', way_out='give another one'), f'{path}: not a prompt (it is a list, not an object); give another one')
 

@@ -96,4 +96,4 @@ def test_progress_is_for_terminals():
     shown = bar_on_a_terminal()
     assert 'training' in shown and '10/10' in shown and 'loss 0.693' in shown
     assert bar_on_a_terminal(FROZEN_NB_PROGRESS='0') == '' and bar_on_a_terminal(IN_TEST='1') == ''
-    assert progress_bar(3).disable
+    assert progress_bar(3, show=False).disable and not progress_bar(3).disable

@@ -126,7 +126,7 @@ def test_questions_that_cannot_be_used(tmp_path, row, words):
 
 def test_no_file_of_questions(tmp_path):
     with pytest.raises(BadInput, match='no such file'): read_questions(tmp_path/'nowhere.jsonl')
-    with pytest.raises(BadInput, match='no such file'): read_questions(tmp_path)
+    with pytest.raises(BadInput, match='this is a folder'): read_questions(tmp_path)
     (tmp_path/'a').write_bytes(b'\xff\xfe\xff')
     with pytest.raises(BadInput, match='UTF-8'): read_questions(tmp_path/'a')
 

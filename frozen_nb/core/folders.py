@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'DiskError', 'disk_errors', 'hidden_part', 'write_whole', 'check_place', 'file_hash', 'finish_write',
-           'holds_result', 'verify_folder', 'sync_folder', 'whole_folder', 'schema_error', 'read_json', 'write_folder',
-           'read_folder']
+           'holds_result', 'verify_folder', 'sync_folder', 'whole_folder', 'schema_error', 'check_file', 'read_text',
+           'parse_json', 'read_json', 'write_folder', 'read_folder']
 
 # %% ../../nbs/core/01_folders.ipynb #f6ea8e4f
 import hashlib
@@ -368,22 +368,126 @@ def schema_error(
     errors = [_error_inside(value, kind, where) for kind in fitting]
     return None if None in errors else errors[0]
 
-# %% ../../nbs/core/01_folders.ipynb #f4088ca3
+# %% ../../nbs/core/01_folders.ipynb #flsrd002
+import math
+import re
+import stat
+
+_kinds_of_paths = {
+    stat.S_IFIFO: 'a named pipe', stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device',
+    stat.S_IFSOCK: 'a socket',
+}
+
+# %% ../../nbs/core/01_folders.ipynb #flsrd009
+def check_file(
+    path: str | Path,                 # what is going to be read
+    what: str = 'a file',             # what it should be, with its article: 'a text file'
+    way_out: str = 'check the path',  # what to do where there is none, which ends the message
+) -> Path:                            # the path
+    "Raises `BadInput` for a missing file, a folder, and for what is no regular file."
+    path = Path(path)
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f'{path}: no such file; {way_out}') from None
+    except (OSError, ValueError) as error:   # a loop of links, a name that is too long ...
+        reason = getattr(error, 'strerror', None) or error
+        raise BadInput(f'{str(path)[:200]}: cannot be read ({reason}); {way_out}') from None
+    if kind == stat.S_IFDIR: raise BadInput(f'{path}: this is a folder; give {what}')
+    if kind != stat.S_IFREG: raise BadInput(
+        f'{path}: this is {_kinds_of_paths.get(kind, "no regular file")}; give {what}')
+    return path
+
+# %% ../../nbs/core/01_folders.ipynb #flsrd004
+_largest_text = 2**31   # bytes; the instances of COCO have 0.5e9
+
+def _is_binary(text): return text.count('\0')*2 >= max(1, len(text))
+
+def read_text(
+    path: str | Path,                    # a text file in UTF-8
+    what: str = 'a text file',           # what it should be, for a folder in its place
+    way_out: str = 'check the path',     # where there is no such file
+    save: str = 'save it as plain text', # where it is no text
+) -> str:                                # '' for an empty file; line ends are line feeds
+    "A text file. Raises `BadInput` for what is no file and for what is no text in UTF-8."
+    path = check_file(path, what, way_out)
+    size, no_text = path.stat().st_size, f'{path}: not a text file in UTF-8; {save}'
+    if size > _largest_text: raise BadInput(f'{path}: {size/1e9:.1f} GB; give {what} below 2 GB')
+    if not size: return ''
+    try:
+        with open(path, encoding='utf-8-sig') as f:
+            text = f.read(4096)
+            if not _is_binary(text): text += f.read()
+    except UnicodeDecodeError:
+        raise BadInput(no_text) from None
+    except OSError as error:
+        raise BadInput(f'{path}: cannot be read ({error.strerror}); {way_out}') from None
+    if _is_binary(text): raise BadInput(no_text)
+    return text
+
+# %% ../../nbs/core/01_folders.ipynb #flsrd006
 def _no_number(token): raise ValueError(f'{token} is no number in JSON')
 
+def _finite(token):
+    if math.isinf(float(token)): raise ValueError(f'{token[:20]} is too large a number')
+    return float(token)
+
+def _whole(token):
+    if len(token) > 19: raise ValueError(f'{token[:20]}... is too large a number')
+    return int(token)
+
+def _once(pairs):
+    "An object, in which a name may stand once."
+    value = dict(pairs)
+    if len(value) == len(pairs): return value
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f'the name {twice[:40]!r} stands twice in an object')
+
+_strict = dict(parse_constant=_no_number, parse_float=_finite, parse_int=_whole,
+               object_pairs_hook=_once)
+
+# %% ../../nbs/core/01_folders.ipynb #flsrd007
+_no_character = re.compile('[\0\ud800-\udfff]')
+_escaped_character = re.compile(r'\\u(0000|[dD][89a-fA-F])')
+
+def _texts(value):
+    "All texts in a JSON value, names included."
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str): yield part
+        elif isinstance(part, dict): waiting += [*part, *part.values()]
+        elif isinstance(part, list): waiting += part
+
+def parse_json(
+    text: str,           # JSON
+    strict: bool = True, # False: NaN, infinity, huge numbers and repeated names are read as well
+) -> Any:                # what it says
+    "What a JSON text says. Raises `ValueError` with a reason in a few words."
+    try:
+        value = json.loads(text, **_strict if strict else {})
+    except RecursionError:
+        raise ValueError('nested too deeply') from None
+    if _escaped_character.search(text):
+        wrong = next((t for t in _texts(value) if _no_character.search(t)), None)
+        if wrong is not None:
+            raise ValueError(f'{ascii(wrong[:40])} holds what is no character')
+    return value
+
+# %% ../../nbs/core/01_folders.ipynb #f4088ca3
 def read_json(
     path: str | Path,                 # the file
     what: str = 'a JSON file',        # what it should be, with its article: 'a prompt'
     schema: Any = dict,               # what has to be in it, as in the table above
     way_out: str = 'write it again',  # what to do about it, which ends the message
-    finite: bool = False,             # refuse NaN and infinity, which Python reads and JSON lacks
+    finite: bool = False,             # refuse NaN, infinity, huge numbers and repeated names
 ) -> Any:                             # an object, unless the schema says something else
     "What a JSON file holds. Raises `BadInput` if it cannot be read or does not match the schema."
     try:
-        text = Path(path).read_text(encoding='utf-8-sig')
-        value = json.loads(text, parse_constant=_no_number if finite else None)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, 'strerror', None) or error
+        value = parse_json(read_text(path, what), finite)
+    except ValueError as error:   # `BadInput` is one
+        reason = str(error).removeprefix(f'{path}: ').partition(';')[0]
         raise BadInput(f'{path}: not a JSON file that can be read ({reason}); {way_out}') from None
     error = schema_error(value, schema)
     if error is not None: raise BadInput(f'{path}: not {what} ({error}); {way_out}')

@@ -264,8 +264,9 @@ def pick_device(
     count = torch.cuda.device_count()
     if device.type == 'cuda' and (device.index or 0) >= count:
         raise BadInput(f"device '{device}' is not here ({count} CUDA devices); use 'cpu'")
-    if device.type == 'mps' and not torch.backends.mps.is_available():
-        raise BadInput("device 'mps' is not here; use 'cpu'")
+    here = dict(cpu=True, cuda=True, mps=torch.backends.mps.is_available(),
+                xpu=torch.xpu.is_available())
+    if not here.get(device.type): raise BadInput(f"device '{device.type}' is not here; use 'cpu'")
     return device
 
 # %% ../../nbs/core/00_frozen.ipynb #e83e74e3
@@ -339,6 +340,24 @@ def seeded(
     finally:
         set_rng_state(state)
 
+# %% ../../nbs/core/00_frozen.ipynb #prglog01
+class _LogLines:
+    "A file that tqdm writes to: each text a line of stderr."
+    encoding = 'ascii'
+
+    def write(self, text):
+        if text.strip(): print(text.strip(), file=sys.stderr, flush=True)
+    def flush(self): pass
+
+class _LogBar(tqdm):
+    "Says something once a minute, and nothing when it is closed."
+    monitor_interval = 0   # else a thread of tqdm would write in between
+    def set_postfix_str(self, s='', refresh=False): super().set_postfix_str(s, refresh=False)
+    def set_description_str(self, desc=None, refresh=False):
+        super().set_description_str(desc, refresh=False)
+
+_LOG_LINE = '{desc}: {n_fmt} of {total_fmt}{postfix}, {elapsed} so far, {remaining} left'
+
 # %% ../../nbs/core/00_frozen.ipynb #63f455bf
 class _CellOutput:
     "A file that tqdm writes to: one output of a notebook's cell, rewritten in place."
@@ -367,13 +386,15 @@ def progress_bar(
     initial: int = 0,   # how many of them were done before
     show: bool = True,  # False: never show it
 ) -> tqdm:              # with `.update(n)`, `.set_postfix_str(text)`, and usable in `with`
-    """A progress bar where someone can see it, a silent one elsewhere or with
+    """A progress bar where someone can see it, a line a minute elsewhere; a silent one with
     `$FROZEN_NB_PROGRESS=0`."""
     notebook = _in_notebook()
     wanted = show and os.environ.get('FROZEN_NB_PROGRESS') != '0' and not os.environ.get('IN_TEST')
-    if not wanted or not (notebook or sys.stderr.isatty()):
-        return tqdm(total=total, initial=initial, disable=True)
+    if not wanted: return tqdm(total=total, initial=initial, disable=True)
     common = dict(total=total, initial=initial, desc=desc or None, mininterval=.5)
+    if not notebook and not sys.stderr.isatty():
+        common.update(desc=desc or 'done', mininterval=60, miniters=1, delay=60)
+        return _LogBar(**common, file=_LogLines(), bar_format=_LOG_LINE, leave=False, ncols=200)
     if not notebook: return tqdm(**common, dynamic_ncols=True)
     return _NotebookBar(**common, file=_CellOutput(), ncols=100, leave=False, delay=2)
 

@@ -10,7 +10,7 @@ __all__ = ['MARK', 'LinearMap', 'save_map', 'load_map', 'Sequence', 'check_texts
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from fastcore.basics import patch
@@ -76,17 +76,31 @@ def fold(self: LinearMap):
 def save_map(
     linear_map: LinearMap, # it is folded first
     folder: str | Path,    # where `config.json` and `model.safetensors` go
+    texts: dict | None = None, # further files, name -> text
 ) -> Path:                 # the folder
-    "Save a map; the folder appears whole or not at all."
+    "Save a map; the folder appears whole or not at all. Only another map is replaced."
     linear_map.fold()
     linear = linear_map.linear
     sizes = dict(width_in=linear.in_features, width_out=linear_map.width_out,
                  out_tokens=linear_map.out_tokens)
     config = dict(kind='LinearMap', **sizes, **linear_map.made_for)
-    return write_folder(folder, {'weight': linear.weight, 'bias': linear.bias}, config)
+    tensors = {'weight': linear.weight, 'bias': linear.bias}
+    return write_folder(folder, tensors, config, 'a map', load_map, texts)
 
 # %% ../../nbs/core/06_prefix.ipynb #07d68e6e
 _SIZE_KEYS = 'width_in', 'width_out', 'out_tokens'
+_MAP_SCHEMA = dict(
+    encoder=NotRequired[str], encoder_fingerprint=NotRequired[str], lm=NotRequired[str],
+    lm_fingerprint=NotRequired[str], k=NotRequired[int], prompt=NotRequired[str])
+
+# %% ../../nbs/core/06_prefix.ipynb #map00001
+def _check_map_config(config, folder):
+    "Refuse a configuration that no map is saved with."
+    only_trained = {'mean', 'std', 'scale', 'dropout', 'feature_dropout'} & config.keys()
+    wrong = f'it has "{min(only_trained)}"' if only_trained else ''
+    if config.get('k', 1) < 1: wrong = f'k is {config["k"]}'
+    if wrong: raise BadInput(
+        f'{folder}/config.json is not of a map ({wrong}): train or download it again')
 
 def _sizes_of(config, folder):
     "The three sizes of a map from its configuration."
@@ -129,7 +143,8 @@ def load_map(
 ) -> LinearMap:                     # frozen
     "Load a map. One made for another encoder or language model is refused."
     folder = Path(folder)
-    config, weights = read_folder(folder, 'map')
+    config, weights = read_folder(folder, 'map', _MAP_SCHEMA)
+    _check_map_config(config, folder)
     sizes = _sizes_of(config, folder)
     made_for = {k: v for k, v in config.items() if k not in ('kind', *_SIZE_KEYS)}
     _check_made_for(made_for, 'encoder', encoder, folder)

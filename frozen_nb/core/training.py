@@ -635,14 +635,38 @@ def option(
     "An option that is no number."
     return field(default=default, metadata=dict(metavar=metavar))
 
+# %% ../../nbs/core/08_training.ipynb #optlim02
+from typing import get_args
+
+_LARGEST = dict(
+    seed=2**32 - 1, steps=10**8, batch=2**16, width=2**16, rank=2**16, depth=1024, heads=1024,
+    patch=4096, size=2**14, length=2**17, tokens=2**17, out_tokens=1024, lr=1e3,
+)
+
+def _kind_of(field):
+    "The type of an option: `int` for `int | None`."
+    kinds = [kind for kind in get_args(field.type) if kind is not type(None)]
+    return kinds[0] if kinds else field.type
+
+def _is_number(value, kind):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole or (kind is float and isinstance(value, float))
+
+# %% ../../nbs/core/08_training.ipynb #optlim03
+def _fault(one, value):
+    "What is wrong with the value of an option; '' if nothing is."
+    kind, least = _kind_of(one), one.metadata['min']
+    largest = one.metadata.get('max', _LARGEST.get(one.name, 10**6))
+    if not _is_number(value, kind): return f"give a {'whole ' if kind is int else ''}number"
+    if not value >= least: return f'give {least} or more'
+    return '' if value <= largest else f'give {largest:,} or less'
+
 def check_options(
     fit: object, # an instance of a dataclass with such fields
 ):
-    "Raises `BadInput` for a number outside its limits."
+    "Raises `BadInput` for a number outside its limits, and for what is no number."
     for one in fields(fit):
-        value, limits = getattr(fit, one.name), one.metadata
-        if value is None or 'min' not in limits: continue
-        if not value >= limits['min']: raise BadInput(
-            f"{one.name} {value}: give {limits['min']} or more")
-        if value > limits.get('max', value): raise BadInput(
-            f"{one.name} {value}: give {limits['max']} or less")
+        value = getattr(fit, one.name)
+        if value is None or 'min' not in one.metadata: continue
+        fault = _fault(one, value)
+        if fault: raise BadInput(f'{one.name} {str(value)[:40]}: {fault}')

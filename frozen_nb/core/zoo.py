@@ -25,8 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from .folders import read_json
+from .folders import read_json, verify_folder
 from .frozen import *
+
+# %% ../../nbs/core/03_zoo.ipynb #zooimp01
+import threading
+from typing import NotRequired
+
+from .folders import check_file, schema_error
 
 # %% ../../nbs/core/03_zoo.ipynb #f5705856
 def shipped(
@@ -44,16 +50,28 @@ def _shards(path):
     part = re.search(r'-\d+-of-(\d+)(?=\.)', path.name)
     if not part: return [path]
     total = part[1]                                                          # such as '00002'
+    if int(total) > 10_000: raise BadInput(
+        f'{path}: the name says {int(total):,} shards, and no model has more than 10,000; '
+        'give the file its own name again')
     before, after = path.name[:part.start()], path.name[part.end():]
     numbers = [f'{i:0{len(total)}d}' for i in range(1, int(total) + 1)]
     return [path.with_name(f'{before}-{number}-of-{total}{after}') for number in numbers]
 
 # %% ../../nbs/core/03_zoo.ipynb #c2025560
+def _names_in_index(path):
+    "The names of files in an index of shards, all of them beside it."
+    schema, again = dict(weight_map=dict[str, str]), 'copy it again'
+    names = read_json(path, 'an index of weights', schema, again)['weight_map'].values()
+    outside = next((name for name in names if Path(name).name != name or not name), None)
+    if outside is not None: raise BadInput(
+        f'{path}: {outside[:60]!r} is no file beside it; {again}')
+    return names
+
 def _indexed_files(folder, endings):
     "The files that an index of shards lists; `None` without an index."
     for path in folder.glob('*.index.json'):
         if re.search(rf'\.({endings})\.', path.name):
-            return [folder/name for name in read_json(path).get('weight_map', {}).values()]
+            return [folder/name for name in _names_in_index(path)]
 
 def _weights_ending(
     folder,
@@ -70,8 +88,9 @@ def _weights_ending(
 # %% ../../nbs/core/03_zoo.ipynb #ad4f112f
 def _check_weights(path):
     "Raises `BadInput` if a file of weights is missing or cut off."
-    if not path.is_file():
+    if not path.exists():
         raise BadInput(f'{path}: this shard of the weights is missing; copy it into the folder')
+    check_file(path, 'a file of weights')
     if path.suffix != '.safetensors': return
     try:
         with safe_open(path, 'pt'): pass
@@ -99,9 +118,39 @@ def weight_files(
 def _open_clip_configuration(path):
     "What an `open_clip_config.json` says."
     config = read_json(path)
-    if {'vision_cfg', 'text_cfg'} <= {*config.get('model_cfg', {})}: return config
+    halves = dict(vision_cfg=dict, text_cfg=dict)
+    if schema_error(config, dict(model_cfg=halves)) is None:
+        _check_sizes(path, config)
+        return config
     raise BadInput(f'{path}: no model_cfg with vision_cfg and text_cfg; '
                    'save the model with its configuration')
+
+# %% ../../nbs/core/03_zoo.ipynb #zoochk02
+def _check_entries(folder):
+    "Raises `BadInput` if something in a folder is neither a file nor a folder."
+    for path in folder.iterdir():
+        if not path.is_dir() and (path.exists() or path.suffix == '.json'):
+            check_file(path, 'a file of the model', 'copy it again')
+
+_limits_of_sizes = {   # what is in the name of a number -> the largest of any model, and more
+    'layers': 10_000, 'depth': 10_000, 'heads': 100_000, 'experts': 100_000,
+    'size': 10**8, 'dim': 10**8, 'width': 10**7,
+}
+
+def _check_sizes(path, config):
+    "Raises `BadInput` for a number in a configuration that no model has."
+    for key, value in config.items():
+        if isinstance(value, dict): _check_sizes(path, value)
+        if not isinstance(value, int): continue
+        limits = [limit for word, limit in _limits_of_sizes.items() if word in key]
+        if limits and value > min(limits): raise BadInput(
+            f'{path}: {key} is {str(value)[:20]}, which no model has; copy it again')
+
+# %% ../../nbs/core/03_zoo.ipynb #zoochk03
+_configuration_schema = dict(
+    model_type=NotRequired[str], architecture=NotRequired[str],
+    model_args=NotRequired[dict | None], pretrained_cfg=NotRequired[dict | None],
+)
 
 # %% ../../nbs/core/03_zoo.ipynb #5bb6ac9e
 def configuration(
@@ -114,13 +163,15 @@ def configuration(
     if not any(folder.iterdir()):
         raise BadInput(
             f"{folder}: this folder is empty; it needs a model's configuration and weights")
+    _check_entries(folder)
     path = folder/'open_clip_config.json'
     if path.exists(): return 'open_clip', _open_clip_configuration(path)
     path = folder/'config.json'
     if not path.exists():
         raise BadInput(f'{folder}: no config.json or open_clip_config.json; '
                        'save the model with its configuration, or pass config= to load_encoder')
-    config = read_json(path)
+    config = read_json(path, "a model's configuration", _configuration_schema, 'save it again')
+    _check_sizes(path, config)
     if 'model_type' in config: return 'transformers', config
     if 'architecture' in config: return 'timm', config
     raise BadInput(f'{path}: neither model_type (transformers) nor architecture (timm) in it; '
@@ -321,6 +372,7 @@ def find_model(
     if folder is None:
         _check_hub_id(text, kind)
         folder = hub_folder(text, kind, weights and not random)
+    verify_folder(folder, 'model')
     return ModelSource(str(name), folder, random)
 
 # %% ../../nbs/core/03_zoo.ipynb #865bae2f
@@ -1006,7 +1058,7 @@ def _create_timm(folder, config):
             return timm.create_model(f'local-dir:{folder}', pretrained=False)
         return timm.create_model(
             config['architecture'], pretrained_cfg_overlay=config.get('pretrained_cfg'),
-            **config.get('model_args', {}))
+            **config.get('model_args') or {})
 
 def _with_timm_transform(model, settings):
     import timm
@@ -1032,7 +1084,7 @@ def _load_timm(source, config):
             f"{folder}: timm cannot build '{architecture}' ({_first_line(error)})") from error
     if not source.random: _fill_timm(model, folder)
     return _with_timm_transform(
-        model, dict(architecture=architecture, **config.get('model_args', {})))
+        model, dict(architecture=architecture, **config.get('model_args') or {}))
 
 # %% ../../nbs/core/03_zoo.ipynb #7bd0c5c1
 _takes = {'timesformer': 'clips', 'audio-spectrogram-transformer': 'sounds'}
@@ -1153,6 +1205,19 @@ def _open_clip_by_name(name):
         raise BadInput(f'{name}: open_clip cannot load it ({_first_line(error)})') from error
     return _image_half(clip, dict(architecture=kind, quick_gelu=quick_gelu))
 
+# %% ../../nbs/core/03_zoo.ipynb #zooload2
+@contextmanager
+def _loading(name):
+    "A block in which any error of a library raises `BadInput` about the model `name`."
+    try:
+        yield
+    except (BadInput, MemoryError, RecursionError):
+        raise
+    except Exception as error:
+        about = f'{type(error).__name__}: {_first_line(error)}'
+        raise BadInput(f'{name}: the model cannot be made of these files ({about}); '
+                       'get configuration and weights from one place') from error
+
 # %% ../../nbs/core/03_zoo.ipynb #8ed4a4aa
 def _encoder_from_folder(name, config, dtype):
     source = find_model(name, 'encoder')
@@ -1165,16 +1230,18 @@ def _encoder_from_folder(name, config, dtype):
 
 def _read_encoder(name, config, dtype):
     "Model, transform and recipe of an encoder, as its library gives them."
-    by_name = _timm_by_name(str(name)) or _open_clip_by_name(str(name))
-    return by_name or _encoder_from_folder(name, config, dtype)
+    with _loading(name):
+        by_name = _timm_by_name(str(name)) or _open_clip_by_name(str(name))
+        return by_name or _encoder_from_folder(name, config, dtype)
 
 # %% ../../nbs/core/03_zoo.ipynb #4ab1c4d5
 def _blank_pixels(transform, recipe):
     "What `Encoder.preprocess` makes of a blank image, clip or sound, (1, ...)."
     image, rate = Image.new('RGB', (8, 8)), recipe.get('rate')
-    if recipe.get('frames'): return transform([image]*recipe['frames'])[None]
-    if rate: return transform(np.zeros(rate, np.float32))[None]
-    return transform(image)[None]
+    with _loading('the transform of the encoder'):
+        if recipe.get('frames'): return transform([image]*recipe['frames'])[None]
+        if rate: return transform(np.zeros(rate, np.float32))[None]
+        return transform(image)[None]
 
 def _try_out(name, model, pixels, tokens):
     "Visual tokens (1, k, d) of zeros, and their grid."
@@ -1182,7 +1249,7 @@ def _try_out(name, model, pixels, tokens):
     zeros = torch.zeros_like(pixels, device=weight.device, dtype=weight.dtype)
     try:
         with torch.no_grad(): return visual_tokens(model, zeros, tokens)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:   # whatever a library says
         raise BadInput(f'{name}: the model does not take the {tuple(pixels.shape[1:])} '
                        f'that its transform makes ({_first_line(error)})') from error
 
@@ -1450,6 +1517,38 @@ class LMM(_LMMFields):
             answers += _generate_answers(self, images[batch], questions[batch], max_new_tokens)
         return answers
 
+# %% ../../nbs/core/03_zoo.ipynb #lmmtpl02
+def _check_powers(template):
+    "Raises `BadInput` for a template with a power in it, and for one that is no Jinja."
+    from jinja2 import Environment, nodes
+    tree = Environment(extensions=['jinja2.ext.loopcontrols']).parse(template)
+    if next(tree.find_all(nodes.Pow), None) is not None: raise BadInput(
+        'its chat template computes a power, which may take for ever; write it without')
+
+def _try_template(processor, seconds):
+    "A prompt of the chat template, or the error that it ends with, or nothing within the time."
+    prompts = []
+    def attempt():
+        try:
+            prompt = processor.apply_chat_template(messages('?'), add_generation_prompt=True)
+            prompts.append(prompt)
+        except Exception as error:
+            prompts.append(error)
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return prompts[0] if prompts else None
+
+# %% ../../nbs/core/03_zoo.ipynb #lmmtpl03
+def _check_template(folder, processor, seconds=8):
+    "Raises `BadInput` for a chat template that is missing, fails or does not end."
+    if isinstance(processor.chat_template, str):
+        with _loading(folder): _check_powers(processor.chat_template)
+    prompt = _try_template(processor, seconds)
+    if isinstance(prompt, str): return
+    why = 'does not end' if prompt is None else f'cannot be used ({_first_line(prompt)})'
+    raise BadInput(f'{folder}: its chat template {why}; save the processor with a template')
+
 # %% ../../nbs/core/03_zoo.ipynb #f229ec19
 def _check_multimodal(name, folder):
     "Raises `BadInput` if a folder holds no model of images and text."
@@ -1486,7 +1585,10 @@ def load_lmm(
     source = find_model(name, 'lmm')
     _check_multimodal(name, source.folder)
     processor = _read_lmm_processor(source.folder)
+    if not hasattr(processor, 'tokenizer'): raise BadInput(
+        f'{source.folder}: no processor of images and text; save the processor beside the model')
     load_tokenizer(processor.tokenizer)                       # made ready in place
+    _check_template(source.folder, processor)
     model = _load_transformers(source, AutoModelForImageTextToText, dtype).to(device)
     model = _freeze_finite(model, name)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
