@@ -742,3 +742,26 @@ def test_a_disk_that_fails_deletes_nothing(tmp_path, whole):
         with pytest.raises(BadInput, match='cannot be read now'): fill(tmp_path)
     with patch('frozen_nb.core.stores.safe_open', fails): assert torch.equal(fill(tmp_path)[0][:], whole)   # not mapped, but read
     assert len(shards(tmp_path)) == 20 and torch.equal(feats[:], whole) and compute.asked == []
+
+
+@pytest.mark.campaign
+def test_any_single_value_of_a_shipped_model_counts():
+    "Changed behind PyTorch's counter, at random places of random tensors; and the check costs milliseconds."
+    from frozen_nb.core.zoo import load_encoder, load_lm
+    rng, n = random.Random(0), 200 if os.environ.get('FROZEN_NB_CAMPAIGNS') == 'full' else 20
+    for loaded in (load_lm('llama', device='cpu'), load_encoder('clip', device='cpu')):
+        tensors, missed = [t for t in [*loaded.model.parameters(), *loaded.model.buffers()] if t.is_floating_point()], 0
+        for _ in range(n):
+            values = rng.choice(tensors).data.view(-1)
+            at = rng.randrange(len(values))
+            before = values[at].clone()
+            values[at] += 1
+            missed += current_fingerprint(loaded) == loaded.fingerprint
+            values[at] = before
+        seconds = []
+        for _ in range(9):
+            start = time.perf_counter()
+            assert current_fingerprint(loaded) == loaded.fingerprint
+            seconds.append(time.perf_counter() - start)
+        print(f'{loaded.name}: {n} changes, {missed} missed; {1000*np.median(seconds):.1f} ms a check')
+        assert missed == 0 and np.median(seconds) < .2
