@@ -297,7 +297,7 @@ class Generator(nn.Module):
         self.width, self.rank, self.scale, self.kind = width, rank, scale, norm
         self.floor, self.chunk, self.base = floor, chunk, lm.fingerprint
         self.names, d = adapted_maps(lm.model, part), lm.model.config.hidden_size
-        shapes = [matrix_of(lm.model.get_submodule(name)).shape[::-1] for name in self.names]
+        shapes = [matrix_of(m).shape[::-1] for m in map(lm.model.get_submodule, self.names)]
         self.layers = nn.ModuleList(_Layer(d, *shape, width) for shape in shapes)
 
 # %% ../nbs/14_generative_adapter.ipynb #1ba69df3

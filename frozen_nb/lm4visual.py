@@ -49,7 +49,7 @@ def _named(block, args, kwargs):
     return {name: x for name, x in call.items()
             if name not in known and (x is not None or name in needed)}
 
-# %% ../nbs/13_lm4visual.ipynb #bee1b1f7
+# %% ../nbs/13_lm4visual.ipynb #9c0de368
 def _at_position_0(x):
     "What is the same for all tokens, for one of them: x[:, 0]; tuples likewise, and all else as it is."
     if isinstance(x, (tuple, list)): return tuple(_at_position_0(y) for y in x)
@@ -66,7 +66,7 @@ def _for_tokens(x, like):
     x = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
     return x.expand(-1, like.shape[1], *x.shape[2:])
 
-# %% ../nbs/13_lm4visual.ipynb #73753c93
+# %% ../nbs/13_lm4visual.ipynb #8c7150ce
 @torch.no_grad()
 def _calls_at_position_0(model):
     "What a model calls each of its blocks with, besides the tokens, if all are at position 0."
@@ -98,9 +98,8 @@ class LMBlock(nn.Module):
         **made_from: object,           # what the blocks are: lm, layers ...
     ):
         super().__init__()
-        for block in parts:
-            for m in block.modules():
-                if hasattr(m, 'is_causal'): m.is_causal = False
+        for m in nn.ModuleList(parts).modules():
+            if hasattr(m, 'is_causal'): m.is_causal = False
         self.width, self.layers, self.norm, self.made_from = width, nn.ModuleList(parts), norm or nn.Identity(), made_from
         self.calls = calls or [{} for _ in parts]
 
@@ -112,10 +111,10 @@ class LMBlock(nn.Module):
         seen = None if mask is None else torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, torch.finfo(x.dtype).min)[:, None, None].expand(-1, -1, x.shape[1], -1)
         for i, block in enumerate(self.layers):
             y = block(x, attention_mask=seen, **self.arguments(i, x))
-            x = y[0] if isinstance(y, (tuple, list)) else y
+            x = y if isinstance(y, torch.Tensor) else y[0]
         return self.norm(x)
 
-# %% ../nbs/13_lm4visual.ipynb #482f5aad
+# %% ../nbs/13_lm4visual.ipynb #7ad87fbd
 @patch
 def arguments(
     self: LMBlock,
@@ -162,7 +161,7 @@ def _files_of_tensors(folder):
     raise BadInput(f'{folder}: no model.safetensors or pytorch_model.bin, and no index of their '
                    'parts; save the model as safetensors')
 
-# %% ../nbs/13_lm4visual.ipynb #c1cd0985
+# %% ../nbs/13_lm4visual.ipynb #65494b4f
 class _Pickled(dict):
     "Tensors of a pickle, as safetensors gives those of its files."
     get_tensor = dict.__getitem__
@@ -231,7 +230,7 @@ def _language_config(folder):
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return config.get_text_config(), multimodal
 
-# %% ../nbs/13_lm4visual.ipynb #1df3e547
+# %% ../nbs/13_lm4visual.ipynb #384854d9
 def _bare(config, numbers):
     "Make the configuration one of a language model of these blocks alone, with hardly a word."
     depth = config.num_hidden_layers
@@ -242,7 +241,7 @@ def _bare(config, numbers):
         setattr(config, name, [x[i] for i in numbers])
     return config
 
-# %% ../nbs/13_lm4visual.ipynb #3a417a5c
+# %% ../nbs/13_lm4visual.ipynb #cdc00b16
 def _places_of(model, parts, numbers, depth):
     "Each block, with the name that it has in the checkpoint."
     called = {id(m): name for name, m in model.named_modules()}
@@ -296,7 +295,7 @@ def _language_model(config):
     make = transformers.AutoModelForCausalLM if headed else transformers.AutoModel
     return make.from_config(config, dtype=torch.float32)
 
-# %% ../nbs/13_lm4visual.ipynb #817a870b
+# %% ../nbs/13_lm4visual.ipynb #50c94136
 def _read_block(folder, config, depth, numbers, norm, weights, seed, multimodal):
     "Blocks, what they are called with, the model's last norm, and the `Reading`."
     try:
@@ -325,8 +324,7 @@ def load_block(
     dtype: str | torch.dtype | None = None, # 'fp32' (the default), 'bf16' ...
     device: str | None = None,              # 'cpu', 'cuda' ...; None: CUDA where there is one
 ) -> LMBlock:                               # frozen; `read` says what was read for it
-    """Blocks of a language model, read from its checkpoint alone. Raises `BadInput` for blocks that
-    are not there."""
+    "Blocks of a language model, read from its checkpoint alone. Raises `BadInput` without them."
     _check_block(norm, weights)
     numbers = [layers] if isinstance(layers, int) else list(layers)
     folder = find_model(name, 'lm').folder
@@ -336,8 +334,8 @@ def load_block(
     how = numbers, norm, weights, seed, multimodal
     parts, calls, last, read = _read_block(folder, _bare(config, numbers), depth, *how)
     made_from = dict(layers=[i % depth for i in numbers], follows=norm, weights=weights, seed=seed)
-    block = LMBlock(parts, config.hidden_size, last if norm else None, calls, lm=str(name),
-                    **made_from)
+    norm = last if norm else None
+    block = LMBlock(parts, config.hidden_size, norm, calls, lm=str(name), **made_from)
     _check_order(block)
     block.read, device = read, pick_device(device)
     return freeze(block.to(device, pick_dtype(dtype, device)))
