@@ -249,8 +249,8 @@ def _last_map(model, i, part):
     parts = parts_of(model)[i]
     name = parts.out if part == 'attention' else parts.ffn_out
     if not name: raise BadInput(
-        f'{type(model).__name__}: the {part} of {type(block).__name__} ends in no one linear map (a '
-        "mixture of experts?); choose part='attention', or a model without experts")
+        f'{type(model).__name__}: the {part} of {type(block).__name__} ends in no one linear map '
+        "(a mixture of experts?); choose part='attention', or a model without experts")
     return block.get_submodule(name)
 
 # %% ../nbs/14_generative_adapter.ipynb #78167986
