@@ -5,6 +5,8 @@ against its own logits, points inside a block against the block's output, what i
 with zeros in the last linear map, attention rows against eager attention. By default a sample of the families,
 all of them with FROZEN_NB_CAMPAIGNS=full."""
 import copy
+import inspect
+import json
 import os
 
 import pytest
@@ -13,10 +15,11 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from frozen_nb import generative_adapter as adapters, ima
 from frozen_nb.core.activations import attention_rows, blocks, hidden_states, matrix_of, parts_of
-from frozen_nb.core.frozen import BadInput, fingerprint
-from frozen_nb.core.zoo import load_lm
+from frozen_nb.core.frozen import BadInput, fingerprint, seeded
+from frozen_nb.core.zoo import load_lm, load_lmm
 from frozen_nb.lm4visual import load_block
-from families import ATTENTION, SAMPLE, save
+from families import ATTENTION, build, FAMILIES, SAMPLE, save
+from tiny_models import LMM_KINDS, make_lmm
 
 torch.set_num_threads(1)
 NAMES = list(ATTENTION) if os.environ.get('FROZEN_NB_CAMPAIGNS') == 'full' else SAMPLE
@@ -34,9 +37,11 @@ class Loaded:
 def family(request, tmp_path_factory): return Loaded(request.param, tmp_path_factory.mktemp('family')/request.param)
 
 @pytest.fixture(autouse=True)
-def unchanged(family):
+def unchanged(request):
     "No test leaves a hook, a stand-in or another weight in the model."
     yield
+    if 'family' not in request.fixturenames: return
+    family = request.getfixturevalue('family')
     model = family.lm.model
     assert fingerprint(model) == family.fingerprint
     assert not any(m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m) for m in model.modules())
@@ -166,3 +171,92 @@ def test_a_subnetwork_has_all_weights_of_the_blocks(family):
             for name, mask in masks.items():
                 weight = matrix_of(ima.linears(model, int(name.split('.')[0]))[name])
                 assert ((weight == 0) == ~mask).all()
+
+REFUSED['block'] = ({'mixtral', 'qwen2_moe', 'qwen3_moe', 'olmoe', 'granitemoe', 'deepseek_v2', 'deepseek_v3', 'gpt_neo', 'bloom', 'mpt', 'falcon_alibi', 'openai_gpt'},
+                    'model without experts|knows the order')
+
+@torch.no_grad()
+def own_layer_at_position_0(model, i, x):
+    "What block `i` gives for x (B, T, D), called as the model calls it, with all tokens at position 0 and seen by all."
+    call, block, zeros = {}, blocks(model)[i], torch.zeros(x.shape[:2], dtype=torch.long)
+    def note(block, args, kwargs): call.update(inspect.signature(block.forward).bind(*args, **kwargs).arguments)
+    hook = block.register_forward_pre_hook(note, with_kwargs=True)
+    decoder = model.get_decoder()
+    model.get_decoder()(input_ids=zeros, use_cache=False, **dict(position_ids=zeros) if 'position_ids' in inspect.signature(decoder.forward).parameters else {})
+    hook.remove()
+    call |= call.pop('kwargs', {})
+    call[next(iter(call))], call['attention_mask'] = x, torch.zeros(len(x), 1, x.shape[1], x.shape[1])
+    y = block(**call)
+    return y[0] if isinstance(y, (tuple, list)) else y
+
+def test_a_block_alone_is_the_models_own_layer(family):
+    model, x = family.lm.model, torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0))
+    for i in (0, len(blocks(model)) - 1):
+        block = or_refused('block', family.name, lambda: load_block(family.folder, i, norm=None, device='cpu'))
+        if block is None: continue
+        assert (block(x) - own_layer_at_position_0(model, i, x)).abs().max() < 1e-4
+        assert (block(x, torch.ones(2, 6).bool()) - block(x)).abs().max() < 1e-4
+
+ROPE = dict(llama3=('llama', dict(rope_type='llama3', factor=8., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=64)),
+            yarn=('qwen2', dict(rope_type='yarn', factor=4., original_max_position_embeddings=64)),
+            longrope=('phi3', dict(rope_type='longrope', short_factor=[1.]*4, long_factor=[1.]*4, partial_rotary_factor=1.)))
+
+@pytest.mark.parametrize('kind', ROPE)
+def test_a_block_has_the_attention_factor_of_its_rotary_angles(kind, tmp_path, monkeypatch):
+    "YaRN and longrope multiply cosine and sine by a factor, at position 0, too (as in CTranslate2#1685)."
+    name, rope = ROPE[kind]
+    def make(ids):
+        config = ATTENTION[name](ids)
+        if kind == 'longrope': config.original_max_position_embeddings = 64
+        config.rope_parameters = dict(rope_theta=1e4, **rope)
+        return config
+    monkeypatch.setitem(FAMILIES, name, make)
+    model, _ = build(name)
+    x = torch.randn(2, 6, 32)
+    block = load_block(save(tmp_path/'lm', name), 1, norm=None, device='cpu')
+    assert (block(x) - own_layer_at_position_0(model, 1, x)).abs().max() < 1e-4
+    assert kind == 'llama3' or block.arguments(0, x)['position_embeddings'][0].max() > 1.1
+
+@pytest.mark.parametrize('kind', LMM_KINDS)
+def test_the_block_of_a_multimodal_models_language_model(kind, tmp_path):
+    lmm = load_lmm(make_lmm(kind, tmp_path/kind), device='cpu')
+    block = load_block(tmp_path/kind, 1, norm='own', device='cpu')
+    own = blocks(lmm.model)[1].state_dict()
+    assert all(torch.equal(x, own[name]) for name, x in block.layers[0].state_dict().items())
+    assert block(torch.randn(1, 4, 32)).isfinite().all()
+
+@pytest.mark.parametrize('shards', [1, 2])
+def test_a_block_of_a_folder_with_pickles(shards, tmp_path):
+    model, _ = build('llama')
+    model.save_pretrained(tmp_path/'lm')
+    (tmp_path/'lm'/'model.safetensors').unlink()
+    tensors = {name: x.clone() for name, x in model.state_dict().items()}
+    files = {name: f'pytorch_model-{i % shards + 1:05d}-of-{shards:05d}.bin' if shards > 1 else 'pytorch_model.bin' for i, name in enumerate(tensors)}
+    for file in set(files.values()): torch.save({name: tensors[name] for name in tensors if files[name] == file}, tmp_path/'lm'/file)
+    if shards > 1: (tmp_path/'lm'/'pytorch_model.bin.index.json').write_text(json.dumps(dict(weight_map=files)))
+    block = load_block(tmp_path/'lm', 1, norm='own', device='cpu')
+    assert all(torch.equal(x, blocks(model)[1].state_dict()[name]) for name, x in block.layers[0].state_dict().items())
+    next((tmp_path/'lm').glob('*.bin')).write_bytes(b'no pickle')
+    with pytest.raises(BadInput, match='copy it again'): load_block(tmp_path/'lm', 1, norm='own', device='cpu')
+
+REFUSED['adapter'] = ({'mixtral', 'qwen3_moe', 'olmoe', 'granitemoe', 'gpt_oss'}, 'no one linear map')
+
+def an_adapter(lm, part):
+    "What a generator writes for two texts, with random weights where a new one has zeros."
+    with seeded(0): generator = adapters.Generator(lm, width=8, rank=4, part=part, chunk=16)
+    for layer in generator.layers: torch.nn.init.normal_(layer.out.weight, std=.2)
+    return adapters.adapters_of(lm, generator, ['a lion sleeps in the snow', 'the red hippo eats'])
+
+@pytest.mark.parametrize('part', ['attention', 'mlp'])
+def test_an_adapter_beside_the_model_is_one_merged_into_it(family, part):
+    lm = family.lm
+    adapter = or_refused('adapter' if part == 'mlp' else '', family.name, lambda: an_adapter(lm, part))
+    if adapter is None: return
+    plain = logits(lm.model, input_ids=IDS)
+    with adapters.adapted(lm, adapter[0]): beside = logits(lm.model, input_ids=IDS)
+    with adapters.merged(lm, adapter[0]): merged = logits(lm.model, input_ids=IDS)
+    with adapters.adapted(lm, adapter): each = logits(lm.model, input_ids=IDS)
+    tolerance = 1e-3*max(1., float(plain.abs().max()))
+    assert (beside - merged).abs().max() < tolerance < (beside - plain).abs().max()
+    assert (each[0] - beside[0]).abs().max() < tolerance < (each[1] - beside[1]).abs().max()
+    assert len(adapter.down) == len(blocks(lm.model))

@@ -70,14 +70,15 @@ def test_shuffled_blocks(saved):
 
 def test_rotary_angles_are_those_of_the_attention(tmp_path):
     make('gpt_neox', tmp_path/'m', rope_parameters=dict(rope_type='default', rope_theta=10000., partial_rotary_factor=.5))
-    block = load_block(str(tmp_path/'m'), device='cpu').layers[0]
-    assert [x.shape for x in LAYOUTS['GPTNeoXLayer'](block, torch.zeros(1, 5, 32))['position_embeddings']] == [(1, 5, 4)]*2
+    block = load_block(str(tmp_path/'m'), device='cpu')
+    assert [x.shape for x in block.arguments(0, torch.zeros(1, 5, 32))['position_embeddings']] == [(1, 5, 4)]*2
 
 @pytest.mark.parametrize('family', ['llama', 'opt', 'qwen3', 'olmo'])
 def test_what_cls_attends_to(family, tmp_path):
-    make(family, tmp_path/'m'); block, x = load_block(str(tmp_path/'m'), norm=None, device='cpu').layers[0], torch.randn(2, 7, 32)
+    make(family, tmp_path/'m'); part, x = load_block(str(tmp_path/'m'), norm=None, device='cpu'), torch.randn(2, 7, 32)
+    block = part.layers[0]
     block.self_attn.config._attn_implementation = 'eager'
-    weights = block.self_attn(x, attention_mask=None, **LAYOUTS[type(block).__name__](block, x))[1]                        # (B, heads, T, T)
+    weights = block.self_attn(x, attention_mask=None, **part.arguments(0, x))[1]                        # (B, heads, T, T)
     assert torch.allclose(cls_attention(block, x), weights[:, :, 0, 1:].sum(1), atol=1e-5)
 
 @pytest.mark.parametrize('family, more', [('gpt2', {}), ('olmo', dict(clip_qkv=.1)), ('opt', dict(do_layer_norm_before=False))])
@@ -113,7 +114,7 @@ def test_bad_checkpoints(tmp_path):
 def test_bad_input(tmp_path):
     from transformers import BloomConfig
     AutoModelForCausalLM.from_config(BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2)).save_pretrained(tmp_path/'bloom')
-    for call, words in ((lambda: load_block('llama', 6), 'no block 6'), (lambda: load_block('llama', -7), 'no block -7'), (lambda: load_block('llama', []), 'no block'), (lambda: load_block(str(tmp_path/'bloom')), "LAYOUTS['BloomBlock']"),
+    for call, words in ((lambda: load_block('llama', 6), 'no block 6'), (lambda: load_block('llama', -7), 'no block -7'), (lambda: load_block('llama', []), 'no block'), (lambda: load_block(str(tmp_path/'bloom')), 'BloomBlock'),
                         (lambda: load_block('clip'), 'no causal language model'), (lambda: load_block('llama', norm='rms'), 'norm'), (lambda: load_block('llama', weights='good'), 'weights'), (lambda: load_block('lama'), 'lama'),
                         (lambda: arm('best', 96), 'best'), (lambda: VisualEncoder(Patches(), at='end'), 'end'), (lambda: Patches(size=65), '65'), (lambda: Patches()(torch.zeros(1, 3, 32, 32)), '64 x 64'),
                         (lambda: new_classifier('base', 4, width=97), '97'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'fog', 1), 'fog'), (lambda: corrupt(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 'blur', 4), '4'),
