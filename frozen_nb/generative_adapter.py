@@ -274,6 +274,17 @@ def _check_shape(width, rank):
     if not 1 <= rank <= width:
         raise BadInput(f'rank {rank} of a generator of width {width}: choose 1 to {width}')
 
+# %% ../nbs/14_generative_adapter.ipynb #genchk01
+import math
+
+def _check_numbers(scale, floor, chunk):
+    "Refuse numbers that no generator has, which a damaged file may say."
+    for name, x in dict(scale=scale, floor=floor).items():
+        if type(x) not in (int, float) or not math.isfinite(x):
+            raise BadInput(f'{name} {x!r} of a generator: give a number')
+    if type(chunk) is not int or not 1 <= chunk < 2**31:
+        raise BadInput(f'chunk {str(chunk)[:40]!r} of a generator: give a whole number from 1')
+
 # %% ../nbs/14_generative_adapter.ipynb #7c8be101
 class Generator(nn.Module):
     "Reads contexts and writes adapters for one frozen language model (Generative Adapter)."
@@ -291,6 +302,7 @@ class Generator(nn.Module):
         if norm not in NORMS:
             raise BadInput(f'no normalisation {norm!r}: choose {", ".join(NORMS)}')
         _check_shape(width, rank)
+        _check_numbers(scale, floor, chunk)
         self.made_of = dict(width=width, rank=rank, scale=scale, part=part, norm=norm,
                             floor=floor, chunk=chunk)
         self.width, self.rank, self.scale, self.kind = width, rank, scale, norm

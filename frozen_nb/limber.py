@@ -148,6 +148,8 @@ class Limber:
         "Load a captioner. A map made for other models is refused."
         folder = Path(map or data_path('zoo', 'limber'))
         made_for = load_map(folder).made_for
+        if not {'encoder', 'lm'} <= {*made_for}: raise BadInput(
+            f'{folder}: the map does not say which models it was made for; train it again')
         encoder = load_encoder(encoder or made_for['encoder'], dtype, device)
         lm = load_lm(lm or made_for['lm'], dtype, device)
         return cls(encoder, load_map(folder, encoder, lm).to(lm.device), lm)

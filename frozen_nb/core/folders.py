@@ -195,6 +195,12 @@ _kinds_of_paths = {
 }
 
 # %% ../../nbs/core/01_folders.ipynb #flsrd009
+def _kind_of_path(path):
+    "The kind of what a path leads to; a file of the kernel, which may never end, is a device."
+    kind = stat.S_IFMT(path.stat().st_mode)
+    of_kernel = kind == stat.S_IFREG and path.resolve().parts[1:2] in (('proc',), ('sys',))
+    return stat.S_IFCHR if of_kernel else kind
+
 def check_file(
     path: str | Path,                 # what is going to be read
     what: str = 'a file',             # what it should be, with its article: 'a text file'
@@ -203,7 +209,7 @@ def check_file(
     "Raises `BadInput` for a missing file, a folder, and for what is no regular file."
     path = Path(path)
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
+        kind = _kind_of_path(path)
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f'{path}: no such file; {way_out}') from None
     except (OSError, ValueError) as error:   # a loop of links, a name that is too long ...
@@ -342,9 +348,10 @@ def read_folder(
     if not (folder/name).is_file(): raise BadInput(
         f'no {what} in {folder}: a {what} is a folder with config.json and model.safetensors')
     try:
-        config = json.loads((folder/name).read_text(encoding='utf-8'))
+        config = parse_json(read_text(folder/name))
         name = 'model.safetensors'
-        digest, tensors = file_hash(folder/name), load_file(folder/name)
+        check_file(folder/name)
+        tensors, digest = load_file(folder/name), file_hash(folder/name)
     except Exception as error:
         problem = f'{name}: {type(error).__name__}'
         raise BadInput(f'the {what} in {folder} cannot be read ({problem}): {retry}') from error
