@@ -174,6 +174,25 @@ def test_required_claims_decide(shell, chapters, value, required, status, word):
     said = shell('reproduce', 'toy')
     assert said.status == status and word in said.err and [r['id'] for r in load_records('_out/claims.json')] == ['toy.claim']
 
+def test_an_edited_notebook_is_kept(shell, chapters):
+    "A run does not replace what somebody wrote into an executed notebook, and replaces what it wrote itself."
+    chapters('10_toy', 'print("a\\nb")\n1 + 1')
+    assert shell('reproduce').err.count('edited') == 0 and shell('reproduce').err.count('edited') == 0 and not Path('_out/notebooks/edited').exists()
+    path = Path('_out/notebooks/10_toy.ipynb')
+    for n, note in enumerate(('my note', 'another'), 1):
+        path.write_text(path.read_text().replace('# A chapter', f'# A chapter, {note}'))
+        mine = path.read_bytes()
+        said = shell('reproduce')
+        assert said.status == 0 and 'edited' in said.err and Path(f'_out/notebooks/edited/10_toy-{n}.ipynb').read_bytes() == mine and note not in path.read_text()
+
+def test_a_chapter_runs_in_this_interpreter(shell, chapters, tmp_path, monkeypatch):
+    "Whatever kernel is installed under the name python3."
+    (tmp_path/'kernels/python3').mkdir(parents=True)
+    (tmp_path/'kernels/python3/kernel.json').write_text(json.dumps(dict(argv=['/bin/false'], display_name='mine', language='python')))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path))
+    chapters('10_toy', f'import sys\nassert sys.executable == {sys.executable!r}')
+    assert shell('reproduce').status == 0
+
 def test_other_chapters_go_on(shell, chapters):
     chapters('10_first', 'raise ValueError("a\\nb")', 'print("stale")')
     chapters('11_dies', 'import os\nos._exit(1)')
