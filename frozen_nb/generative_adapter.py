@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .core.activations import blocks, hidden_states
+from .core.activations import blocks, hidden_states, is_linear, matrix_of, parts_of
 from .core.claims import bootstrap, number
 from frozen_nb.core.folders import (
     check_place, finish_write, read_folder, verify_folder, whole_folder, write_folder,
@@ -200,10 +200,6 @@ def adapted(
             hook.remove()
 
 # %% ../nbs/14_generative_adapter.ipynb #9c1d6fa5
-def _weight(module):
-    "(d_out, d_in) in a Linear as in the Conv1D of GPT-2."
-    return module.weight if isinstance(module, nn.Linear) else module.weight.T
-
 def _merged_weight(module, down, up):
     "The weight of a linear map, (d_out, d_in) or transposed, with an adapter added."
     weight = module.weight
@@ -243,9 +239,8 @@ NORMS = 'svd', 'frobenius', 'none'
 def _is_last_map(name, module, part):
     "Whether a module inside a block is the last linear map of its attention or MLP."
     in_attention = 'attn' in name or 'attention' in name
-    linear = type(module).__name__ in ('Linear', 'Conv1D')
     known = name.rpartition('.')[2] in PARTS[part]
-    return known and linear and in_attention == (part == 'attention')
+    return known and is_linear(module) and in_attention == (part == 'attention')
 
 def _check_part(part):
     if part not in PARTS: raise BadInput(f"no part {part!r}: choose {' or '.join(PARTS)}")
@@ -255,17 +250,23 @@ def adapted_maps(
     model: nn.Module,        # a causal language model of transformers
     part: str = 'attention', # or 'mlp'
 ) -> list:                   # names of modules, one a layer
-    """The linear maps that an adapter is added to. Raises `BadInput` for a family whose maps have
-    other names."""
+    """The linear maps that an adapter is added to. Raises `BadInput` for a family whose part ends
+    in no linear map, or in several."""
     _check_part(part)
-    names, maps = {id(module): name for name, module in model.named_modules()}, []
-    for block in blocks(model):
-        inside = [m for name, m in block.named_modules() if _is_last_map(name, m, part)]
-        if len(inside) != 1: raise BadInput(
-            f'{type(model).__name__}: the {part} of {type(block).__name__} ends in no linear map '
-            f"called {', '.join(PARTS[part])}; add its name to PARTS['{part}']")
-        maps.append(names[id(inside[0])])
-    return maps
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(_last_map(model, i, part))] for i in range(len(blocks(model)))]
+
+def _last_map(model, i, part):
+    "The last linear map of a part of block `i`: by its name, or else the one that is called last."
+    block = blocks(model)[i]
+    inside = [m for name, m in block.named_modules() if _is_last_map(name, m, part)]
+    if len(inside) == 1: return inside[0]
+    parts = parts_of(model)[i]
+    name = parts.out if part == 'attention' else parts.ffn_out
+    if not name: raise BadInput(
+        f'{type(model).__name__}: the {part} of {type(block).__name__} ends in no one linear map '
+        "(a mixture of experts?); choose part='attention', or a model without experts")
+    return block.get_submodule(name)
 
 # %% ../nbs/14_generative_adapter.ipynb #78167986
 class _Layer(nn.Module):
@@ -289,6 +290,17 @@ def _check_shape(width, rank):
     if not 1 <= rank <= width:
         raise BadInput(f'rank {rank} of a generator of width {width}: choose 1 to {width}')
 
+# %% ../nbs/14_generative_adapter.ipynb #genchk01
+import math
+
+def _check_numbers(scale, floor, chunk):
+    "Refuse numbers that no generator has, which a damaged file may say."
+    for name, x in dict(scale=scale, floor=floor).items():
+        if type(x) not in (int, float) or not math.isfinite(x):
+            raise BadInput(f'{name} {x!r} of a generator: give a number')
+    if type(chunk) is not int or not 1 <= chunk < 2**31:
+        raise BadInput(f'chunk {str(chunk)[:40]!r} of a generator: give a whole number from 1')
+
 # %% ../nbs/14_generative_adapter.ipynb #7c8be101
 class Generator(nn.Module):
     "Reads contexts and writes adapters for one frozen language model (Generative Adapter)."
@@ -306,12 +318,13 @@ class Generator(nn.Module):
         if norm not in NORMS:
             raise BadInput(f'no normalisation {norm!r}: choose {", ".join(NORMS)}')
         _check_shape(width, rank)
+        _check_numbers(scale, floor, chunk)
         self.made_of = dict(width=width, rank=rank, scale=scale, part=part, norm=norm,
                             floor=floor, chunk=chunk)
         self.width, self.rank, self.scale, self.kind = width, rank, scale, norm
         self.floor, self.chunk, self.base = floor, chunk, lm.fingerprint
         self.names, d = adapted_maps(lm.model, part), lm.model.config.hidden_size
-        shapes = [_weight(lm.model.get_submodule(name)).shape[::-1] for name in self.names]
+        shapes = [matrix_of(m).shape[::-1] for m in map(lm.model.get_submodule, self.names)]
         self.layers = nn.ModuleList(_Layer(d, *shape, width) for shape in shapes)
 
 # %% ../nbs/14_generative_adapter.ipynb #1ba69df3
@@ -1015,7 +1028,7 @@ def fit_lora(
     """A LoRA for each of several contexts, fitted to its text by gradient, one of its rows a step:
     what a generator saves."""
     maps, B, down = adapted_maps(lm.model, part), len(rows), {}
-    maps = {name: _weight(lm.model.get_submodule(name)).shape for name in maps} # (d_out, d_in)
+    maps = {name: matrix_of(lm.model.get_submodule(name)).shape for name in maps} # (d_out, d_in)
     with seeded(seed):
         for name, (_, d_in) in maps.items():
             down[name] = torch.randn(B, rank, d_in)/d_in**.5

@@ -36,7 +36,7 @@ from .core.prefix import MARK, sequence, target_loss
 from .core.training import train, TrainConfig
 from .core.zoo import Encoder, LM, LMM, messages, pool_tokens
 
-# %% ../nbs/11_ima.ipynb #205bd7c7
+# %% ../nbs/11_ima.ipynb #0446061d
 from .core.activations import (
     attention_of, blocks, final_norm, is_linear, matrix_of, parts_of, positions)
 
@@ -207,7 +207,7 @@ def token_states(
     def enter(block, args, kwargs): kept[0] = args[0] if args else kwargs['hidden_states']
     def leave(i):
         def hook(block, args, output):
-            kept[i] = output[0] if isinstance(output, tuple) else output
+            kept[i] = output[0] if isinstance(output, (tuple, list)) else output
         return hook
     hooks = [block.register_forward_hook(leave(i + 1)) for i, block in enumerate(parts)]
     hooks.append(parts[0].register_forward_pre_hook(enter, with_kwargs=True))
@@ -474,7 +474,7 @@ def point_states(
     with _removed(hooks): model.base_model(**told.inputs, use_cache=False)
     return _scaled_points(states, parts.scale)
 
-# %% ../nbs/11_ima.ipynb #088c1308
+# %% ../nbs/11_ima.ipynb #769e0f41
 def _inputs_of_points(parts):
     "Name of a point -> the module whose input it is; X is where the block begins."
     return {'X': '', 'LN1': parts.attention, 'LN2': parts.first}
@@ -507,7 +507,7 @@ def _lens(model, x):
     narrow = getattr(model.get_decoder(), 'project_out', None) or nn.Identity()
     return _head(model, narrow(norm(x)))
 
-# %% ../nbs/11_ima.ipynb #73c6e616
+# %% ../nbs/11_ima.ipynb #33393368
 from weakref import WeakKeyDictionary
 
 _lens_fits = WeakKeyDictionary()   # model -> whether the lens is the model itself at the end
@@ -525,7 +525,7 @@ def _check_lens(model):
         f'{type(model).__name__} has more between its last block and its logits than a norm and a '
         'head, and the logit lens would show other words; take another family')
 
-# %% ../nbs/11_ima.ipynb #865255b5
+# %% ../nbs/11_ima.ipynb #affa92d0
 @torch.no_grad()
 def vocabulary(
     lm: LM,          # frozen
@@ -539,7 +539,7 @@ def vocabulary(
     logits = _lens(lm.model, rows.to(lm.dtype)).reshape(*x.shape[:-1], -1)
     return logits.float().log_softmax(-1)
 
-# %% ../nbs/11_ima.ipynb #5b9bb2aa
+# %% ../nbs/11_ima.ipynb #6e8628f4
 def kl(
     p: torch.Tensor, # (..., V) log-probabilities
     q: torch.Tensor, # (..., V)
@@ -603,7 +603,7 @@ def linears(
     modules = blocks(model)[layer].named_modules()
     return {f'{layer}.{name}': m for name, m in modules if is_linear(m)}
 
-# %% ../nbs/11_ima.ipynb #141fb59c
+# %% ../nbs/11_ima.ipynb #1f2bd6b1
 def _check_weights_are_linear(model):
     "Refuse a model with weights that no linear layer holds."
     for i, block in enumerate(blocks(model)):
@@ -613,7 +613,7 @@ def _check_weights_are_linear(model):
                 f'{type(model).__name__}: {i}.{name} is no linear layer (a mixture of experts?), '
                 'and a subnetwork would leave these weights out; take a model without experts')
 
-# %% ../nbs/11_ima.ipynb #86cf8010
+# %% ../nbs/11_ima.ipynb #95e49f9e
 def _sparsity(s):
     if not 0 < s < 1: raise BadInput(
         f'a sparsity of {s} is not between 0 and 1; 0.3 leaves out 30 % of the weights')
@@ -807,7 +807,7 @@ def _rows_kept(now):
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
     return enter, leave
 
-# %% ../nbs/11_ima.ipynb #91c1693d
+# %% ../nbs/11_ima.ipynb #790f8da3
 def _nothing_added(now):
     "A hook: zeros for the tokens that are left out, or for all of them if `now` is None."
     def leave(module, args, y):
@@ -873,7 +873,7 @@ class _Changes:
         if self.decoder.config._attn_implementation != self.attention:
             self.decoder.set_attn_implementation(self.attention)
 
-# %% ../nbs/11_ima.ipynb #0444c4f4
+# %% ../nbs/11_ima.ipynb #7852b263
 @patch(as_prop=True)
 def computed(self: _Now):
     "The rows of tokens that are kept, as an index; the first one where there is none."
@@ -904,7 +904,7 @@ def _check_layers(what, layers, depth, whole, told):
     if not whole and told is None: raise BadInput(
         'a share of the tokens, or a part of the time, needs the prompt: give it as told=')
 
-# %% ../nbs/11_ima.ipynb #c751dea5
+# %% ../nbs/11_ima.ipynb #81543d98
 def _check_cache(model, layers):
     "Refuse to leave out the attention in which a cache counts its tokens: the first of each kind."
     kinds = getattr(model.get_decoder().config, 'layer_types', None) or ['attention']
@@ -924,7 +924,7 @@ def _never(changes, block, parts):
     changes.before(block.get_submodule(parts.first), enter)
     changes.after(block.get_submodule(parts.last), leave)
 
-# %% ../nbs/11_ima.ipynb #e06ec366
+# %% ../nbs/11_ima.ipynb #0b918b7f
 def _gives(returns, of):
     "A forward pass: a function of the state that comes in, returned as the family returns it."
     def forward(*args, **kwargs):

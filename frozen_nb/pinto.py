@@ -226,8 +226,9 @@ def read_questions(
         except ValueError as error:
             wrong.append(f'line {i}: no JSON ({error})')
     lines = len(wrong) + len(questions)
-    if wrong: warnings.warn(f'{path}: {len(wrong)} of {lines} lines passed over; {wrong[0]}',
-                            stacklevel=2)
+    if wrong and questions:
+        passed_over = f'{len(wrong)} of {lines} lines passed over; {wrong[0]}'
+        warnings.warn(f'{path}: {passed_over}', stacklevel=2)
     reason = f'; {wrong[0]}' if wrong else ''
     if not questions: raise BadInput(f'{path}: no question that can be used{reason}')
     return questions
@@ -813,7 +814,7 @@ def save_reasoner(
 def _read_fields(path):
     "What `pinto.json` says: the fields of a `Reasoner` without its model, and the fingerprint."
     try:
-        fields = json.loads(path.read_text(encoding='utf-8'))
+        fields = parse_json(read_text(path))
         error = schema_error(fields, _reasoner_schema)
         if error: raise ValueError(error)
         stop = tuple(fields['prompt']['stop'])

@@ -379,6 +379,12 @@ _kinds_of_paths = {
 }
 
 # %% ../../nbs/core/01_folders.ipynb #flsrd009
+def _kind_of_path(path):
+    "The kind of what a path leads to; a file of the kernel, which may never end, is a device."
+    kind = stat.S_IFMT(path.stat().st_mode)
+    of_kernel = kind == stat.S_IFREG and path.resolve().parts[1:2] in (('proc',), ('sys',))
+    return stat.S_IFCHR if of_kernel else kind
+
 def check_file(
     path: str | Path,                 # what is going to be read
     what: str = 'a file',             # what it should be, with its article: 'a text file'
@@ -387,7 +393,7 @@ def check_file(
     "Raises `BadInput` for a missing file, a folder, and for what is no regular file."
     path = Path(path)
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
+        kind = _kind_of_path(path)
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f'{path}: no such file; {way_out}') from None
     except (OSError, ValueError) as error:   # a loop of links, a name that is too long ...
@@ -520,8 +526,9 @@ def _read_files(folder, what):
     "Configuration and tensors of a folder, and the SHA-256 of the file with the tensors."
     retry, name = 'train or download it again', 'config.json'
     try:
-        config = json.loads((folder/name).read_text(encoding='utf-8'))
+        config = parse_json(read_text(folder/name))
         name = 'model.safetensors'
+        check_file(folder/name)
         return config, load_file(folder/name), file_hash(folder/name)
     except Exception as error:
         problem = f'{name}: {type(error).__name__}'

@@ -23,6 +23,21 @@ from frozen_nb.core.generation import (
 )
 from .zoo import Encoder, LM, greedy
 
+# %% ../../nbs/core/06_prefix.ipynb #mapchk01
+def _check_map_options(mean, std, dropout, options):
+    "Refuse what cannot be of a map, which a file may say: a text for `k`, a number as a prompt."
+    def is_size(k): return type(k) is int and 1 <= k < 2**31
+    def is_rate(p): return type(p) in (int, float) and 0 <= p <= 1
+    tensors = all(t is None or isinstance(t, torch.Tensor) for t in (mean, std))
+    texts = ('prompt', 'encoder', 'lm', 'encoder_fingerprint', 'lm_fingerprint')
+    wrong = [name for name in texts if not isinstance(options.get(name, ''), str)]
+    if not is_size(options.get('k', 1)): wrong.append('k')
+    if not is_rate(dropout) or not is_rate(options.get('feature_dropout', 0)):
+        wrong.append('dropout')
+    if not tensors: wrong.append('mean or std')
+    if wrong: raise BadInput(
+        f'a map cannot have this {wrong[0]}: train or download the map again')
+
 # %% ../../nbs/core/06_prefix.ipynb #a181ee6c
 class LinearMap(nn.Module):
     "One linear map from visual tokens to embeddings of a language model; nothing else is trained."
@@ -37,6 +52,7 @@ class LinearMap(nn.Module):
         **options: Any,       # `feature_dropout`, on the standardised features while training; and
     ):                        # what the map belongs to: encoder, encoder_fingerprint, lm ...
         super().__init__()
+        _check_map_options(mean, std, dropout, options)
         self.linear = nn.Linear(width_in, width_out * out_tokens)
         self.dropout = nn.Dropout(dropout)
         self.feature_dropout = nn.Dropout(options.pop('feature_dropout', 0.))
@@ -91,7 +107,8 @@ def save_map(
 _SIZE_KEYS = 'width_in', 'width_out', 'out_tokens'
 _MAP_SCHEMA = dict(
     encoder=NotRequired[str], encoder_fingerprint=NotRequired[str], lm=NotRequired[str],
-    lm_fingerprint=NotRequired[str], k=NotRequired[int], prompt=NotRequired[str])
+    lm_fingerprint=NotRequired[str], k=NotRequired[int], prompt=NotRequired[str],
+    start=NotRequired[bool])
 
 # %% ../../nbs/core/06_prefix.ipynb #map00001
 def _check_map_config(config, folder):
@@ -105,7 +122,7 @@ def _check_map_config(config, folder):
 def _sizes_of(config, folder):
     "The three sizes of a map from its configuration."
     sizes = [config.get(k) if isinstance(config, dict) else None for k in _SIZE_KEYS]
-    if not all(isinstance(n, int) and n > 0 for n in sizes): raise BadInput(
+    if not all(type(n) is int and 0 < n < 2**31 for n in sizes): raise BadInput(
         f'{folder/"config.json"}: a map needs width_in, width_out and out_tokens, and here they '
         f'are {sizes}: train or download it again')
     return sizes
