@@ -105,7 +105,7 @@ def _check_map_config(config, folder):
 def _sizes_of(config, folder):
     "The three sizes of a map from its configuration."
     sizes = [config.get(k) if isinstance(config, dict) else None for k in _SIZE_KEYS]
-    if not all(isinstance(n, int) and n > 0 for n in sizes): raise BadInput(
+    if not all(type(n) is int and n > 0 for n in sizes): raise BadInput(
         f'{folder/"config.json"}: a map needs width_in, width_out and out_tokens, and here they '
         f'are {sizes}: train or download it again')
     return sizes
