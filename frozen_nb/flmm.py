@@ -861,14 +861,21 @@ _flmm_schema = dict(
     head=_head_schema, refiner=dict | None, selector=bool, padded=bool, merge=str,
     lmm=str, lmm_fingerprint=str, sam=NotRequired[str])
 
-def _head_of(config, folder):
+def _size_error(config):
+    "What is wrong with a number or a word of a configuration that matches the schema."
+    sizes = {**(config['refiner'] or {}), **config['head']}
+    for name in ('channels', 'width', 'upsample', 'depth'):
+        if sizes.get(name, 1) < 1: return f'{name} is {sizes[name]}'
+    return None if config['merge'] in ('mean', 'max') else f"merge is {config['merge']!r}"
+
+def _config_error(config):
     error = schema_error(config, _flmm_schema)
     if error is None and config['refiner']:
-        refiner = dict(refiner=_refiner_schema, sam=str)
-        error = schema_error(config, refiner)
-    sizes = {**(config.get('refiner') or {}), **config['head']} if error is None else {}
-    low = [k for k in ('channels', 'width', 'upsample', 'depth') if sizes.get(k, 1) < 1]
-    if low: error = f'{low[0]} is {sizes[low[0]]}'
+        error = schema_error(config, dict(refiner=_refiner_schema, sam=str))
+    return error or _size_error(config)
+
+def _head_of(config, folder):
+    error = _config_error(config)
     try:
         if error is None: return MaskHead(**config['head'])
     except TypeError as wrong:

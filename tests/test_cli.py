@@ -358,7 +358,7 @@ def test_adapt_in_half_precision(shell, documents, monkeypatch):
 
 def test_a_long_document_as_a_process(documents, tmp_path):
     done = subprocess.run([*command, 'adapt', documents/'long.txt', '--ask', 'where does Bella live?', '--save', tmp_path/'long', '--generator', documents/'generator'], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, '') and '1,' in done.stdout and sorted(p.name for p in (tmp_path/'long').iterdir()) == ['adapter_config.json', 'adapter_model.safetensors']
+    assert (done.returncode, done.stderr) == (0, '') and '1,' in done.stdout and sorted(p.name for p in (tmp_path/'long').iterdir()) == ['adapter_config.json', 'adapter_model.safetensors', 'sha256.json']
 
 @pytest.mark.parametrize('line, words', [
     ('latin.txt --ask why', 'latin.txt: not a text file in UTF-8'), ('zeros.txt --ask why', 'zeros.txt: not a text file in UTF-8'), ('empty.txt --ask why', 'empty.txt: this file is empty'), ('bella.txt', '--ask QUESTION, --save DIR'), ('bella.txt --ask= --ask why', 'blank'),

@@ -127,9 +127,9 @@ def file_in(folder):
     return (folder/'records.json').read_text()
 
 SAVERS = dict( # save, load, and how many of its events are tried where not all are
-    map=(made_map, map_in, 40), flmm=(made_flmm, in_folder, 6), classifier=(made_classifier, classifier_in, 6), generator=(made_generator, generator_in, 6),
-    adapter=(made_adapter, adapter_in, 8), reasoner=(made_reasoner, reasoner_in, 8), encoder=(made_encoder, files_in, 6), tree=(made_tree, tree_in, 12),
-    checkpoint=(made_checkpoint, checkpoint_in, 20), file=(made_file, file_in, 20))
+    map=(made_map, map_in, 12), flmm=(made_flmm, in_folder, 3), classifier=(made_classifier, classifier_in, 3), generator=(made_generator, generator_in, 3),
+    adapter=(made_adapter, adapter_in, 4), reasoner=(made_reasoner, reasoner_in, 4), encoder=(made_encoder, files_in, 3), tree=(made_tree, tree_in, 8),
+    checkpoint=(made_checkpoint, checkpoint_in, 8), file=(made_file, file_in, 20))
 
 @pytest.fixture(scope='module', autouse=True)
 def models():

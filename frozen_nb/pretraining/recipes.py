@@ -24,7 +24,7 @@ from transformers import VideoMAEImageProcessor
 
 from ..core.frozen import *
 from frozen_nb.core.zoo import (
-    load_encoder, load_lm, load_lmm, load_sam, load_seq2seq, sam_model,
+    load_encoder, load_lm, load_lmm, load_sam, load_seq2seq, quiet_libraries, sam_model,
 )
 from ..core.sam import SAM_SIZES
 from ..core.folders import check_place, read_json, verify_folder, whole_folder
@@ -253,8 +253,9 @@ class _Run:
 
 def _save_pretrained(model, processor, folder):
     "As a folder of transformers, in half precision."
-    model.half().save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with quiet_libraries():
+        model.half().save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #c3ef20d4
 def _pretrain_lm(run):
