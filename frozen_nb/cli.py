@@ -620,6 +620,7 @@ def _note_in(path):
     from frozen_nb.core.folders import schema_error
     try:
         note = nbformat.read(path, 4).metadata.get('frozen_nb', {})
+        note = dict(note) if isinstance(note, dict) else {}
     except Exception:
         return None
     schema = dict(name=str, status=str, seconds=float, preset=str)
