@@ -341,7 +341,7 @@ def test_weights_of_something_else_are_noticed(tmp_path):
 
 @pytest.mark.parametrize('name, data, words', [
     ('config.json', b'{', 'config.json: JSONDecodeError'), ('config.json', b'[]', 'config.json is not of a map (it is a list, not an object)'), ('config.json', b'{"a": 1}', 'not of a map (it has no "kind")'),
-    ('config.json', None, 'no map in'), ('model.safetensors', b'', 'model.safetensors: '), ('model.safetensors', None, 'model.safetensors: FileNotFoundError'),
+    ('config.json', None, 'no map in'), ('model.safetensors', b'', 'model.safetensors: '), ('model.safetensors', None, 'model.safetensors: BadInput'),
 ])
 def test_damage_is_named(tmp_path, name, data, words):
     write_folder(tmp_path/'a', TENSORS, dict(kind='map'))
