@@ -1020,6 +1020,39 @@ def _png_place(path, what):
     if not path.parent.is_dir():
         raise BadInput(f'{path.parent}: no such folder; make it first')
 
+# %% ../nbs/90_cli.ipynb #96fda2b8
+_OURS = 'frozen-nb ground'
+
+
+def _mask_files(out, n): return [out.with_name(f'{out.stem}-{i}.png') for i in range(1, n + 1)]
+
+
+def _is_ours(path):
+    "Whether `ground` wrote this file."
+    from PIL import Image
+    if path.is_symlink() or not path.is_file(): return False
+    try:
+        with Image.open(path, formats=['PNG']) as image: return image.info.get('Software') == _OURS
+    except Exception:
+        return False
+
+
+def _check_ours(image, files):
+    "Refuse to write over the image itself, and over anything that `ground` did not write."
+    from frozen_nb.core.frozen import BadInput
+    for path in files:
+        if not os.path.lexists(path): continue
+        if not _is_ours(path) or os.path.samefile(path, image): raise BadInput(
+            f'{path}: exists, and ground would replace it; give another name with --out')
+
+
+def _save_ours(image, path):
+    from functools import partial
+    from PIL.PngImagePlugin import PngInfo
+    about = PngInfo()
+    about.add_text('Software', _OURS)
+    _write_png(partial(image.save, pnginfo=about), path)
+
 # %% ../nbs/90_cli.ipynb #clipng02
 def _write_png(save, path):
     "Write what `save(file, format='png')` writes."
@@ -1060,20 +1093,21 @@ def _ground(
     if opened is None: return 2
     out = out or Path(f'{Path(image).stem}-grounded.png')
     _png_place(out, 'masks and overlay are')
+    _check_ours(image, [out, *_mask_files(out, len(phrases))])
     _write_masks(opened, phrases, out, _load_grounder(head, lmm, sam, device, dtype))
     return 0
 
 # %% ../nbs/90_cli.ipynb #633db3e1
 def _write_masks(opened, phrases, out, grounder):
     "The overlay, a mask for each phrase, and a line about it."
-    from frozen_nb.flmm import overlay
-    grounded = grounder.ground(opened, phrases)
-    _write_png(overlay(opened, grounded).save, out)
+    from frozen_nb.flmm import ground_named, overlay
+    grounded = ground_named(grounder, opened, phrases)
+    _save_ours(overlay(opened, [phrase for phrase, _ in grounded]), out)
     presences = grounder.presence(opened, phrases)
-    for n, (phrase, presence) in enumerate(zip(grounded, presences), 1):
-        file = out.with_name(f'{out.stem}-{n}.png')
-        _write_png(phrase.image.save, file)
-        _say(_grounded_line(phrase, file.name, presence))
+    files = _mask_files(out, len(phrases))
+    for (phrase, described), file, presence in zip(grounded, files, presences):
+        _save_ours(phrase.image, file)
+        _say(_grounded_line(phrase, file.name, 1 if described else presence))
 
 # %% ../nbs/90_cli.ipynb #aln00001
 IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'}

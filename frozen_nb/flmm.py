@@ -7,8 +7,8 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'FLMM_RECIPE', 'COLOURS_OF_MASKS', 'Spo
            'speak', 'Phrases', 'read_phrases', 'generate_rows', 'UNet', 'FCN', 'Conv', 'MaskHead', 'mask_losses',
            'mask_boxes', 'Refiner', 'FLMM', 'flmm_loss', 'Grounding', 'referring_set', 'narrative_set', 'GroundingData',
            'grounding_data', 'fit_flmm', 'new_flmm', 'word_states', 'fit_selector', 'keywords', 'GroundedPhrase',
-           'Answer', 'Grounder', 'overlay', 'crop_box', 'save_flmm', 'load_grounder', 'read_coco', 'read_refcoco',
-           'read_narratives', 'read_nlvr', 'FLMMFit', 'fit_grounding']
+           'Answer', 'Grounder', 'ground_named', 'overlay', 'crop_box', 'save_flmm', 'load_grounder', 'read_coco',
+           'read_refcoco', 'read_narratives', 'read_nlvr', 'FLMMFit', 'fit_grounding']
 
 # %% ../nbs/12_flmm.ipynb #flm00002
 import copy, hashlib, json, math, pickle, re
@@ -29,6 +29,7 @@ from frozen_nb.core.folders import (
     check_place, read_folder, read_json, schema_error, write_folder,
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
+from .core.zoo import IMAGE_FORMATS
 from .core.zoo import LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
@@ -36,7 +37,7 @@ from .core.sam import sam_decode, sam_prompts
 from .core.training import check_options, History, numeric, option, train, TrainConfig
 from .core.metrics import grid_oracle, mask_iou, mask_overlap
 from .core.claims import bootstrap, Interval, versions
-from .world.scenes import scene
+from .world.scenes import scene, SPECIES
 from .world.drawing import draw, masks
 from .world.captions import an, capital, narrative, referrals
 
@@ -83,9 +84,10 @@ def pad_square(
     colour: tuple = (127, 127, 127), # of the bars
 ):
     "The image in the middle of a square."
+    image = to_rgb(image)
     side = max(image.size)
     out = Image.new('RGB', (side, side), colour)
-    out.paste(to_rgb(image), ((side - image.width)//2, (side - image.height)//2))
+    out.paste(image, ((side - image.width)//2, (side - image.height)//2))
     return out
 
 def unpad(
@@ -747,6 +749,7 @@ class Grounder:
     @torch.no_grad()
     def _find(self, image, texts, spans, question):
         "Masks for characters of texts about one image, which is encoded once: a list of `GroundedPhrase`."
+        image = to_rgb(image)
         phrases = Phrases.join(read_phrases(self.lmm, speak(self.lmm, [image]*len(texts), texts, spans, question), self.flmm.merge))
         features = None if self.flmm.refiner is None else self.sam.encode(self.sam.preprocess([image])).float().cpu().expand(len(phrases), -1, -1, -1)
         coarse, fine = self.flmm.masks(phrases, features, image.size)
@@ -817,6 +820,35 @@ class Grounder:
         (states, edges), = word_states(self.lmm, [image], [text], question)
         with torch.no_grad(): spans = keywords(self.flmm.selector(states.to(self.flmm.selector.weight.device))[:, 0].sigmoid().tolist(), edges, text)
         return Answer(text, self.spans(image, text, spans, question) if spans else [])
+
+# %% ../nbs/12_flmm.ipynb #953ede7f
+def _animal_word(word): return word in ('animal', 'animals') or word in SPECIES or word[:-1] in SPECIES
+
+def _words_of(text): return re.findall(r'\w+', text.lower())
+
+def _described(answer, phrase):
+    "The phrase of an `Answer` that has the noun of `phrase`; None if that names an animal."
+    heads = {_words_of(p.phrase)[-1]: p for p in answer.found if _words_of(p.phrase)}
+    for word in _words_of(phrase):
+        if _animal_word(word): return None
+        if word in heads: return heads[word]
+    raise BadInput(f"'{phrase}': the model names nothing of the kind in its description "
+                   f'({answer.text}); give words of it, or an animal')
+
+# %% ../nbs/12_flmm.ipynb #99147c6e
+def ground_named(
+    grounder: Grounder, # trained on descriptions, or on expressions alone
+    image: Image.Image, # what the phrases are about
+    phrases: list,      # of texts
+) -> list:              # of (`GroundedPhrase`, whether the description names it)
+    """The region that each phrase names: an animal's by the phrase itself, another's by the
+    description. Raises `BadInput` for a phrase that is neither."""
+    grounded = grounder.ground(image, phrases)
+    if grounder.flmm.selector is None: return [(region, False) for region in grounded]
+    answer = grounder.converse(image)
+    named = [_described(answer, region.phrase) for region in grounded]
+    return [(alone, False) if there is None else (replace(there, phrase=alone.phrase), True)
+            for alone, there in zip(grounded, named)]
 
 # %% ../nbs/12_flmm.ipynb #flm00105
 COLOURS_OF_MASKS = (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)
@@ -934,20 +966,99 @@ def _references(path):
     if error: raise BadInput(f'{path}: not a list of references, each with image_id, ann_id, split and sentences ({error})')
     return found
 
+# %% ../nbs/12_flmm.ipynb #eb75a451
+_image_entry = dict(id=int | str, file_name=str, height=int, width=int)
+_category_entry = dict(id=int | str, name=str)
+_annotation_entry = dict(id=int | str, image_id=int | str, category_id=int | str,
+                         segmentation=list | dict)
+
+def _by_id(path, what, entries, schema):
+    "Entry by its identifier. Raises `BadInput` for a wrong entry, and for two with one id."
+    by_id = {}
+    for n, entry in enumerate(entries):
+        error = schema_error(entry, schema)
+        if error: raise BadInput(f'{path}: {what}[{n}]: {error}; correct the entry or remove it')
+        if entry['id'] in by_id: raise BadInput(
+            f'{path}: {what}[{n}]: the id {entry["id"]!r} stands there twice; number them anew')
+        by_id[entry['id']] = entry
+    return by_id
+
+# %% ../nbs/12_flmm.ipynb #5540bcf8
+def _run_lengths(counts):
+    "Run lengths of a mask; compressed ones are in groups of five bits, differences from the third."
+    if not isinstance(counts, str): return counts
+    runs, value, shift = [], 0, 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32: continue
+        if bits & 16: value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs
+
+def _rle_error(s, height, width):
+    "What is wrong with a mask of run lengths; None if nothing is."
+    error = schema_error(s, dict(size=list[int], counts=list[int] | str))
+    if error: return error
+    if s['size'] != [height, width]:
+        return f'run lengths of size {s["size"]} on an image of {[height, width]} (height, width)'
+    runs = _run_lengths(s['counts'])
+    if all(n >= 0 for n in runs) and sum(runs) == height*width: return None
+    return f'run lengths that do not cover the {height*width} pixels'
+
+# %% ../nbs/12_flmm.ipynb #38d6d794
+def _polygons_error(polygons, height, width):
+    "What is wrong with the outlines of an annotation; None if nothing is."
+    error = schema_error(polygons, list[list])
+    if error: return error
+    if not polygons: return 'an empty segmentation (a box alone is no mask)'
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2: return f'an outline of {len(polygon)} numbers'
+        is_number = all(isinstance(x, (int, float)) for x in polygon)
+        if not is_number or not all(map(math.isfinite, polygon)):
+            return 'coordinates that are no finite numbers'
+        if max(map(abs, polygon)) > 4*max(height, width):
+            return 'coordinates far outside of the image'
+
+# %% ../nbs/12_flmm.ipynb #ad4751ad
+def _check_annotation(data, path, id, annotation):
+    "Raises `BadInput` for an annotation that no mask can be made of."
+    if annotation.get('iscrowd'): return
+    image, s = data.images.get(annotation['image_id']), annotation['segmentation']
+    if image is None: error = f'no image has the id {annotation["image_id"]!r}'
+    elif annotation['category_id'] not in data.names:
+        error = f'no category has the id {annotation["category_id"]!r}'
+    else:
+        height, width = image['height'], image['width']
+        too_large = height*width > Image.MAX_IMAGE_PIXELS
+        if min(height, width) < 1 or too_large: raise BadInput(
+            f'{path}: image {image["id"]!r}: a size of {width} x {height} pixels; correct it')
+        error = (_polygons_error if isinstance(s, list) else _rle_error)(s, height, width)
+    if error: raise BadInput(f'{path}: annotation {id!r}: {error}; correct it or remove it')
+
 # %% ../nbs/12_flmm.ipynb #flma0131
 class _Instances:
     "COCO's instances: masks by number, and the images they are in."
     def __init__(self, path, images):
         found = read_json(path, 'a set in COCO format', _coco_schema, 'give its instances')
-        self.images, self.folder = {i['id']: i for i in found['images']}, Path(images)
-        self.annotations, self.names = {a['id']: a for a in found['annotations']}, {c['id']: c['name'] for c in found['categories']}
+        self.folder = Path(images)
+        self.images = _by_id(path, 'images', found['images'], _image_entry)
+        self.names = {id: c['name'] for id, c in _by_id(
+            path, 'categories', found['categories'], _category_entry).items()}
+        self.annotations = _by_id(path, 'annotations', found['annotations'], _annotation_entry)
+        for id, entry in self.annotations.items():
+            _check_annotation(self, path, id, entry)
 
     def mask(self, id):
         from pycocotools import mask as rle
-        a = self.annotations[id]; im = self.images[a['image_id']]; s, size = a['segmentation'], (im['height'], im['width'])
-        if isinstance(s, list): s = rle.merge(rle.frPyObjects(s, *size))
-        elif isinstance(s['counts'], list): s = rle.frPyObjects(s, *size)
-        return rle.decode(s).astype(bool)
+        annotation = self.annotations[id]
+        im, s = self.images[annotation['image_id']], annotation['segmentation']
+        size = im['height'], im['width']
+        if isinstance(s, dict): s = dict(s, counts=_run_lengths(s['counts']))
+        lengths = rle.frPyObjects(s, *size)
+        return rle.decode(rle.merge(lengths) if isinstance(s, list) else lengths).astype(bool)
 
     def grounding(self, image_id, text, masks, kinds):
         path = self.folder/self.images[image_id]['file_name']
@@ -990,7 +1101,7 @@ class _Panoptic:
     def of_image(self, id):
         "Path of the image, number of the segment at each pixel (H, W), number -> whether a thing."
         annotation = self.annotations[id]
-        rgb = np.asarray(Image.open(self.segments/annotation['file_name']).convert('RGB'))
+        rgb = np.asarray(open_image(self.segments/annotation['file_name']))
         things = {s['id']: s['category_id'] in self.things for s in annotation['segments_info']}
         path = self.images/self.files[annotation['image_id']]
         return path, rgb.astype(int) @ (1, 256, 65536), things
@@ -1187,6 +1298,15 @@ def lines(
     ]
 
 # %% ../nbs/12_flmm.ipynb #flme0157
+def _turned_by_exif(path):
+    "What to say of a file that has an EXIF tag of its orientation."
+    if not Path(path).is_file(): return ''
+    with Image.open(path, formats=IMAGE_FORMATS) as image:
+        orientation = image.getexif().get(0x0112, 1)
+    if orientation == 1: return ''
+    return f' (its EXIF tag, orientation {orientation}, turns it: save it upright without the tag)'
+
+# %% ../nbs/12_flmm.ipynb #63bb11bd
 def _by_pixels(examples):
     "Examples with a hash of the image's pixels as its name."
     hashes, sizes = {}, {}
@@ -1199,7 +1319,7 @@ def _by_pixels(examples):
         (h, w), size = example.masks.shape[1:], sizes[name]
         if (h, w) != size: raise BadInput(
             f'{name}: an image of {size[1]} x {size[0]} pixels and masks of {w} x {h}; give the '
-            'images that the masks were made for')
+            f'images that the masks were made for{_turned_by_exif(name)}')
     return [replace(example, name=hashes[example.name]) for example in examples]
 
 def _hold_out(examples):
