@@ -1021,7 +1021,7 @@ def _png_place(path, what):
         raise BadInput(f'{path.parent}: no such folder; make it first')
 
 # %% ../nbs/90_cli.ipynb #96fda2b8
-_OURS = 'frozen-nb ground'
+_MADE_BY = 'frozen-nb ground'
 
 
 def _mask_files(out, n): return [out.with_name(f'{out.stem}-{i}.png') for i in range(1, n + 1)]
@@ -1032,7 +1032,8 @@ def _is_ours(path):
     from PIL import Image
     if path.is_symlink() or not path.is_file(): return False
     try:
-        with Image.open(path, formats=['PNG']) as image: return image.info.get('Software') == _OURS
+        with Image.open(path, formats=['PNG']) as image: made_by = image.info.get('Software')
+        return made_by == _MADE_BY
     except Exception:
         return False
 
@@ -1050,7 +1051,7 @@ def _save_ours(image, path):
     from functools import partial
     from PIL.PngImagePlugin import PngInfo
     about = PngInfo()
-    about.add_text('Software', _OURS)
+    about.add_text('Software', _MADE_BY)
     _write_png(partial(image.save, pnginfo=about), path)
 
 # %% ../nbs/90_cli.ipynb #clipng02

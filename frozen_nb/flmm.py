@@ -29,7 +29,7 @@ from frozen_nb.core.folders import (
     check_place, read_folder, read_json, schema_error, write_folder,
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
-from .core.zoo import IMAGE_FORMATS
+from .core.zoo import image_formats
 from .core.zoo import LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
@@ -835,7 +835,7 @@ def _described(answer, phrase):
     raise BadInput(f"'{phrase}': the model names nothing of the kind in its description "
                    f'({answer.text}); give words of it, or an animal')
 
-# %% ../nbs/12_flmm.ipynb #99147c6e
+# %% ../nbs/12_flmm.ipynb #46a6e74e
 def ground_named(
     grounder: Grounder, # trained on descriptions, or on expressions alone
     image: Image.Image, # what the phrases are about
@@ -870,9 +870,10 @@ def crop_box(
 ) -> tuple:            # left, top, right, bottom, inside the image
     "A square part of an image around a mask; the whole image for an empty mask."
     (H, W), (x0, y0, x1, y1) = mask.shape, mask_boxes(torch.as_tensor(mask)[None])[0].tolist()
-    side = min(max(least, scale*max(x1 - x0, y1 - y0)), H, W)
-    left, top = (min(max(0, (a + b - side)/2), L - side) for a, b, L in ((x0, x1, W), (y0, y1, H)))
-    return (0, 0, W, H) if not np.any(mask) else tuple(round(v) for v in (left, top, left + side, top + side))
+    if not np.any(mask): return 0, 0, W, H
+    side = round(min(max(least, scale*max(x1 - x0, y1 - y0)), H, W))
+    left, top = (round(min(max(0, (a + b - side)/2), L - side)) for a, b, L in ((x0, x1, W), (y0, y1, H)))
+    return left, top, left + side, top + side
 
 # %% ../nbs/12_flmm.ipynb #flm00111
 def save_flmm(
@@ -1301,12 +1302,12 @@ def lines(
 def _turned_by_exif(path):
     "What to say of a file that has an EXIF tag of its orientation."
     if not Path(path).is_file(): return ''
-    with Image.open(path, formats=IMAGE_FORMATS) as image:
+    with Image.open(path, formats=image_formats()) as image:
         orientation = image.getexif().get(0x0112, 1)
     if orientation == 1: return ''
     return f' (its EXIF tag, orientation {orientation}, turns it: save it upright without the tag)'
 
-# %% ../nbs/12_flmm.ipynb #63bb11bd
+# %% ../nbs/12_flmm.ipynb #12ff668d
 def _by_pixels(examples):
     "Examples with a hash of the image's pixels as its name."
     hashes, sizes = {}, {}

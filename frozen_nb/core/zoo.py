@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OWNERLESS', 'RANDOM', 'IMAGE_FORMATS', 'GREEDY', 'shipped', 'weight_files', 'configuration', 'hub_reachable',
            'cached_folder', 'hub_folder', 'ModelSource', 'find_model', 'quiet_libraries', 'load_tokenizer', 'LM',
-           'load_lm', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'open_image', 'visual_tokens', 'pool_tokens', 'Encoder',
-           'load_encoder', 'clip_vision_model', 'messages', 'check_logits', 'greedy', 'LMM', 'load_lmm', 'SAMConfig',
-           'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card', 'zoo']
+           'load_lm', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'image_formats', 'open_image', 'visual_tokens',
+           'pool_tokens', 'Encoder', 'load_encoder', 'clip_vision_model', 'messages', 'check_logits', 'greedy', 'LMM',
+           'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card', 'zoo']
 
 # %% ../../nbs/core/03_zoo.ipynb #021933e7
 import difflib, hashlib, inspect, json, logging, math, re, sys, warnings
@@ -658,6 +658,11 @@ def to_rgb(
 IMAGE_FORMATS = ('PNG', 'JPEG', 'MPO', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000',
                  'AVIF', 'ICO')  # those that PIL reads by itself; EPS would start Ghostscript
 
+def image_formats() -> list: # for the argument `formats` of `Image.open`
+    "Those of `IMAGE_FORMATS` that this PIL knows."
+    Image.init()
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
+
 def _read_image(path):
     "An image file as RGB, with the errors of PIL."
     if Path(path).is_dir():
@@ -666,7 +671,7 @@ def _read_image(path):
         raise BadInput(f'{path}: this file is empty; copy it again')
     with warnings.catch_warnings():
         warnings.simplefilter('error', Image.DecompressionBombWarning)
-        with Image.open(path, formats=IMAGE_FORMATS) as image: return to_rgb(image)
+        with Image.open(path, formats=image_formats()) as image: return to_rgb(image)
 
 # %% ../../nbs/core/03_zoo.ipynb #f06d75d7
 def open_image(
@@ -1854,6 +1859,10 @@ def _check_sam_config(path, config):
             if getattr(given, name) == value: continue
             raise BadInput(f'{path}: a SAM of transformers with {name} {getattr(given, name)}; '
                            f'segment-anything builds only {value}')
+    n, hidden = config.vision_config.num_pos_feats, config.prompt_encoder_config.hidden_size
+    if 2*n != hidden: raise BadInput(
+        f'{path}: a SAM of transformers with num_pos_feats {n} at a hidden_size of {hidden}; '
+        'segment-anything builds only half as many')
 
 # %% ../../nbs/core/03_zoo.ipynb #653533f6
 def _from_transformers_sam(path, state):
