@@ -183,6 +183,7 @@ def caption(
 ) -> list:                     # B texts
     "One caption an image, greedy."
     prompt = prompt or self.map.made_for.get('prompt', 'A picture of')
+    check_texts([prompt])
     start = starts(self.map)
     texts = generate(self.lm, self.prefix(images), prompt, max_new_tokens, start=start)
     return [text.strip() for text in texts]
@@ -197,14 +198,15 @@ def ask(
     max_new_tokens: int = 8,  # of each answer
 ) -> list:                    # B texts
     "Short answers to a question about each image, in the paper's format `Q: ... A:`."
-    questions = [question]*len(images) if isinstance(question, str) else list(question)
+    questions = [question]*len(images) if isinstance(question, str) else question
+    check_texts(questions)
     if len(questions) != len(images): raise BadInput(
         f'{len(questions)} questions about {len(images)} images: give one for all, or one for each')
     x = self.prefix([*(image for image, _, _ in examples), *images])  # (S + B, k, d)
     shots, last = x[:len(examples)], x[len(examples):, None]
     x = torch.cat([shots.expand(len(last), *shots.shape), last], 1)   # (B, S + 1, k, d)
     shown = [(q, a) for _, q, a in examples]
-    check_texts([text for pair in shown for text in pair] + questions)
+    check_texts([text for pair in shown for text in pair])
     prompts = [shot_prompt(q, shown) for q in questions]
     texts = generate(self.lm, x, prompts, max_new_tokens, start=starts(self.map))
     return [first_answer(text) for text in texts]

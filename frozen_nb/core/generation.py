@@ -117,6 +117,8 @@ def start_ids(
 ) -> list:                     # its id, or nothing
     "What stands in front of a text. Raises `BadInput` if a start token is wanted and none known."
     bos = lm.tokenizer.bos_token_id
+    if start not in ('auto', True, False): raise BadInput(
+        f"start={start!r} is unknown; use True, False or 'auto'")
     if start == 'auto': start = bos is not None and bos in lm.tokenizer('a').input_ids[:1]
     if start and bos is None: raise BadInput(
         f'{lm.name}: its tokenizer has no start token; leave it out (start=False)')
@@ -125,6 +127,8 @@ def start_ids(
 # %% ../../nbs/core/05_generation.ipynb #9c977722
 def _prefix_and_prompts(lm, prefix, prompts, max_new_tokens):
     "Token ids of the prefix, a start token in front, and of each prompt."
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in (prefix, *prompts)):
+        raise BadInput(f'a prefix is a text, prompts are a list of texts; {prompts!r:.60} is none')
     def ids_of(text): return lm.tokenizer(text, add_special_tokens=False).input_ids
     start = start_ids(lm, start=lm.tokenizer.bos_token_id is not None)
     head, tails = start + ids_of(prefix), [ids_of(prompt) for prompt in prompts]
@@ -156,6 +160,7 @@ def continuations(
     shared: bool = True,    # whether the prefix is run once, or once a row
 ) -> list:                  # n texts
     "Greedy continuations of texts with a common beginning."
+    if isinstance(stop, str): raise BadInput(f'stop strings are a list of texts, not {stop!r}')
     head, tails = _prefix_and_prompts(lm, prefix, prompts, max_new_tokens)
     inside = bool(tails) and may_pad_inside(lm.model, _length(head, tails, max_new_tokens))
     cache = prefix_cache(lm, head) if shared and head and inside else None

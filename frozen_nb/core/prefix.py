@@ -209,6 +209,8 @@ def check_texts(
     texts: list, # of any things
 ):
     "Raises `BadInput` for the first that is no text."
+    if isinstance(texts, str) or not hasattr(texts, '__len__'):
+        raise BadInput(f'{texts!r:.60} is no list of texts: put it into one')
     wrong = [text for text in texts if not isinstance(text, str)]
     if wrong: raise BadInput(
         f'{str(wrong[0])[:60]!r} is no text but {type(wrong[0]).__name__}: '
@@ -247,10 +249,12 @@ def _check_length(lm, T, max_new_tokens=0):
 
 # %% ../../nbs/core/06_prefix.ipynb #fb81e49c
 def _n_examples(images, prompts, targets=None):
+    if not isinstance(prompts, str): check_texts(prompts)
     if images is not None: return len(images)
     if not isinstance(prompts, str): return len(prompts)
     return 1 if targets is None else len(targets)
 
+# %% ../../nbs/core/06_prefix.ipynb #e68b13ec
 def _check_counts(B, prompts, targets):
     counts = [len(prompts)] if targets is None else [len(prompts), len(targets)]
     if B and all(n == B for n in counts): return
@@ -273,7 +277,8 @@ def sequence(
     B = _n_examples(images, prompts, targets)
     n, k = (0, 0) if images is None else images.shape[1:3]
     if isinstance(prompts, str): prompts = [prompts] * B
-    check_texts([*prompts, *(targets or [])])
+    check_texts(prompts)
+    if targets is not None: check_texts(targets)
     _check_counts(B, prompts, targets)
     first = start_ids(lm, start)
     distinct = {prompt: first + _prompt_ids(lm, prompt, n, k) for prompt in set(prompts)}
@@ -347,14 +352,14 @@ def choose(
     start: bool | str = 'auto',  # whether a start token comes first, see `start_ids`
 ) -> torch.Tensor:               # (B, C)
     "Log-likelihood of every choice for every example."
+    check_texts(choices)
     C, scores = len(choices), []
     for some_images, some_prompts in _batches(images, prompts, batch_size):
         n = _n_examples(some_images, some_prompts)
         if some_images is not None: some_images = some_images.repeat_interleave(C, 0)
         if not isinstance(some_prompts, str):
             some_prompts = [prompt for prompt in some_prompts for _ in choices]
-        targets = list(choices) * n
-        seq = sequence(lm, some_images, some_prompts, targets, end=end, start=start)
+        seq = sequence(lm, some_images, some_prompts, list(choices) * n, end=end, start=start)
         score = choice_log_likelihoods(lm.model, n_choices=C, normalise=normalise, **vars(seq))
         scores.append(score)                                                   # (n, C)
     return torch.cat(scores)

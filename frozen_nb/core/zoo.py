@@ -418,6 +418,11 @@ def _check_match(
 _harmless = re.compile(
     r'inv_freq|masked_bias|attn\.bias$|attention\.bias$|position_ids$|decoder\.version$')
 
+def _is_ignored(model, key):
+    "Whether a tensor does no harm, to us or to transformers."
+    theirs = getattr(model, '_keys_to_ignore_on_load_unexpected', None) or ()
+    return any(re.search(pattern, key) for pattern in (_harmless, *theirs))
+
 def _foreign_keys(
     model,  # of transformers
     keys,   # of the weights, which the model has no place for
@@ -427,7 +432,7 @@ def _foreign_keys(
     lists = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
     layers = '|'.join(re.escape(name) for name in lists)
     inside = re.compile(rf'((vision_model|{model.base_model_prefix})\.)?({layers})\.')
-    keys = [key for key in sorted(keys) if not _harmless.search(key)]
+    keys = [key for key in sorted(keys) if not _is_ignored(model, key)]
     return [key for key in keys if strict or inside.match(key)]
 
 # %% ../../nbs/core/03_zoo.ipynb #da5fc373
@@ -1532,6 +1537,19 @@ GREEDY = dict(
     return_dict_in_generate=False, output_attentions=False, output_hidden_states=False,
     use_cache=True, cache_implementation=None)
 
+@contextmanager
+def _settings_aside(model):
+    "A block in which `generate` finds no setting of the checkpoint but where a decoder starts."
+    from transformers import GenerationConfig
+    kept = model.generation_config
+    ids = dict(bos_token_id=kept.bos_token_id, decoder_start_token_id=kept.decoder_start_token_id)
+    model.generation_config = GenerationConfig(**ids)
+    try:
+        yield ids
+    finally:
+        model.generation_config = kept
+
+# %% ../../nbs/core/03_zoo.ipynb #9f55a85e
 def _n_given(model, inputs):
     "How many of the tokens that `generate` returns are no new ones."
     if model.config.is_encoder_decoder: return 1                               # the start token
@@ -1561,15 +1579,18 @@ def greedy(
 
     Raises `BadInput` for logits that are not finite.
     """
+    from transformers import GenerationConfig
     def checked(input_ids, logits):
         check_logits(model, logits)
         return logits
 
-    ends = tokenizer.eos_token_id if end is None else end
-    ids = model.generate(
-        **GREEDY | inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends, stop_strings=list(stop) or None, tokenizer=tokenizer,
-        logits_processor=[checked])
+    settings = {name: inputs.pop(name, value) for name, value in GREEDY.items()}
+    ends = dict(eos_token_id=tokenizer.eos_token_id if end is None else end,
+                pad_token_id=tokenizer.pad_token_id, stop_strings=list(stop) or None)
+    with _settings_aside(model) as starts:
+        config = GenerationConfig(**settings, **starts, **ends, max_new_tokens=max_new_tokens)
+        ids = model.generate(**inputs, generation_config=config, tokenizer=tokenizer,
+                             logits_processor=[checked])
     return ids[:, _n_given(model, inputs):]
 
 # %% ../../nbs/core/03_zoo.ipynb #eff2b8da

@@ -1,0 +1,148 @@
+"""What goes into a language model and comes out: no setting of a checkpoint, a start token by one rule, positions that there are, logits
+that are numbers, strings that are strings, and folders that should load or should not."""
+import json
+
+import pytest
+import torch
+import transformers as T
+from safetensors.torch import load_file, save_file
+
+from families import SIZES, special_ids
+from frozen_nb import limber
+from frozen_nb.core.frozen import BadInput
+from frozen_nb.core.generation import continuations, start_ids
+from frozen_nb.core.prefix import choose, generate, sequence
+from frozen_nb.core.zoo import load_lm, load_tokenizer
+from frozen_nb.generative_adapter import answers
+
+TOKENIZER = load_tokenizer('llama')
+IDS = special_ids(TOKENIZER)
+
+
+def saved(folder, model, tokenizer=TOKENIZER):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny(**more):
+    torch.manual_seed(0)
+    model = T.LlamaForCausalLM(T.LlamaConfig(**SIZES, **IDS | more))
+    for p in model.parameters():
+        if p.ndim > 1: torch.nn.init.normal_(p, std=.3)
+    return model
+
+
+@pytest.mark.parametrize('setting', [
+    dict(repetition_penalty=1.5), dict(no_repeat_ngram_size=1), dict(suppress_tokens=[*range(20, 700)]), dict(num_beams=3), dict(penalty_alpha=.6, top_k=4),
+    dict(use_cache=False), dict(min_length=40), dict(cache_implementation='static'), dict(max_length=3), dict(dola_layers='low'), dict(prompt_lookup_num_tokens=3)],
+    ids=str)
+@pytest.mark.parametrize('file', ['generation_config.json', 'config.json'])
+def test_no_setting_of_a_checkpoint_leaks(setting, file, tmp_path):
+    plain = load_lm(saved(tmp_path/'plain', tiny()), device='cpu')
+    folder = saved(tmp_path/'set', tiny())
+    (folder/file).write_text(json.dumps(json.loads((folder/file).read_text()) | setting))
+    changed = load_lm(folder, device='cpu')
+    for run in (lambda lm: continuations(lm, 'Q: a bird. ', ['Q: who?', 'Q: what does it eat?'], max_new_tokens=8), lambda lm: generate(lm, None, ['A', 'A fox'], 8)):
+        assert run(plain) == run(changed)
+    assert changed.model.generation_config.to_dict() == load_lm(folder, device='cpu').model.generation_config.to_dict()
+
+
+class Begins:
+    "A tokenizer that puts a start token in front by default."
+    def __init__(self, tokenizer): self.tokenizer = tokenizer
+    def __getattr__(self, name): return getattr(self.tokenizer, name)
+    def __call__(self, text, add_special_tokens=True, **more):
+        ids = self.tokenizer(text, add_special_tokens=False, **more)
+        if add_special_tokens: ids['input_ids'] = [self.bos_token_id, *ids['input_ids']]
+        return ids
+
+
+def test_one_rule_for_the_start_token(tmp_path):
+    lm = load_lm(saved(tmp_path/'m', tiny()), device='cpu')
+    assert start_ids(lm) == [] and start_ids(lm, True) == [0]
+    lm.tokenizer = Begins(lm.tokenizer)
+    images = torch.randn(1, 2, lm.width)
+    for shown in (None, images):
+        with_start, without = (sequence(lm, shown, ['A fox'], start=start) for start in ('auto', False))
+        assert torch.equal(with_start.inputs_embeds[:, 1:], without.inputs_embeds)
+        assert torch.equal(with_start.inputs_embeds[0, 0], lm.embeddings.weight[0])
+        assert torch.equal(choose(lm, shown, 'A', [' fox']), choose(lm, shown, 'A', [' fox'], start=True))
+        assert not torch.equal(choose(lm, shown, 'A', [' fox']), choose(lm, shown, 'A', [' fox'], start=False))
+    assert limber.new_map(None, lm, images).made_for['start'] is True
+    with pytest.raises(BadInput, match='start'): start_ids(lm, 'maybe')
+
+
+@pytest.mark.parametrize('config', [T.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=24, **IDS),
+                                    T.OPTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=16,
+                                                max_position_embeddings=24, **IDS)], ids=lambda c: c.model_type)
+def test_past_the_last_position(config, tmp_path):
+    lm = load_lm(saved(tmp_path/'m', T.AutoModelForCausalLM.from_config(config)), device='cpu')
+    for run in (lambda: generate(lm, torch.zeros(1, 16, lm.width), 'A picture of', 32), lambda: answers(lm, ['which animal lives by the lake?'], tokens=20),
+                lambda: continuations(lm, 'a fox', ['Q: who?'], max_new_tokens=30)):
+        with pytest.raises(BadInput, match='fit into the 24'): run()
+
+
+def test_overflow_in_half_precision(tmp_path):
+    model = tiny()
+    for name, p in model.named_parameters():
+        if 'down_proj' in name: torch.nn.init.constant_(p, 3e4)
+        elif 'mlp' in name: torch.nn.init.normal_(p, std=4.)
+    lm = load_lm(saved(tmp_path/'m', model), dtype='fp16', device='cpu')
+    for run in (lambda: generate(lm, None, ['A fox'], 3), lambda: choose(lm, None, 'A', [' fox']), lambda: continuations(lm, 'Q: ', ['a', 'b c'])):
+        with pytest.raises(BadInput, match='float16.*bf16') as refused: run()
+        assert '\n' not in str(refused.value)
+
+
+def test_scale_of_a_map_is_that_of_the_embeddings_given(tmp_path):
+    config = T.Gemma3TextConfig(**SIZES | dict(hidden_size=64), head_dim=8, query_pre_attn_scalar=8, **IDS)
+    lm = load_lm(saved(tmp_path/'m', T.Gemma3ForCausalLM(config)), device='cpu')
+    scale = limber.new_map(None, lm, torch.randn(4, 2, 32)).linear.weight.std().item() * 32**.5
+    assert scale == pytest.approx(lm.embeddings(torch.arange(len(TOKENIZER))).std().item(), rel=.05)
+    assert scale > 4 * lm.embeddings.weight.std().item()
+
+
+def test_strings_are_strings(tmp_path):
+    lm = load_lm(saved(tmp_path/'m', tiny()), device='cpu')
+    for run in (lambda: choose(lm, None, 'A', 'fox'), lambda: generate(lm, None, [3]), lambda: continuations(lm, '', 'Q: who?'),
+                lambda: continuations(lm, ['a'], ['Q: who?']), lambda: continuations(lm, 'a', ['b'], stop='END'), lambda: sequence(lm, None, ['a'], 'b'),
+                lambda: generate(lm, None, 3)):
+        with pytest.raises(BadInput): run()
+
+
+def test_a_question_for_each_image():
+    from frozen_nb.world.drawing import draw
+    from frozen_nb.world.scenes import scene
+    captioner = limber.Limber.load(device='cpu')
+    images, questions = [draw(scene(i, 'test', 0), 64) for i in range(2)], ['what animal is this?', 'what colour is it?']
+    assert captioner.ask(images, questions) == [captioner.ask([image], q)[0] for image, q in zip(images, questions)]
+    for wrong in (questions[:1], questions * 2, [1, 2], None):
+        with pytest.raises(BadInput): captioner.ask(images, wrong)
+    with pytest.raises(BadInput): captioner.caption(images, ['A', 'B'])
+
+
+def test_one_special_token_more_than_embeddings(tmp_path):
+    tokenizer = load_tokenizer('llama')
+    tokenizer.add_special_tokens(dict(additional_special_tokens=['<image_soft_token>']))
+    lm = load_lm(saved(tmp_path/'m', tiny(), tokenizer), device='cpu')
+    with pytest.raises(BadInput, match='no embedding'): generate(lm, None, ['a <image_soft_token>'], 2)
+    tokenizer.add_tokens(['entirelynew'])
+    with pytest.raises(BadInput, match='embeddings'): load_lm(saved(tmp_path/'n', tiny(), tokenizer), device='cpu')
+
+
+def test_keys_that_transformers_ignores(tmp_path):
+    opt = T.OPTForCausalLM(T.OPTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64, word_embed_proj_dim=32, **IDS))
+    path = saved(tmp_path/'m', opt)/'model.safetensors'
+    weights = load_file(path)
+    save_file(weights | {'model.decoder.version': torch.zeros(1)}, path, dict(format='pt'))
+    load_lm(tmp_path/'m', device='cpu')
+    save_file(weights | {'model.decoder.layers.0.fc9.weight': torch.zeros(1)}, path, dict(format='pt'))
+    with pytest.raises(BadInput, match='fc9'): load_lm(tmp_path/'m', device='cpu')
+
+
+def test_a_folder_with_bin_only(tmp_path):
+    path = saved(tmp_path/'m', tiny())/'model.safetensors'
+    expected = continuations(load_lm(tmp_path/'m', device='cpu'), 'Q:', ['who?'])
+    torch.save(load_file(path), tmp_path/'m'/'pytorch_model.bin')
+    path.unlink()
+    assert continuations(load_lm(tmp_path/'m', device='cpu'), 'Q:', ['who?']) == expected
