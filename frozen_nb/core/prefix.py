@@ -207,7 +207,7 @@ def _target_ids(lm, targets, end):
 # %% ../../nbs/core/06_prefix.ipynb #61b8903a
 def check_texts(
     texts: list, # of any things
-):
+) -> list:       # the same
     "Raises `BadInput` for the first that is no text."
     if isinstance(texts, str) or not hasattr(texts, '__len__'):
         raise BadInput(f'{texts!r:.60} is no list of texts: put it into one')
@@ -215,6 +215,7 @@ def check_texts(
     if wrong: raise BadInput(
         f'{str(wrong[0])[:60]!r} is no text but {type(wrong[0]).__name__}: '
         'give one text for all examples, or a list with a text for each')
+    return texts
 
 # %% ../../nbs/core/06_prefix.ipynb #64b74aaf
 def _arrange(prompts, targets, padding):
@@ -254,7 +255,7 @@ def _n_examples(images, prompts, targets=None):
     if not isinstance(prompts, str): return len(prompts)
     return 1 if targets is None else len(targets)
 
-# %% ../../nbs/core/06_prefix.ipynb #e68b13ec
+# %% ../../nbs/core/06_prefix.ipynb #7a6376bf
 def _check_counts(B, prompts, targets):
     counts = [len(prompts)] if targets is None else [len(prompts), len(targets)]
     if B and all(n == B for n in counts): return
@@ -352,8 +353,7 @@ def choose(
     start: bool | str = 'auto',  # whether a start token comes first, see `start_ids`
 ) -> torch.Tensor:               # (B, C)
     "Log-likelihood of every choice for every example."
-    check_texts(choices)
-    C, scores = len(choices), []
+    C, scores = len(check_texts(choices)), []
     for some_images, some_prompts in _batches(images, prompts, batch_size):
         n = _n_examples(some_images, some_prompts)
         if some_images is not None: some_images = some_images.repeat_interleave(C, 0)
