@@ -255,8 +255,10 @@ def _n_examples(images, prompts, targets=None):
     if not isinstance(prompts, str): return len(prompts)
     return 1 if targets is None else len(targets)
 
-# %% ../../nbs/core/06_prefix.ipynb #7a6376bf
+# %% ../../nbs/core/06_prefix.ipynb #435d93e9
 def _check_counts(B, prompts, targets):
+    check_texts(prompts)
+    if targets is not None: check_texts(targets)
     counts = [len(prompts)] if targets is None else [len(prompts), len(targets)]
     if B and all(n == B for n in counts): return
     and_targets = '' if targets is None else f' and {len(targets)} targets'
@@ -278,8 +280,6 @@ def sequence(
     B = _n_examples(images, prompts, targets)
     n, k = (0, 0) if images is None else images.shape[1:3]
     if isinstance(prompts, str): prompts = [prompts] * B
-    check_texts(prompts)
-    if targets is not None: check_texts(targets)
     _check_counts(B, prompts, targets)
     first = start_ids(lm, start)
     distinct = {prompt: first + _prompt_ids(lm, prompt, n, k) for prompt in set(prompts)}
