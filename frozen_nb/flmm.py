@@ -876,6 +876,8 @@ def crop_box(
     return left, top, left + side, top + side
 
 # %% ../nbs/12_flmm.ipynb #flm00111
+def _holds_flmm(folder): return read_folder(folder, 'F-LMM')[0].get('kind') == 'FLMM'
+
 def save_flmm(
     model: FLMM,               # an `FLMM`
     folder: Path | str,        # where `config.json` and `model.safetensors` go
@@ -1189,8 +1191,6 @@ def read_nlvr(
     return examples
 
 # %% ../nbs/12_flmm.ipynb #flm00151
-def _holds_flmm(folder): return read_folder(folder, 'F-LMM')[0].get('kind') == 'FLMM'
-
 def _square(masks):
     "Masks (K, H, W) in the middle of a square."
     side = max(masks.shape[1:])

@@ -812,6 +812,7 @@ def _check_generator_config(config, tensors, folder):
         'train or copy it again')
 
 # %% ../nbs/14_generative_adapter.ipynb #gensave1
+def _holds_generator(folder): return read_folder(folder, 'generator', dict(base=str, chunk=int))
 def save_generator(
     generator: Generator, # to be saved
     folder: str | Path,   # where `config.json` and `model.safetensors` go
@@ -868,8 +869,6 @@ def read_texts(
         f'{folder}: {n or "no"} different text{"s"*(n != 1)} in .txt files; two or more are '
         'needed, one to train on and one to test')
     return {path: text for text, path in paths.items()}
-
-def _holds_generator(folder): return read_folder(folder, 'generator', dict(base=str, chunk=int))
 
 # %% ../nbs/14_generative_adapter.ipynb #e5913209
 @torch.no_grad()

@@ -607,9 +607,9 @@ def linears(
 def _check_weights_are_linear(model):
     "Refuse a model with weights that no linear layer holds."
     for i, block in enumerate(blocks(model)):
-        known = {id(m.weight) for m in linears(model, i).values()}
+        known = {m.weight.data_ptr() for m in linears(model, i).values()}
         for name, p in block.named_parameters():
-            if p.ndim > 1 and id(p) not in known: raise BadInput(
+            if p.ndim > 1 and p.data_ptr() not in known: raise BadInput(
                 f'{type(model).__name__}: {i}.{name} is no linear layer (a mixture of experts?), '
                 'and a subnetwork would leave these weights out; take a model without experts')
 
