@@ -1,0 +1,149 @@
+"""Images and their encoders, by kinds of what went wrong: formats that start other programs, images that an EXIF tag turns,
+tokens that stand for no place, features that depend on chance or on the image beside them, SAM under other names."""
+import numpy as np
+import pytest
+import torch
+import transformers as T
+from PIL import Image
+
+from frozen_nb.core.frozen import BadInput
+from frozen_nb.core.zoo import IMAGE_FORMATS, image_formats, load_encoder, load_sam, open_image, to_rgb
+
+VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+
+
+def one_line(run, *words):
+    with pytest.raises(BadInput) as error: run()
+    assert '\n' not in str(error.value) and all(word in str(error.value) for word in words), error.value
+
+
+# Files
+
+def test_postscript_under_another_name_starts_nothing(tmp_path, monkeypatch):
+    import subprocess
+    def started(*args, **kwargs): pytest.fail(f'a program was started: {args}')
+    monkeypatch.setattr(subprocess, 'check_call', started)
+    monkeypatch.setattr(subprocess, 'run', started)
+    path = tmp_path/'photo.png'
+    path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n')
+    one_line(lambda: open_image(path), 'photo.png')
+    assert 'EPS' not in IMAGE_FORMATS and {'PNG', 'JPEG'} <= {*image_formats()}
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_an_exif_tag_turns_an_image_wherever_it_comes_from(orientation, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path/'a.png', exif=exif)
+    from_file = open_image(tmp_path/'a.png')
+    assert from_file.size == ((9, 6) if orientation < 5 else (6, 9))
+    assert to_rgb(Image.open(tmp_path/'a.png')).tobytes() == from_file.tobytes()
+    assert to_rgb(from_file).tobytes() == from_file.tobytes()          # turned once
+
+
+# Encoders of transformers
+
+def saved(folder, model):
+    model.save_pretrained(folder)
+    T.CLIPImageProcessor(size=dict(height=64, width=64), do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
+def random_images(n=2): return [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)) for i in range(n)]
+
+
+def check_places(encoder):
+    "A grid of places, a row for each image that depends on nothing else, and the changed corner changes most."
+    assert encoder.k == encoder.grid[0]*encoder.grid[1] > 1
+    H, W = encoder.size
+    a = torch.randn(1, 3, H, W, generator=torch.Generator().manual_seed(0))
+    b = a.clone()
+    b[..., :H//4, :W//4] += 3
+    x, again, alone = encoder.encode(torch.cat([a, b])), encoder.encode(torch.cat([a, b])), encoder.encode(a)
+    assert x.shape[:2] == (2, encoder.k)
+    torch.testing.assert_close(x, again)
+    torch.testing.assert_close(x[:1], alone, rtol=1e-3, atol=1e-3)
+    return (x[0] - x[1]).norm(dim=-1).view(encoder.grid)
+
+
+WITH_PLACES = dict(
+    internvl=lambda: T.InternVLVisionModel(T.InternVLVisionConfig(**VISION, image_size=[64, 64], patch_size=[8, 8])),
+    dinov3_convnext=lambda: T.DINOv3ConvNextModel(T.DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], image_size=64)),
+    vit_list=lambda: T.ViTModel(T.ViTConfig(**VISION, image_size=[64, 64], patch_size=[8, 8])),
+    metaclip2=lambda: T.MetaClip2VisionModel(T.MetaClip2VisionConfig(**VISION, image_size=64, patch_size=8)),
+    pixtral=lambda: T.PixtralVisionModel(T.PixtralVisionConfig(**VISION, image_size=64, patch_size=8)),
+    vit_mae=lambda: T.ViTMAEModel(T.ViTMAEConfig(**VISION, image_size=64, patch_size=8)),
+)
+
+
+@pytest.mark.parametrize('name', WITH_PLACES)
+def test_tokens_that_stand_for_places(name, tmp_path):
+    torch.manual_seed(0)
+    encoder = load_encoder(saved(tmp_path/name, WITH_PLACES[name]()), device='cpu')
+    check_places(encoder)
+    assert encoder.encode(encoder.preprocess(random_images())).shape == (2, encoder.k, encoder.width)
+
+
+def test_an_encoder_that_wants_more_than_pixels_is_refused(tmp_path):
+    model = T.Siglip2VisionModel(T.Siglip2VisionConfig(**VISION, patch_size=8, num_patches=64))
+    one_line(lambda: load_encoder(saved(tmp_path/'siglip2', model), device='cpu'), 'siglip2')
+
+
+def test_an_image_processor_inside_a_processor(tmp_path):
+    from tokenizers import Tokenizer, models
+    v = dict(VISION, image_size=32, patch_size=8)
+    T.CLIPModel(T.CLIPConfig(vision_config=v, text_config=dict(v, vocab_size=20), projection_dim=8)).save_pretrained(tmp_path/'c')
+    words = Tokenizer(models.WordLevel({'<unk>': 0, 'a': 1}, unk_token='<unk>'))
+    tokenizer = T.PreTrainedTokenizerFast(tokenizer_object=words, unk_token='<unk>', eos_token='a', pad_token='a')
+    processor = T.CLIPImageProcessor(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
+    T.CLIPProcessor(processor, tokenizer).save_pretrained(tmp_path/'c')
+    assert not (tmp_path/'c'/'preprocessor_config.json').exists() and (tmp_path/'c'/'processor_config.json').exists()
+    assert load_encoder(tmp_path/'c', device='cpu').k == 16
+
+
+# Encoders of timm
+
+@pytest.mark.parametrize('name', ['volo_d1_224', 'efficientvit_m0', 'edgenext_xx_small'])
+def test_timm_models_with_places(name):
+    difference = check_places(load_encoder(f'timm/{name}-random', device='cpu'))
+    assert difference.max() > 0
+
+
+@pytest.mark.parametrize('name', ['pit_ti_224', 'coat_tiny', 'crossvit_tiny_240'])
+def test_timm_models_without_places_are_refused(name):
+    one_line(lambda: load_encoder(f'timm/{name}-random', device='cpu'), name)
+
+
+# SAM
+
+def sam_of_transformers(mlp=64, features=16):
+    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=16, mlp_dim=mlp, output_channels=32, window_size=2,
+                 global_attn_indexes=[1], num_pos_feats=features)
+    prompt = dict(hidden_size=32, image_size=64, patch_size=16, mask_input_channels=16)
+    torch.manual_seed(0)
+    model = T.SamModel(T.SamConfig(vision_config=small, prompt_encoder_config=prompt, mask_decoder_config=dict(hidden_size=32, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16)))
+    for p in model.parameters(): torch.nn.init.normal_(p, std=.2)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_sam_of_transformers_is_the_same_model(tmp_path):
+    theirs = sam_of_transformers()
+    theirs.save_pretrained(tmp_path/'hf')
+    ours = load_sam(tmp_path/'hf', device='cpu')
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours.encode(pixels), theirs.get_image_embeddings(pixels), rtol=1e-3, atol=1e-3)
+
+
+def test_a_sam_of_transformers_that_segment_anything_cannot_build(tmp_path):
+    sam_of_transformers(features=128).save_pretrained(tmp_path/'hf')
+    one_line(lambda: load_sam(tmp_path/'hf', device='cpu'), 'transformers', 'num_pos_feats 128')
+
+
+@pytest.mark.parametrize('key', ['model', 'state_dict'])
+def test_wrapped_checkpoints(key, tmp_path):
+    from frozen_nb.core.zoo import sam_model
+    model = sam_model(size=64, patch=16, width=32, depth=2, heads=2, out=32, window=2, global_blocks=(1,), mask_channels=4, mlp=32, iou_width=16)
+    torch.save({key: model.state_dict()}, tmp_path/'wrapped.pth')
+    assert load_sam(tmp_path/'wrapped.pth', device='cpu').size == 64
