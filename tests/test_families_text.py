@@ -58,7 +58,7 @@ def test_a_text_is_the_same_alone_in_a_batch_and_with_a_cache(name, family):
     def ids_of(text): return lm.tokenizer(text, add_special_tokens=False).input_ids
     start = [lm.tokenizer.bos_token_id]
     alone = [by_hand(lm, 6, input_ids=torch.tensor([start + ids_of(PREFIX) + ids_of(prompt)])) for prompt in PROMPTS]
-    alone = [cut_at(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in alone]
+    alone = [cut_at(lm.tokenizer.decode(ids, skip_special_tokens=True), ('\0',)) for ids in alone]
     ways = dict(shared={}, batch=dict(shared=False), one_by_one=dict(batch_size=1), pairs=dict(batch_size=2))
     for way, options in ways.items():
         assert continuations(lm, PREFIX, PROMPTS, ('\0',), 6, **options) == alone, (name, way)

@@ -43,11 +43,11 @@ def cache_argument(
 def prefix_cache(
     lm: LM,    # a frozen language model
     ids: list, # P token ids
-) -> Any:      # a cache of transformers, for a batch of one
+) -> Any:      # a cache of transformers, for a batch of one; None for families without any
     "Keys and values of a prefix, from one forward pass."
     input_ids = torch.tensor([ids], device=lm.device)                          # (1, P)
     output = lm.model(input_ids=input_ids, use_cache=True, logits_to_keep=1)
-    return getattr(output, cache_argument(lm.model))
+    return getattr(output, cache_argument(lm.model), None)
 
 def _repeat(cache, n):
     "A copy of a cache for n rows: generation extends what it is given."

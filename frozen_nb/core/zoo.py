@@ -1550,6 +1550,13 @@ def _settings_aside(model):
         model.generation_config = kept
 
 # %% ../../nbs/core/03_zoo.ipynb #9f55a85e
+def _check_takes(model, inputs):
+    "Raises `BadInput` for embeddings where `generate` of this family takes token ids only."
+    taken = inspect.signature(model.prepare_inputs_for_generation).parameters
+    if 'inputs_embeds' in inputs and 'inputs_embeds' not in taken: raise BadInput(
+        f'{type(model).__name__} generates from token ids only, and an image is given as '
+        'embeddings; take a family such as Llama or OPT')
+
 def _n_given(model, inputs):
     "How many of the tokens that `generate` returns are no new ones."
     if model.config.is_encoder_decoder: return 1                               # the start token
@@ -1576,19 +1583,18 @@ def greedy(
     **inputs: object,       # `input_ids` or `inputs_embeds`, padded on the left; `attention_mask`
 ) -> torch.Tensor:          # (B, n) new tokens with their end; after that padding
     """Greedy continuations as tokens. What of `GREEDY` is given among the inputs goes first.
-
-    Raises `BadInput` for logits that are not finite.
-    """
+    Raises `BadInput` for logits that are not finite."""
     from transformers import GenerationConfig
     def checked(input_ids, logits):
         check_logits(model, logits)
         return logits
 
+    _check_takes(model, inputs)
     settings = {name: inputs.pop(name, value) for name, value in GREEDY.items()}
-    ends = dict(eos_token_id=tokenizer.eos_token_id if end is None else end,
-                pad_token_id=tokenizer.pad_token_id, stop_strings=list(stop) or None)
+    settings |= dict(eos_token_id=tokenizer.eos_token_id if end is None else end)
+    settings |= dict(stop_strings=list(stop) or None, pad_token_id=tokenizer.pad_token_id)
     with _settings_aside(model) as starts:
-        config = GenerationConfig(**settings, **starts, **ends, max_new_tokens=max_new_tokens)
+        config = GenerationConfig(**settings, **starts, max_new_tokens=max_new_tokens)
         ids = model.generate(**inputs, generation_config=config, tokenizer=tokenizer,
                              logits_processor=[checked])
     return ids[:, _n_given(model, inputs):]
