@@ -29,8 +29,9 @@ from frozen_nb.core.folders import (
     check_place, read_folder, read_json, schema_error, write_folder,
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
-from .core.zoo import image_formats
-from .core.zoo import LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb
+from frozen_nb.core.zoo import (
+    image_formats, LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb,
+)
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
 from .core.sam import sam_decode, sam_prompts

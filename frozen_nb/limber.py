@@ -23,14 +23,15 @@ from .core.claims import Interval, paired_bootstrap, versions
 from .core.folders import check_place, schema_error
 from .core.frozen import *
 from frozen_nb.core.prefix import (
-    check_texts, generate, LinearMap, load_map, MARK, save_map, sequence, starts,
+    generate, LinearMap, load_map, MARK, save_map, sequence, starts,
     target_log_likelihood, target_loss,
 )
 from .core.generation import start_ids
 from .core.stores import feature_key, FeatureStore, run_folder
 from .core.training import check_options, numeric, option, train, TrainConfig
 from frozen_nb.core.zoo import (
-    cached_folder, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens, visual_tokens,
+    cached_folder, check_texts, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens,
+    visual_tokens,
 )
 
 # %% ../nbs/10_limber.ipynb #85495807

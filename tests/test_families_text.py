@@ -73,7 +73,9 @@ def test_a_text_behind_an_image_is_the_same_alone_and_in_a_batch(name, family):
     try:
         together = generate(lm, images, PROMPTS, 6)
     except BadInput as error:
-        pytest.skip(f'refused in one line: {error}')
+        assert name in ('ctrl', 'openai_gpt') and 'token ids only' in str(error)
+        return
+    assert name not in ('ctrl', 'openai_gpt')
     alone = []
     for image, prompt in zip(images, PROMPTS):
         seq = sequence(lm, image[None], prompt)

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .frozen import *
-from .zoo import GREEDY, LM, check_logits, greedy
+from .zoo import GREEDY, LM, check_logits, check_texts, greedy
 
 # %% ../../nbs/core/05_generation.ipynb #aa59659d
 def behind_prefix(
@@ -127,8 +127,8 @@ def start_ids(
 # %% ../../nbs/core/05_generation.ipynb #9c977722
 def _prefix_and_prompts(lm, prefix, prompts, max_new_tokens):
     "Token ids of the prefix, a start token in front, and of each prompt."
-    if isinstance(prompts, str) or not all(isinstance(text, str) for text in (prefix, *prompts)):
-        raise BadInput(f'a prefix is a text, prompts are a list of texts; {prompts!r:.60} is none')
+    check_texts([prefix])
+    check_texts(prompts)
     def ids_of(text): return lm.tokenizer(text, add_special_tokens=False).input_ids
     start = start_ids(lm, start=lm.tokenizer.bos_token_id is not None)
     head, tails = start + ids_of(prefix), [ids_of(prompt) for prompt in prompts]
@@ -160,7 +160,7 @@ def continuations(
     shared: bool = True,    # whether the prefix is run once, or once a row
 ) -> list:                  # n texts
     "Greedy continuations of texts with a common beginning."
-    if isinstance(stop, str): raise BadInput(f'stop strings are a list of texts, not {stop!r}')
+    check_texts(stop)
     head, tails = _prefix_and_prompts(lm, prefix, prompts, max_new_tokens)
     inside = bool(tails) and may_pad_inside(lm.model, _length(head, tails, max_new_tokens))
     cache = prefix_cache(lm, head) if shared and head and inside else None
