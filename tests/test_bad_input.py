@@ -141,15 +141,15 @@ HEADS = {   # method -> its folder in the zoo, command, changes of its configura
     'map': ('limber', 'caption a.png --map BAD', [dict(encoder=...), dict(lm=...), dict(encoder=5), dict(lm=['llama']), dict(k='16'), dict(k=None), dict(k=0), dict(k=-1), dict(k=1.5), dict(prompt=5), dict(prompt=[]), dict(mean='x'), dict(dropout='x'), dict(dropout=NOT_A_NUMBER), dict(width_in='x'), dict(width_in=10**15), dict(width_out=0), dict(out_tokens=True), dict(out_tokens=10**30), dict(encoder_fingerprint=5), dict(lm_fingerprint='x')]),
     'generator': ('adapter', 'adapt doc.txt --ask why --generator BAD', [dict(chunk=0), dict(chunk='x'), dict(chunk=-5), dict(chunk=10**30), dict(scale='x'), dict(scale=NOT_A_NUMBER), dict(floor='x'), dict(width='x'), dict(width=10**12), dict(rank=0), dict(rank=-1), dict(part='x'), dict(part=5), dict(base=5), dict(base=...), dict(more=1)])}
 
-def head_kind(name, command, change):
+def config_kind(name, command, change):
     def build(folder):
-        shutil.copytree(data_path('zoo', name), folder/'head')
-        path = folder/'head'/'config.json'
+        shutil.copytree(data_path('zoo', name), folder/'model')
+        path = folder/'model'/'config.json'
         path.write_text(json.dumps(changed(json.loads(path.read_text()), change)))
-        return command.replace('BAD', str(folder/'head')).split()
+        return command.replace('BAD', str(folder/'model')).split()
     return build
 
-KINDS |= {f'{method}: {change}': head_kind(name, command, change) for method, (name, command, changes) in HEADS.items() for change in changes}
+KINDS |= {f'{method}: {change}': config_kind(name, command, change) for method, (name, command, changes) in HEADS.items() for change in changes}
 
 def files_kind(name, command, file, make):
     "One file of a folder from the zoo is another one."
@@ -170,14 +170,6 @@ for _name, _command, _files in (('limber', 'caption a.png --map BAD', ('config.j
 # What is wrong with a model's folder
 
 CONFIGS = [dict(model_type=5), dict(model_type=[]), dict(model_type=None), dict(model_type='x'), dict(model_type='bert'), dict(num_hidden_layers=10**9), dict(num_hidden_layers='x'), dict(num_hidden_layers=-1), dict(hidden_size=10**12), dict(hidden_size='x'), dict(hidden_size=None), dict(hidden_size=7), dict(vocab_size=10**12), dict(vocab_size=-1), dict(vocab_size='x'), dict(num_attention_heads=0), dict(num_attention_heads=10**9), dict(intermediate_size=10**15), dict(rms_norm_eps='x'), dict(hidden_act='x'), dict(hidden_act=5), dict(rope_parameters='x'), dict(auto_map=dict(AutoConfig='x.Y'), model_type='own')]
-
-def config_kind(name, command, change):
-    def build(folder):
-        shutil.copytree(data_path('zoo', name), folder/'model')
-        path = folder/'model'/'config.json'
-        path.write_text(json.dumps(changed(json.loads(path.read_text()), change)))
-        return command.replace('BAD', str(folder/'model')).split()
-    return build
 
 KINDS |= {f'llama: {change}': config_kind('llama', 'adapt doc.txt --ask why --lm BAD', change) for change in CONFIGS}
 VISION = [dict(architecture='x'), dict(architecture=5), dict(architecture=...), dict(model_args=5), dict(model_args=dict(depth=10**9)), dict(model_args=dict(patch_size='x')), dict(model_args=dict(patch_size=0)), dict(pretrained_cfg=5), dict(pretrained_cfg=dict(input_size='x')), dict(pretrained_cfg=dict(mean='x', std='x'))]
