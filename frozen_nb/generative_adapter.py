@@ -31,6 +31,7 @@ from frozen_nb.core.folders import (
     check_place, finish_write, read_folder, verify_folder, whole_folder, write_folder,
 )
 from .core.frozen import *
+from .core.generation import start_ids
 from .core.metrics import normalise_answer
 from .core.prefix import generate
 from .core.stores import run_folder
@@ -291,8 +292,6 @@ def _check_shape(width, rank):
         raise BadInput(f'rank {rank} of a generator of width {width}: choose 1 to {width}')
 
 # %% ../nbs/14_generative_adapter.ipynb #genchk01
-import math
-
 def _check_numbers(scale, floor, chunk):
     "Refuse numbers that no generator has, which a damaged file may say."
     for name, x in dict(scale=scale, floor=floor).items():
@@ -313,6 +312,8 @@ class Generator(nn.Module):
         norm: str = 'svd',       # 'svd', 'frobenius' or 'none'
         floor: float = 1e-4,     # singular values below this share of the largest are dropped
         chunk: int = 128,        # tokens that are read at once
+        start: bool | str = 'auto', # whether a start token is read before each chunk, see
+                                 # `start_ids`; nothing of it is written
     ):
         super().__init__()
         if norm not in NORMS:
@@ -320,7 +321,7 @@ class Generator(nn.Module):
         _check_shape(width, rank)
         _check_numbers(scale, floor, chunk)
         self.made_of = dict(width=width, rank=rank, scale=scale, part=part, norm=norm,
-                            floor=floor, chunk=chunk)
+                            floor=floor, chunk=chunk, start=bool(start_ids(lm, start)))
         self.width, self.rank, self.scale, self.kind = width, rank, scale, norm
         self.floor, self.chunk, self.base = floor, chunk, lm.fingerprint
         self.names, d = adapted_maps(lm.model, part), lm.model.config.hidden_size
@@ -394,32 +395,41 @@ def padded(
             out[b, k, :len(x)] = torch.as_tensor(x)
     return out
 
-def _there(lm, context):
+def _there(lm, context, n_start=0):
     "(B, C) bool: which chunks there are. Raises `BadInput` for a context that cannot be read."
     embedded = context.is_floating_point()
     if embedded: there = torch.ones(len(context), 1, dtype=torch.bool)
     if not embedded: there = (context >= 0).any(2)
     if not there.any(1).all(): raise BadInput('an empty context: there is nothing to read')
     limit = getattr(lm.model.config, 'max_position_embeddings', None)
-    length = context.shape[-1 - embedded]
+    length = context.shape[-1 - embedded] + n_start
     if limit and length > limit: raise BadInput(
         f'a chunk of {length:,} tokens; {lm.name} takes {limit:,}: make the chunks shorter')
     return there
 
 # %% ../nbs/14_generative_adapter.ipynb #baf007ab
+def _behind_start(lm, first, chunks, mask):
+    "What the model takes: tokens (n, T), or embeddings, behind a start token, which may be none."
+    start = torch.tensor(first, dtype=torch.long, device=lm.device).expand(len(chunks), -1)
+    mask = torch.cat([torch.ones_like(start), mask.long()], 1)
+    if not chunks.is_floating_point():
+        return dict(input_ids=torch.cat([start, chunks], 1), attention_mask=mask)
+    chunks = torch.cat([lm.embeddings(start).to(chunks), chunks], 1)
+    return dict(inputs_embeds=chunks, attention_mask=mask)
+
+# %% ../nbs/14_generative_adapter.ipynb #a195180b
 def _read_chunks(lm, generator, context, chosen):
     "States (n, L, R, R) of the chosen ones of the chunks (B, C)."
-    layers = range(len(generator.layers))
+    layers, first = range(len(generator.layers)), start_ids(lm, generator.made_of['start'])
     if context.is_floating_point():
-        embeddings = context.to(lm.dtype).to(lm.device)
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=lm.device)
-        inputs = dict(inputs_embeds=embeddings)
+        chunks = context.to(lm.dtype).to(lm.device)
+        mask = torch.ones(chunks.shape[:2], dtype=torch.bool, device=lm.device)
     else:
         ids = context[chosen].to(lm.device) # (n, T)
-        mask, inputs = ids >= 0, dict(input_ids=ids.clamp_min(0))
-    with torch.no_grad():
-        hidden = hidden_states(lm.model, layers, **inputs, attention_mask=mask.long())
-    return generator.states([hidden[i] for i in layers], mask)
+        mask, chunks = ids >= 0, ids.clamp_min(0)
+    inputs = _behind_start(lm, first, chunks, mask)
+    with torch.no_grad(): hidden = hidden_states(lm.model, layers, **inputs)
+    return generator.states([hidden[i][:, len(first):] for i in layers], mask)
 
 # %% ../nbs/14_generative_adapter.ipynb #7b92e089
 def _turns(there, mode):
@@ -447,7 +457,7 @@ def read_context(
     """States of contexts. Chunks do not see each other. Raises `BadInput` for an empty context and
     a chunk that is too long."""
     _check_mode(mode)
-    there = _there(lm, context) # (B, C)
+    there = _there(lm, context, int(generator.made_of['start'])) # (B, C)
     if states is None: states = _no_states(lm, generator, len(context))
     for chosen in _turns(there, mode):
         of = chosen.nonzero()[:, 0].to(lm.device) # which context each chunk is of
@@ -802,7 +812,7 @@ def answers(
 _GENERATOR_SCHEMA = dict(
     base=str, width=NotRequired[int], rank=NotRequired[int], scale=NotRequired[float],
     part=NotRequired[str], norm=NotRequired[str], floor=NotRequired[float],
-    chunk=NotRequired[int])
+    chunk=NotRequired[int], start=NotRequired[bool])
 
 def _check_generator_config(config, tensors, folder):
     wrong = [name for name in ('width', 'rank', 'chunk') if config.get(name, 1) < 1]
@@ -812,7 +822,8 @@ def _check_generator_config(config, tensors, folder):
         'train or copy it again')
 
 # %% ../nbs/14_generative_adapter.ipynb #gensave1
-def _holds_generator(folder): return read_folder(folder, 'generator', dict(base=str, chunk=int))
+def _holds_generator(folder): return read_folder(folder, 'generator', _GENERATOR_SCHEMA)
+
 def save_generator(
     generator: Generator, # to be saved
     folder: str | Path,   # where `config.json` and `model.safetensors` go
@@ -834,7 +845,7 @@ def load_generator(
     if not _is_base(lm, base):
         raise BadInput(f'{folder}: this generator was made for {_another(lm, base)}')
     try:
-        generator = Generator(lm, **config).to(next(iter(tensors.values())).dtype)
+        generator = Generator(lm, **dict(start=False) | config).to(next(iter(tensors.values())).dtype)
         generator.load_state_dict(tensors)
     except (TypeError, RuntimeError) as error:
         raise BadInput(f'{folder} holds no whole generator ({type(error).__name__}): train or '

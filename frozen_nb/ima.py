@@ -34,7 +34,7 @@ from .core.frozen import *
 from .core.metrics import mentions
 from .core.prefix import MARK, sequence, target_loss
 from .core.training import train, TrainConfig
-from .core.zoo import Encoder, LM, LMM, messages, pool_tokens
+from .core.zoo import check_texts, Encoder, LM, LMM, messages, pool_tokens
 
 # %% ../nbs/11_ima.ipynb #0446061d
 from .core.activations import (
@@ -1140,6 +1140,8 @@ def told_lmm(
 ) -> Told:
     """Images and answers in the chat template of a multimodal model; its template and question
     count as text."""
+    check_texts([question])
+    check_texts(answers)
     template = lmm.processor.apply_chat_template
     inputs = lmm.inputs(images, [template(messages(question, answer)) for answer in answers])
     visual = inputs['input_ids'] == lmm.model.config.image_token_id

@@ -10,6 +10,7 @@ __all__ = ['LIMBER_RECIPE', 'image_features', 'new_map', 'caption_batches', 'fit
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,8 +31,8 @@ from .core.generation import start_ids
 from .core.stores import feature_key, FeatureStore, run_folder
 from .core.training import check_options, numeric, option, train, TrainConfig
 from frozen_nb.core.zoo import (
-    cached_folder, check_texts, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens,
-    visual_tokens,
+    cached_folder, check_texts, Encoder, is_nf_resnet, LM, load_encoder, load_lm, open_image,
+    pool_tokens, unit_pixels, visual_tokens,
 )
 
 # %% ../nbs/10_limber.ipynb #85495807
@@ -114,6 +115,7 @@ def fit_map(
 ) -> tuple:                              # `LinearMap`, `History`
     "Train the one linear map. Both models are checked to be the same bytes before and after."
     captions = [[c] if isinstance(c, str) else list(c) for c in captions]
+    check_texts([text for paraphrases in captions for text in paraphrases])
     untrained = new_map(encoder, lm, features, prompt, config.seed, **kwargs)
     batches = caption_batches(features, captions, batch_size, config.seed)
     loss = _CaptionLoss(lm, prompt, end)
@@ -143,6 +145,9 @@ class Limber:
     encoder: Encoder
     map: LinearMap
     lm: LM
+
+    def __post_init__(self):
+        if self.map.made_for.get('pixels') == 'unit': self.encoder = unit_pixels(self.encoder)
 
     @classmethod
     def load(cls,
@@ -484,11 +489,16 @@ def read_projection(
     prompt: str = 'A picture of', # that it was trained with
 ) -> LinearMap:                   # frozen
     """A projection of the authors, `proj.ckpt`, as a map. Raises `BadInput` for a file with code
-    or anything but weight and bias of a linear layer between these two models."""
+    or anything but weight and bias of a linear layer between these two models. Those for an
+    NF-ResNet were trained on pixels from 0 to 1: the map says so, and a `Limber` gives it these."""
     weight, bias = _read_layer(path)  # (d, e), (d,)
     _check_layer(path, weight, bias, encoder, lm)
     about = dict(encoder=encoder.name, encoder_fingerprint=encoder.fingerprint,
                  lm=lm.name, lm_fingerprint=lm.fingerprint, k=encoder.k, prompt=prompt)
+    if is_nf_resnet(encoder.model):
+        about |= dict(pixels='unit')
+        warnings.warn(f'{path}: trained on pixels from 0 to 1, without mean and deviation: '
+                      'Limber uses such, and by hand it is unit_pixels(encoder)', stacklevel=2)
     linear_map = LinearMap(encoder.width, lm.width, len(bias) // lm.width, **about)
     linear_map.linear.load_state_dict(dict(weight=weight, bias=bias))
     return freeze(linear_map).to(lm.device)

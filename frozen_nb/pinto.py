@@ -35,7 +35,8 @@ from .core.frozen import *
 from .core.generation import continuations, greedy
 from .core.stores import run_folder, TextStore
 from .core.training import check_options, numeric, remove_checkpoints, train, TrainConfig
-from .core.zoo import LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq
+from .core.zoo import (
+    GREEDY, LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq)
 from .world.multiple_choice import MCQ
 
 # %% ../nbs/15_pinto.ipynb #pin00021
@@ -324,10 +325,10 @@ def rationale_store(
     tokens: int = 48, # of a rationale, at most
     folder: str | Path | bool = True, # True: `texts` in the cache; False: nothing is kept
 ) -> TextStore:
-    """Rationales that were generated once, for one language model as it is now, one prompt and one
-    length. Nothing is kept if a hook is on the model about which nothing is known."""
+    """Rationales that were generated once, for one language model as it is now, one prompt, one
+    length and one way of decoding. Nothing is kept if a hook is on the model about which nothing is known."""
     now = current_fingerprint(lm)
-    return TextStore('rationale', now, prompt, tokens, folder=folder if now else False)
+    return TextStore('rationale', now, prompt, tokens, GREEDY, folder=folder if now else False)
 
 def rationalize(
     lm: LM,                          # frozen

@@ -180,6 +180,41 @@ def test_what_was_made_in_single_precision_is_taken_in_half(tmp_path):
     moved = make('llama').model.to(torch.bfloat16)                                                                        # bears the name, and other weights
     with pytest.raises(BadInput, match='another language model'): load_generator(shipped, LM(moved, TOKENIZER, 'llama', fingerprint(moved)))
 
+@pytest.mark.parametrize('start', (True, False, 'auto'))
+def test_a_start_token_is_read_before_each_chunk_and_not_written(lm, start, tmp_path):
+    g = alive(lm, start=start)
+    assert g.made_of['start'] is (start is True)     # the tokenizer here puts none in front
+    ids = torch.arange(5, 29)                        # 3 chunks of 8
+    states = read_context(lm, g, padded([chunks_of(ids.tolist(), 8)]))
+    expected, first = 0, [lm.tokenizer.bos_token_id]*(start is True)
+    for chunk in ids.split(8):
+        row = torch.cat([torch.tensor(first, dtype=torch.long), chunk])[None]
+        hidden = lm.model(input_ids=row, output_hidden_states=True).hidden_states
+        parts = [layer.state(h[:, len(first):], torch.ones(1, 8)) for layer, h in zip(g.layers, hidden)]
+        expected = expected + torch.stack(parts, 1)
+    assert torch.allclose(states, expected, atol=1e-9)
+    embedded = read_context(lm, g, lm.embeddings(ids[None, :8]))
+    assert torch.allclose(embedded, read_context(lm, g, ids[None, None, :8]), atol=1e-9)
+    save_generator(g, tmp_path/'g')
+    assert load_generator(tmp_path/'g', lm).made_of == g.made_of
+
+def test_generators_of_before_read_no_start_token_and_may_lack_their_sizes(tmp_path):
+    lm = make('llama'); g = alive(lm, start=True, chunk=128)
+    config = dict(base=g.base, width=12, rank=8)
+    from safetensors.torch import save_file
+    (tmp_path/'old').mkdir(); save_file(g.state_dict(), tmp_path/'old'/'model.safetensors')
+    (tmp_path/'old'/'config.json').write_text(json.dumps(config))
+    old = load_generator(tmp_path/'old', lm)
+    assert old.made_of['start'] is False and old.chunk == 128
+    save_generator(g, tmp_path/'old')                # it is a generator: it may be replaced
+    assert load_generator(tmp_path/'old', lm).made_of['start'] is True
+    for wrong in (dict(start='yes'), dict(start=1), dict(start=None)):
+        folder = save_generator(g, tmp_path/'new'); (folder/'sha256.json').unlink(missing_ok=True)
+        content = json.loads((folder/'config.json').read_text()) | wrong
+        (folder/'config.json').write_text(json.dumps(content))
+        with pytest.raises(BadInput, match='start'): load_generator(folder, lm)
+        import shutil; shutil.rmtree(folder)
+
 def test_embeddings_and_soft_tokens_in_half_precision():
     lm = load_lm('llama', 'bf16', 'cpu'); torch.manual_seed(0)
     g = Generator(lm, width=8, rank=4)
@@ -224,7 +259,7 @@ def test_a_generator_learns_from_texts_and_comes_back(texts, tmp_path):
     found = fit(texts, tmp_path/'out', lm)
     g, worth = load_generator(tmp_path/'out', lm), found['perplexity']
     assert (found['texts'], found['held_out'], found['history'].steps, found['history'].resumed_at) == (12, 1, 3, None) and tensor_hashes(lm.model) == hashes
-    assert g.made_of == dict(width=8, rank=4, scale=1., part='attention', norm='svd', floor=1e-4, chunk=20) and any(layer.out.weight.any() for layer in g.layers)
+    assert g.made_of == dict(width=8, rank=4, scale=1., part='attention', norm='svd', floor=1e-4, chunk=20, start=False) and any(layer.out.weight.any() for layer in g.layers)
     assert list(worth) == ['reconstruction', 'completion'] and all(list(x) == ['own', 'none'] and min(x.values()) > 1 for x in worth.values())                       # one text alone has no interval
     again = fit(texts, tmp_path/'out', lm)                                                                  # nothing is left to do
     assert again['history'].resumed_at == 3 and again['perplexity'] == worth and fingerprint(load_generator(tmp_path/'out', lm)) == fingerprint(g)

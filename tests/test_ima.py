@@ -233,6 +233,8 @@ def test_multimodal_models_of_every_family(kind, tmp_path):
     lmm = load_lmm(str(make_lmm(kind, tmp_path/kind)), device='cpu')
     images = [Image.new('RGB', (64, 64), c) for c in ('red', 'blue')]
     one = told_lmm(lmm, images, ['a red fox', 'the sky above a small blue deer'])
+    for wrong in (dict(question=['a', 'b']), dict(question=None), dict(answers=['a red fox', 7]), dict(answers='a red fox'), dict(answers=[['a'], ['b']])):
+        with pytest.raises(BadInput, match='text'): told_lmm(lmm, images, **dict(answers=['a red fox', 'the sky']) | wrong)
     assert (one.visual.sum(1) > 0).all() and not (one.visual & one.text).any() and torch.equal(one.visual | one.text, one.inputs['attention_mask'].bool())
     states = token_states(lmm.model, one); seen = Alignment().add(states, one)
     assert len(states) == lmm.depth + 1 and np.isfinite(seen.curve('P', 'P')).all()

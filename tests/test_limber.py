@@ -17,7 +17,7 @@ from frozen_nb.world.drawing import draw
 from frozen_nb.world.scenes import scene
 from frozen_nb.core.prefix import LinearMap, load_map, save_map
 from frozen_nb.core.training import TrainConfig
-from frozen_nb.core.zoo import load_encoder, load_lm, open_image, pool_tokens
+from frozen_nb.core.zoo import load_encoder, load_lm, open_image, pool_tokens, unit_pixels
 from tiny_models import LMS, make_encoders, make_lms
 
 FEW = TrainConfig(3, 1e-2, optimizer='muon')
@@ -222,6 +222,24 @@ def test_a_projection_of_the_authors(models, paths, tmp_path, dtype, prefix, tok
     assert torch.equal(m(tokens_of), wanted) and m.out_tokens == tokens
     again = load_map(save_map(m, tmp_path/'map'), encoder, lm)
     assert torch.equal(Limber(encoder, again, lm).prefix(images), wanted)
+
+def test_a_projection_of_the_authors_for_an_nf_resnet_gets_pixels_from_0_to_1(root, paths, tmp_path):
+    encoder, lm = load_encoder('nfnet', device='cpu'), lm_in(root/'llama')
+    layer = nn.Linear(encoder.width, 16)
+    torch.save(layer.state_dict(), tmp_path/'proj.ckpt')
+    with pytest.warns(UserWarning, match='pixels from 0 to 1.*unit_pixels'): m = read_projection(tmp_path/'proj.ckpt', encoder, lm)
+    again, images = load_map(save_map(m, tmp_path/'map'), encoder, lm), [open_image(p) for p in paths]
+    limber = Limber(encoder, again, lm)
+    assert Limber(limber.encoder, again, lm).encoder.preprocessing == limber.encoder.preprocessing == unit_pixels(encoder).preprocessing
+    pixels = limber.encoder.preprocess(images)
+    assert 0 <= pixels.min() and pixels.max() <= 1 and encoder.preprocess(images).min() < 0
+    assert torch.equal(limber.prefix(images), layer(encoder.encode(pixels)))
+    other = layer(encoder.encode(encoder.preprocess(images)))
+    assert not torch.allclose(limber.prefix(images), other, atol=1e-2)
+    config = tmp_path/'map'/'config.json'
+    for path in tmp_path.glob('map/sha256.json'): path.unlink()
+    config.write_text(json.dumps(json.loads(config.read_text()) | dict(pixels='none')))
+    refused(lambda: load_map(tmp_path/'map'), "pixels is 'none'")
 
 class Code:
     def __reduce__(self): return Path.touch, (Path('trap'),)

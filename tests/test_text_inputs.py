@@ -1,6 +1,6 @@
 """What goes into a language model and comes out: no setting of a checkpoint, a start token by one rule, positions that there are, logits
 that are numbers, strings that are strings, and folders that should load or should not."""
-import json
+import json, shutil
 
 import pytest
 import torch
@@ -9,11 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from families import SIZES, special_ids
 from frozen_nb import limber
-from frozen_nb.core.frozen import BadInput
+from frozen_nb.core.frozen import BadInput, data_path
 from frozen_nb.core.generation import continuations, start_ids
 from frozen_nb.core.prefix import choose, generate, sequence
-from frozen_nb.core.zoo import load_lm, load_tokenizer
+from frozen_nb.core.zoo import load_lm, load_lmm, load_tokenizer
 from frozen_nb.generative_adapter import answers
+from frozen_nb.pinto import rationalize, read_prompt
+from frozen_nb.world.drawing import draw
+from frozen_nb.world.multiple_choice import MCQ, mcq
+from frozen_nb.world.scenes import scene
 
 TOKENIZER = load_tokenizer('llama')
 IDS = special_ids(TOKENIZER)
@@ -46,6 +50,42 @@ def test_no_setting_of_a_checkpoint_leaks(setting, file, tmp_path):
     for run in (lambda lm: continuations(lm, 'Q: a bird. ', ['Q: who?', 'Q: what does it eat?'], max_new_tokens=8), lambda lm: generate(lm, None, ['A', 'A fox'], 8)):
         assert run(plain) == run(changed)
     assert changed.model.generation_config.to_dict() == load_lm(folder, device='cpu').model.generation_config.to_dict()
+
+
+@pytest.mark.parametrize('setting', [dict(repetition_penalty=1.05), dict(repetition_penalty=1.1), dict(use_cache=False)], ids=str)
+def test_shipped_models_beside_settings_as_qwen_and_vicuna_have_them(setting, tmp_path):
+    "The same weights, thus the same fingerprint: the same captions, answers and rationales."
+    for name in ('llama', 'llava'):
+        shutil.copytree(data_path('zoo', name), tmp_path/name)
+        path = tmp_path/name/'generation_config.json'
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | setting))
+    images = [draw(scene(i, 'test', 0), 64) for i in range(12)]
+    plain, changed = limber.Limber.load(device='cpu'), limber.Limber.load(lm=str(tmp_path/'llama'), device='cpu')
+    assert changed.lm.fingerprint == plain.lm.fingerprint and changed.caption(images) == plain.caption(images)
+    first, second = (load_lmm(name, device='cpu').answer(images, 'What do you see?', 24) for name in ('llava', tmp_path/'llava'))
+    assert first == second
+    questions, prompt = [mcq(i, 'obqa') for i in range(4)], read_prompt('obqa')
+    first, second = (rationalize(lm, questions, prompt, 16, store=False) for lm in (plain.lm, changed.lm))
+    assert first == second
+
+
+@pytest.mark.parametrize('kind', ['llama', 'gpt_neo', 'gpt_oss'])
+def test_a_shipped_prompt_longer_than_the_window(kind, tmp_path):
+    "About 260 tokens of examples before the question; GPT-Neo looks 256 back, gpt-oss 128."
+    sizes = SIZES | IDS | dict(max_position_embeddings=2048, num_hidden_layers=4)
+    if kind == 'gpt_neo': config = T.GPTNeoConfig(hidden_size=32, num_layers=4, num_heads=4, attention_types=[[['global', 'local'], 2]], max_position_embeddings=2048, **IDS)
+    if kind == 'gpt_oss': config = T.GptOssConfig(**sizes | dict(head_dim=8, num_local_experts=4, num_experts_per_tok=2))
+    if kind == 'llama': config = T.LlamaConfig(**sizes)
+    torch.manual_seed(0)
+    model = T.AutoModelForCausalLM.from_config(config)
+    for p in model.parameters():
+        if p.ndim > 1: torch.nn.init.normal_(p, std=.3)
+    lm, prompt = load_lm(saved(tmp_path/kind, model), device='cpu'), read_prompt('csqa')
+    assert len(TOKENIZER(prompt.examples).input_ids) > 256
+    questions = [MCQ('what eats grass?', ('zebra', 'the big lion that lives in the desert'), 0, (), 'own'), MCQ('is it?', ('yes', 'no'), 1, (), 'own'),
+        MCQ('who is it that lives by the lake and sleeps at night under the tall tree?', ('it', 'Bruno the zebra', 'a cow'), 1, (), 'own')]
+    together = rationalize(lm, questions, prompt, 8, store=False)
+    assert together == [rationalize(lm, [q], prompt, 8, batch_size=1, store=False)[0] for q in questions]
 
 
 class Begins:

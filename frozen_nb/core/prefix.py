@@ -92,13 +92,14 @@ _SIZE_KEYS = 'width_in', 'width_out', 'out_tokens'
 _MAP_SCHEMA = dict(
     encoder=NotRequired[str], encoder_fingerprint=NotRequired[str], lm=NotRequired[str],
     lm_fingerprint=NotRequired[str], k=NotRequired[int], prompt=NotRequired[str],
-    start=NotRequired[bool])
+    start=NotRequired[bool], pixels=NotRequired[str])
 
 # %% ../../nbs/core/06_prefix.ipynb #map00001
 def _check_map_config(config, folder):
     "Refuse a configuration that no map is saved with."
     only_trained = {'mean', 'std', 'scale', 'dropout', 'feature_dropout'} & config.keys()
     wrong = f'it has "{min(only_trained)}"' if only_trained else ''
+    if config.get('pixels', 'unit') != 'unit': wrong = f'pixels is {config["pixels"]!r}'
     if config.get('k', 1) < 1: wrong = f'k is {config["k"]}'
     if wrong: raise BadInput(
         f'{folder}/config.json is not of a map ({wrong}): train or download it again')

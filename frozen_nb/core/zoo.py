@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['OWNERLESS', 'RANDOM', 'IMAGE_FORMATS', 'GREEDY', 'shipped', 'weight_files', 'configuration', 'hub_reachable',
            'cached_folder', 'hub_folder', 'ModelSource', 'find_model', 'quiet_libraries', 'load_tokenizer', 'LM',
-           'load_lm', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'image_formats', 'open_image', 'visual_tokens',
-           'pool_tokens', 'Encoder', 'load_encoder', 'clip_vision_model', 'check_texts', 'messages', 'check_logits',
-           'greedy', 'LMM', 'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card', 'zoo']
+           'load_lm', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'image_formats', 'open_image', 'is_nf_resnet',
+           'visual_tokens', 'pool_tokens', 'Encoder', 'load_encoder', 'unit_pixels', 'clip_vision_model', 'check_texts',
+           'messages', 'check_logits', 'greedy', 'LMM', 'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM',
+           'load_sam', 'Card', 'card', 'zoo']
 
 # %% ../../nbs/core/03_zoo.ipynb #021933e7
 import difflib, hashlib, inspect, json, logging, math, re, sys, warnings
@@ -817,13 +818,18 @@ def _features(
     return x, 2, model.embeddings.get_shape(model.config)
 
 # %% ../../nbs/core/03_zoo.ipynb #08d81c0c
+def is_nf_resnet(
+    model: nn.Module, # an encoder
+) -> bool:
+    "Whether it is a ResNet of timm without normalisation layers."
+    return type(model).__module__ == 'timm.models.nfnet'
+
 def _choose_tokens(model, tokens):
     "What `tokens='auto'` means for a model. Raises `BadInput` for an unknown choice."
     if tokens not in ('auto', 'grid', 'pooled', 'cls'):
         raise BadInput(f"tokens='{tokens}' is unknown; use 'auto', 'grid', 'pooled' or 'cls'")
     if tokens != 'auto': return tokens
-    is_nf_resnet = type(model).__module__ == 'timm.models.nfnet'
-    return 'pooled' if is_nf_resnet else 'grid'
+    return 'pooled' if is_nf_resnet(model) else 'grid'
 
 def _open_clip_cls(visual, pixels):
     "The CLS token of an open_clip ViT, (B, 1, d)."
@@ -1400,6 +1406,21 @@ def load_encoder(
         model, transform, str(name), fingerprint(model), key, tokens, tuple(pixels.shape[-2:]),
         k, x.shape[2], grid, pool=pool,
         **{part: recipe[part] for part in ('takes', 'frames', 'rate') if part in recipe})
+
+# %% ../../nbs/core/03_zoo.ipynb #fb406338
+def unit_pixels(
+    encoder: Encoder, # of images, from timm or open_clip
+) -> Encoder:         # of the same model
+    """The encoder with pixels from 0 to 1, without mean and deviation. Raises `BadInput` for a
+    transform that does not say its steps."""
+    steps = getattr(encoder.transform, 'transforms', None)
+    if not steps: raise BadInput(
+        f'{encoder.name}: its transform does not say which of its steps is the normalisation; '
+        'take a model of timm or open_clip')
+    steps = [step for step in steps if type(step).__name__ != 'Normalize']
+    key = dict(json.loads(encoder.preprocessing), pixels='unit')
+    return replace(encoder, transform=type(encoder.transform)(steps),
+                   preprocessing=json.dumps(key, sort_keys=True))
 
 # %% ../../nbs/core/03_zoo.ipynb #881f3bbe
 _transformers_names = {  # of the parts of an open_clip ViT
