@@ -608,7 +608,7 @@ def _is_figure(path):
     "Whether a PNG can be shown."
     from PIL import Image
     try:
-        with Image.open(path) as image: image.verify()
+        with Image.open(path, formats=['PNG']) as image: image.verify()
         return True
     except Exception:   # as many kinds as there are kinds of damage
         return False

@@ -1,13 +1,13 @@
 """Damage that a file system does: flipped bits in what is saved and read back, and disks that are full.
 Flipped bits: each one is refused in one line, or changes nothing. Full disks: one line, the earlier result whole, nothing left, and the same call works once there is room."""
-import os, random, shutil, subprocess
+import json, os, random, shutil, subprocess
 
 import pytest, torch
 
 import test_kill_points as kills
 from frozen_nb.core.figures import save_figure
-from frozen_nb.core.folders import disk_errors, read_folder, write_whole
-from frozen_nb.core.frozen import BadInput
+from frozen_nb.core.folders import disk_errors, file_hash, read_folder, write_whole
+from frozen_nb.core.frozen import BadInput, data_path
 from frozen_nb.core.training import write_checkpoint
 from test_kill_points import SAVERS, hidden, models
 
@@ -131,3 +131,16 @@ def test_the_words_of_libraries(error, reason):
     with pytest.raises(BadInput, match=reason), disk_errors('place'): raise error
     with pytest.raises(KeyError), disk_errors('place'): raise KeyError('something else')
     with pytest.raises(BadInput, match='^as it is$'), disk_errors('place'): raise BadInput('as it is')
+
+
+# What ships
+
+@pytest.mark.parametrize('name', ['adapter', 'flmm', 'limber', 'pinto'])
+def test_heads_that_ship_have_their_hashes(name):
+    folder = data_path('zoo', name)
+    sums = json.loads((folder/'sha256.json').read_text())
+    assert sums == {p.name: file_hash(p) for p in folder.iterdir() if p.name != 'sha256.json'}
+
+def test_records_and_tables_that_ship_have_their_checksums():
+    for path in data_path('claims').glob('*.json'): assert all('sha256' in record for record in json.loads(path.read_text())), path.name
+    for path in data_path('claims', 'tables').glob('*.json'): assert all('sha256' in table for table in json.loads(path.read_text()).values()), path.name

@@ -931,7 +931,11 @@ def _figure(figure):
     kind = _IMAGE_TYPES.get(path.suffix.lower())
     if kind is None: raise BadInput(f'{path.name}: a figure is a PNG, JPEG or SVG file')
     if kind != 'svg+xml':
-        with Image.open(path) as image:
+        try:
+            image = Image.open(path, formats=['PNG', 'JPEG'])
+        except OSError as error:
+            raise BadInput(f'{path}: no PNG or JPEG; make the figure again') from error
+        with image:
             width = image.width//2
             if caption is None: caption = image.info.get('Description')
     caption = caption or path.stem.replace('-', ' ').replace('_', ' ')
