@@ -11,13 +11,15 @@ import subprocess
 import sys
 from configparser import ConfigParser
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import root
 from frozen_nb.core.frozen import BadInput
 from frozen_nb.world.captions import captions
 from frozen_nb.world.documents import biography
-from frozen_nb.world.drawing import draw
+from frozen_nb.world.drawing import draw, masks
 from frozen_nb.world.scenes import scene
 
 ANIMAL = scene(2, 'test', n_animals=1)
@@ -52,6 +54,8 @@ def folder(tmp_path, monkeypatch):
         draw(s).save(f'{i}.png')
         lines.append(json.dumps(dict(image=f'{i}.png', caption=captions(s)[0])))
     (tmp_path/'captions.jsonl').write_text('\n'.join(lines))
+    (tmp_path/'photos').mkdir()
+    for i in range(8): draw(scene(i, 'train', n_animals=1), 128).save(f'photos/{i}.png')
     return tmp_path
 
 
@@ -101,16 +105,31 @@ def outputs(folder, shell):
 
 
 def test_shell_of_the_readme(outputs):
-    animal, document = ANIMAL.animals[0], biography(0, 1, seed=11)
-    assert {*outputs} == {'caption', 'ask', 'adapt', 'explain', 'fit'}
+    animal, document = ANIMAL.animals[0], dict(biography(0, 1, seed=11).questions)
+    assert {*outputs} == {'caption', 'ask', 'ground', 'align', 'adapt', 'explain', 'fit'}
     missing = outputs.pop('fit')
     assert missing.status == 2 and missing.err.count('\n') == 1
     assert 'not in the local cache' in missing.err or "device 'cuda'" in missing.err
     assert {r.status for r in outputs.values()} == {0}
     assert animal.species in outputs['caption'].out and animal.species in outputs['ask'].out
-    place = dict(document.questions).get('where does it live?')
     assert outputs['explain'].out.splitlines()[-1].startswith('answer: crocodile')
-    assert outputs['adapt'].out.strip() and (place is None or place in outputs['adapt'].out)
+    answer = outputs['adapt'].out.splitlines()[0].split(' A: ')[1]
+    assert answer == document['how old is Dora?']
+
+
+def test_the_region_of_the_readme_is_the_sky(outputs):
+    path = outputs['ground'].out.strip().rpartition(', ')[2]
+    found = np.array(Image.open(path).convert('L')) > 127
+    sky = masks(ANIMAL, 128).stuff['sky']
+    assert (found & sky).sum()/(found | sky).sum() > .8
+
+
+def test_the_scores_of_the_readme_are_of_images_that_come_near_to_text(outputs):
+    "Inside the language model images are nearer to text than at its entry, and not as near as text to text."
+    lines = dict(line.split(': ') for line in outputs['align'].out.strip().splitlines())
+    score = {name: float(value.split()[0]) for name, value in lines.items()}
+    assert score['alignment score, same layer'] > 2*score['alignment score, image at entry'] > 0
+    assert score['mean cosine, image with text'] < score['mean cosine, text with text']
 
 
 def test_the_two_commands_are_those_of_the_readme():
