@@ -1,0 +1,260 @@
+"""Findings: intervals that hold what they promise, verdicts that do not depend on an order, protocols that cannot be changed in silence, records that
+follow from the scores that are kept, and writers that lose nothing."""
+import json, os, subprocess, sys, textwrap
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from frozen_nb.core import findings as module
+from frozen_nb.core.claims import Interval
+from frozen_nb.core.findings import (
+    amend_protocol, Findings, findings_table, fresh_value, hierarchical_bootstrap, judge, read_findings, read_items, read_protocol, Terms, verify_findings, write_protocol)
+from frozen_nb.core.frozen import BadInput
+
+whole_form = os.environ.get('FROZEN_NB_CAMPAIGNS') == 'full'
+N = 2000 if whole_form else 200
+
+FINDING = dict(
+    statement='Captions name the animal more often with the image than with another one.', origin='ours', source='here', measure='share of captions', unit='accuracy',
+    statistic='difference', null='noise in place of the image', cluster='scene', threshold=0., margin=.02, runs=3)
+
+
+# Intervals, on simulated experiments
+
+def simulated(rng, S, C, m, runs=.2, clusters=.5, both=.2, items=1., skewed=False):
+    cluster = np.repeat(np.arange(C), m)
+    noise = rng.normal(0, items, (S, C*m))
+    if skewed: noise = rng.exponential(items, (S, C*m)) - items
+    return rng.normal(0, runs, (S, 1)) + rng.normal(0, clusters, C)[cluster] + rng.normal(0, both, (S, C))[:, cluster] + noise, cluster
+
+DESIGNS = {
+    '5 runs, 40 scenes': dict(S=5, C=40, m=3), '3 runs, 40 scenes': dict(S=3, C=40, m=3), '5 runs, 8 tasks': dict(S=5, C=8, m=15), 'runs differ most': dict(S=5, C=30, m=4, runs=.6, clusters=.1),
+    'clusters differ most': dict(S=3, C=30, m=4, runs=.05, clusters=1.), 'one run': dict(S=1, C=40, m=3, runs=0, both=0), 'skewed': dict(S=5, C=40, m=3, skewed=True)}
+
+@pytest.mark.campaign
+@pytest.mark.parametrize('design', DESIGNS)
+def test_intervals_hold_the_true_value(design):
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(N): hits += 0 in hierarchical_bootstrap(*_scored(simulated(rng, **DESIGNS[design])), n=400)
+    slack = 0 if whole_form else .035
+    assert .92 - slack <= hits/N <= .98 + slack, hits/N
+    print(f'{design}: {hits/N:.3f} of {N} intervals')
+
+def _scored(pair): return pair[0], None, pair[1]
+
+@pytest.mark.campaign
+@pytest.mark.parametrize('design', [name for name in DESIGNS if name != 'one run'])
+def test_where_there_is_nothing_a_finding_seldom_holds(design):
+    "Two arms and a null arm of one distribution, runs of their own, the same scenes."
+    rng, holds, how = np.random.default_rng(2), 0, DESIGNS[design]
+    terms = Terms(runs=how['S'])
+    for _ in range(N):
+        scores, cluster = simulated(rng, **how)
+        scene = rng.normal(0, .3, cluster.max() + 1)[cluster]     # what is hard for both arms
+        against, null = (simulated(rng, **how)[0] + scene for _ in range(2))
+        own, other = (hierarchical_bootstrap(x, against, cluster, 'difference', n=400) for x in (scores + scene, null))
+        holds += judge(own, terms, how['S'], other)[0] == 'holds'
+    assert holds/N <= (.03 if whole_form else .055), holds/N
+    print(f'{design}: holds in {holds/N:.4f} of {N}')
+
+@pytest.mark.parametrize('statistic', ['mean', 'difference', 'ratio'])
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=15, deadline=None)
+def test_no_order_matters(statistic, random):
+    "Of runs, and of items together with their clusters."
+    rng = np.random.default_rng(random.randrange(2**32))
+    S, n = int(rng.integers(1, 6)), int(rng.integers(6, 40))
+    a, b = (rng.random((k, n)).astype(np.float16) + np.float16(.5) for k in (S, int(rng.integers(1, 6))))
+    cluster = rng.integers(0, 4, n)
+    cluster[:2] = 0, 1
+    runs, others, items = rng.permutation(S), rng.permutation(len(b)), rng.permutation(n)
+    def interval(a, b, cluster): return hierarchical_bootstrap(a, None if statistic == 'mean' else b, cluster, statistic, n=50)
+    first, second = interval(a, b, cluster), interval(a[runs][:, items], b[others][:, items], cluster[items])
+    assert first == second and judge(first, Terms(runs=0)) == judge(second, Terms(runs=0))
+
+def test_one_cluster_of_all_items_is_not_many_items():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 1, (1, 10)).repeat(20, 1)
+    wide, narrow = (hierarchical_bootstrap(scores, cluster=c) for c in (np.arange(10).repeat(20), None))
+    assert wide.high - wide.low > 2*(narrow.high - narrow.low)
+
+@pytest.mark.parametrize('scores, more, words', [
+    ([[1., np.nan]], {}, 'NaN'), ([1.], {}, 'two items'), ('abc', {}, 'array'), ([[1, 2]], dict(against=[[1, 2, 3]], statistic='difference'), 'same items'), ([[1, 2]], dict(statistic='median'), 'no statistic'),
+    ([[1, 2]], dict(statistic='difference'), '2 arms'), ([[1, 2]], dict(against=[[1, 2]]), '1 arm'), ([[1, 2]], dict(cluster=[0, 0]), 'one cluster'), ([[1, 2]], dict(cluster=[0, 1, 2]), 'same items'), ([[[1, 2]]], {}, 'shape')])
+def test_scores_that_cannot_be_used(scores, more, words):
+    with pytest.raises(BadInput, match=words) as error: hierarchical_bootstrap(scores, **more)
+    assert '\n' not in str(error.value)
+
+
+# Verdicts
+
+CLEAR, NOISE = Interval(.3, .2, .4), Interval(0, -.1, .1)
+
+@pytest.mark.parametrize('interval, terms, runs, null, against, verdict', [
+    (CLEAR, dict(runs=3), 3, NOISE, .5, 'holds'), (CLEAR, dict(runs=3), 2, NOISE, .5, 'inconclusive'), (CLEAR, dict(runs=0), 1, NOISE, .5, 'holds'), (CLEAR, dict(runs=3), 3, CLEAR, .5, 'inconclusive'),
+    (CLEAR, dict(runs=3), 3, Interval(.25, -.2, .5), .5, 'inconclusive'), (CLEAR, dict(runs=3, better='lower'), 3, NOISE, .5, 'fails'), (Interval(-.3, -.4, -.2), dict(runs=3, better='lower'), 3, NOISE, .5, 'holds'),
+    (NOISE, dict(runs=3), 3, NOISE, .5, 'inconclusive'), (NOISE, dict(runs=3, margin=.1), 3, NOISE, .5, 'equal'), (NOISE, dict(runs=3, ceiling=.9), 3, NOISE, .95, 'ceiling'), (CLEAR, dict(runs=3, ceiling=.9), 3, NOISE, .95, 'holds'),
+    (Interval(0, 0, 0), dict(runs=3), 3, NOISE, .5, 'fails'), (CLEAR, dict(runs=3, threshold=.35), 3, NOISE, .5, 'inconclusive'), (CLEAR, dict(runs=5), 1, NOISE, .5, 'inconclusive')])
+def test_verdicts(interval, terms, runs, null, against, verdict): assert judge(interval, Terms(**terms), runs, null, against)[0] == verdict
+
+
+# Protocols
+
+@pytest.fixture
+def protocol(tmp_path): return write_protocol(tmp_path/'toy.json', 'toy', 'none', dict(animal=FINDING, colour=FINDING | dict(not_testable=dict(real='no labels'))))
+
+@pytest.mark.parametrize('field', [name for name, value in FINDING.items() if isinstance(value, str)] + ['threshold', 'margin', 'runs'])
+def test_a_changed_word_makes_records_stale_or_the_protocol_void(protocol, tmp_path, field):
+    path = tmp_path/'toy.json'
+    content, text = json.loads(path.read_text()), path.read_text()
+    to = {'origin': 'paper', 'statistic': 'ratio'}.get(field, 'another word' if isinstance(FINDING[field], str) else 7)
+    content['findings']['animal'][field] = to
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match='changed after it was written'): read_protocol(path)
+    path.write_text(text)
+    now = amend_protocol(path, 'animal', field, to, 'a reason', True)
+    assert now.hash('animal') != protocol.hash('animal') and now.hash('colour') == protocol.hash('colour')
+    assert now.amendments[0]['from'] == FINDING[field] and now.amendments[0]['results_seen'] is True
+    back = amend_protocol(path, 'animal', field, FINDING[field], 'put back', True)
+    assert back.hash('animal') == protocol.hash('animal') and len(back.amendments) == 2
+
+def test_amendments_that_do_not_fit(protocol, tmp_path):
+    path = tmp_path/'toy.json'
+    amend_protocol(path, 'animal', 'threshold', .1, 'a reason', False)
+    content = json.loads(path.read_text())
+    for change in (dict(to=.2), {'from': .05}, dict(finding='none'), dict(field='unit')):
+        content['amendments'][0] |= change
+        path.write_text(json.dumps(content))
+        with pytest.raises(BadInput, match='toy.json') as error: read_protocol(path)
+        assert '\n' not in str(error.value)
+        content = json.loads(path.read_text())
+    with pytest.raises(BadInput): amend_protocol(path, 'none', 'unit', 'x', 'why', False)
+
+@pytest.mark.parametrize('change', [dict(origin='theirs'), dict(better='more'), dict(margin=-1), dict(runs=1), dict(statistic='median'), dict(null=''), dict(cluster=''), dict(not_testable=dict(moon='x')), dict(threshold='0'), dict(statement=3)])
+def test_findings_that_are_none(tmp_path, change):
+    with pytest.raises(BadInput, match='p.json') as error: write_protocol(tmp_path/'p.json', 'toy', 'none', dict(a=FINDING | change))
+    assert '\n' not in str(error.value) and not (tmp_path/'p.json').exists()
+
+def test_a_protocol_is_written_once(protocol, tmp_path):
+    with pytest.raises(BadInput, match='stands'): write_protocol(tmp_path/'toy.json', 'toy', 'none', {})
+    with pytest.raises(BadInput, match='without a reason'): amend_protocol(tmp_path/'toy.json', 'animal', 'margin', 1., ' ', False)
+
+
+# Records and scores
+
+def answers(seed, accuracy, S=3):
+    rng = np.random.default_rng(seed)
+    return (rng.random((S, 60)) < accuracy).astype(int)
+
+SCENE = np.arange(20).repeat(3)
+
+def measured(protocol, folder, seed=0, id='animal', scale='miniature'):
+    findings = Findings(protocol, scale, models=dict(toy='00'))
+    findings.record(id, answers(seed, .8), null=answers(seed + 1, .3), against=answers(seed + 2, .3), cluster=SCENE)
+    findings.save(folder)
+    return findings
+
+def test_records_follow_from_their_scores(protocol, tmp_path):
+    measured(protocol, tmp_path)
+    record, = [r for r in read_findings(tmp_path/'findings'/'toy.json') if r['finding'] == 'animal']
+    assert record['verdict'] == 'holds' and record['runs'] == dict(scores=3, against=3, null=3) and (record['items'], record['clusters']) == (60, 20)
+    assert {'commit', 'date', 'versions', 'models'} <= record['about'].keys()
+    assert (verify_findings('toy', tmp_path, protocol).fault == '').all()
+    items = read_items(tmp_path/'items'/'toy'/'miniature'/'animal.npz')
+    assert items['scores'].dtype == np.uint8 and (items['scores'] == answers(0, .8)).all()
+
+def test_verify_loads_no_model(protocol, tmp_path):
+    measured(protocol, tmp_path)
+    code = textwrap.dedent(f'''
+        import sys
+        from pathlib import Path
+        from frozen_nb.core.findings import read_protocol, verify_findings
+        assert (verify_findings('toy', {str(tmp_path)!r}, read_protocol(Path({str(tmp_path/'toy.json')!r}))).fault == '').all()
+        assert not [m for m in sys.modules if m.split('.')[0] in ('transformers', 'timm', 'open_clip')]''')
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+@pytest.mark.parametrize('at', np.linspace(0, .999, 25))
+def test_one_flipped_byte_in_the_scores_is_found(protocol, tmp_path, at):
+    measured(protocol, tmp_path)
+    path = tmp_path/'items'/'toy'/'miniature'/'animal.npz'
+    data = bytearray(path.read_bytes())
+    data[int(at*len(data))] ^= 1 << int(at*100) % 8
+    path.write_bytes(data)
+    fault = verify_findings('toy', tmp_path, protocol).set_index('finding').fault['animal']
+    assert 'not the scores' in fault and '\n' not in fault
+
+def test_records_that_were_changed(protocol, tmp_path):
+    measured(protocol, tmp_path)
+    path = tmp_path/'findings'/'toy.json'
+    records = json.loads(path.read_text())
+    for change in (dict(value=.9), dict(verdict='fails'), dict(verdict='maybe'), dict(scale='moon'), dict(preset='huge'), dict(why=3)):
+        path.write_text(json.dumps([records[0] | change]))
+        with pytest.raises(BadInput, match='toy.json') as error: read_findings(path)
+        assert '\n' not in str(error.value)
+    forged = {k: v for k, v in records[0].items() if k != 'sha256'} | dict(value=.9)
+    path.write_text(json.dumps([forged | dict(sha256=module.content_hash(forged))]))     # with a checksum that fits
+    assert 'the scores give' in verify_findings('toy', tmp_path, protocol).fault[0]
+    (tmp_path/'items'/'toy'/'miniature'/'animal.npz').unlink()
+    assert 'no such file' in verify_findings('toy', tmp_path, protocol).fault[0]
+
+def test_scores_are_read_without_pickles(tmp_path):
+    np.savez(tmp_path/'a.npz', scores=np.array([print], dtype=object), cluster=np.arange(1))
+    (tmp_path/'b.npz').write_bytes(b'PK\x03\x04 nothing')
+    np.savez(tmp_path/'c.npz', scores=np.zeros((1, 2)))
+    for name in 'abc':
+        with pytest.raises(BadInput, match=f'{name}.npz') as error: read_items(tmp_path/f'{name}.npz')
+        assert '\n' not in str(error.value)
+
+def test_what_is_not_in_the_protocol_is_not_recorded(protocol, tmp_path):
+    findings = Findings(protocol)
+    for call in (lambda: findings.record('size', answers(0, .5), null=answers(0, .5)), lambda: findings.not_run('size', 'why'), lambda: Findings(protocol, 'moon')):
+        with pytest.raises(BadInput): call()
+
+def test_not_run_and_not_testable(protocol, tmp_path):
+    by_id = {r['finding']: r for r in Findings(protocol, 'real').records()}
+    assert by_id['animal']['verdict'] == 'not run' and by_id['colour']['verdict'] == 'not testable here' and by_id['colour']['why'] == 'no labels'
+
+def test_a_smaller_preset_replaces_nothing_but_stale_records(protocol, tmp_path, monkeypatch):
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'extended')
+    measured(protocol, tmp_path, 0)
+    monkeypatch.setenv('FROZEN_NB_PRESET', 'quick')
+    measured(protocol, tmp_path, 5)
+    def kept(): return {r['finding']: r for r in read_findings(tmp_path/'findings'/'toy.json')}['animal']
+    assert kept()['preset'] == 'extended' and (verify_findings('toy', tmp_path, protocol).fault == '').all()
+    now = amend_protocol(tmp_path/'toy.json', 'animal', 'margin', .03, 'a reason', True)
+    assert 'stale' in verify_findings('toy', tmp_path, now).set_index('finding').fault['animal']
+    measured(now, tmp_path, 5)
+    assert kept()['preset'] == 'quick' and (verify_findings('toy', tmp_path, now).fault == '').all()
+    measured(now, tmp_path, 7, scale='real')
+    assert len(verify_findings('toy', tmp_path, now)) == 4
+
+def test_two_processes_lose_nothing(tmp_path):
+    names = [f'finding-{i}' for i in range(40 if whole_form else 8)]
+    write_protocol(tmp_path/'toy.json', 'toy', 'none', {name: FINDING for name in names})
+    code = textwrap.dedent(f'''
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from frozen_nb.core.findings import Findings, read_protocol
+        protocol, rng = read_protocol(Path({str(tmp_path/'toy.json')!r})), np.random.default_rng(int(sys.argv[1]))
+        for name in {names}[int(sys.argv[1])::2]:
+            findings = Findings(protocol)
+            a, b, c = (rng.integers(0, 2, (3, 20)) for _ in range(3))
+            findings.record(name, a, null=b, against=c)
+            findings.save({str(tmp_path)!r})''')
+    both = [subprocess.Popen([sys.executable, '-c', code, str(i)], env=os.environ | dict(OMP_NUM_THREADS='1')) for i in range(2)]
+    assert [p.wait() for p in both] == [0, 0]
+    table = verify_findings('toy', tmp_path, read_protocol(tmp_path/'toy.json'))
+    assert sorted(table.finding) == sorted(names) and (table.fault == '').all() and not (table.verdict == 'not run').any()
+
+def test_fresh_items(protocol, tmp_path):
+    record = measured(protocol, tmp_path).measured['animal']
+    good, bad = (dict(scores=answers(9, accuracy, 1), against=answers(10, .3, 1), cluster=SCENE) for accuracy in (.8, .4))
+    assert fresh_value(record, FINDING, good)[1] and not fresh_value(record, FINDING, bad)[1]
+
+def test_the_table_has_a_column_for_each_scale(protocol, tmp_path):
+    findings = measured(protocol, tmp_path)
+    table = findings_table(protocol, findings.records() + Findings(protocol, 'real').records())
+    assert list(table.columns) == ['finding', 'source', 'unit', 'paper', 'miniature', 'real']
+    assert table.miniature[0].startswith('**holds** 0.') and 'null' in table.miniature[0] and table.real[1] == 'not testable here (no labels)'
