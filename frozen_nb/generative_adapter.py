@@ -31,7 +31,6 @@ from frozen_nb.core.folders import (
     check_place, finish_write, read_folder, verify_folder, whole_folder, write_folder,
 )
 from .core.frozen import *
-from .core.generation import start_ids
 from .core.metrics import normalise_answer
 from .core.prefix import generate
 from .core.stores import run_folder
@@ -292,6 +291,8 @@ def _check_shape(width, rank):
         raise BadInput(f'rank {rank} of a generator of width {width}: choose 1 to {width}')
 
 # %% ../nbs/14_generative_adapter.ipynb #genchk01
+from .core.generation import start_ids
+
 def _check_numbers(scale, floor, chunk):
     "Refuse numbers that no generator has, which a damaged file may say."
     for name, x in dict(scale=scale, floor=floor).items():
@@ -312,8 +313,6 @@ class Generator(nn.Module):
         norm: str = 'svd',       # 'svd', 'frobenius' or 'none'
         floor: float = 1e-4,     # singular values below this share of the largest are dropped
         chunk: int = 128,        # tokens that are read at once
-        start: bool | str = 'auto', # whether a start token is read before each chunk, see
-                                 # `start_ids`; nothing of it is written
     ):
         super().__init__()
         if norm not in NORMS:
@@ -321,12 +320,23 @@ class Generator(nn.Module):
         _check_shape(width, rank)
         _check_numbers(scale, floor, chunk)
         self.made_of = dict(width=width, rank=rank, scale=scale, part=part, norm=norm,
-                            floor=floor, chunk=chunk, start=bool(start_ids(lm, start)))
+                            floor=floor, chunk=chunk, start=bool(start_ids(lm)))
         self.width, self.rank, self.scale, self.kind = width, rank, scale, norm
         self.floor, self.chunk, self.base = floor, chunk, lm.fingerprint
         self.names, d = adapted_maps(lm.model, part), lm.model.config.hidden_size
         shapes = [matrix_of(m).shape[::-1] for m in map(lm.model.get_submodule, self.names)]
         self.layers = nn.ModuleList(_Layer(d, *shape, width) for shape in shapes)
+
+# %% ../nbs/14_generative_adapter.ipynb #c3964903
+@patch
+def reads_start(
+    self: Generator,
+    lm: LM,            # that it was made for
+    start: bool | str, # 'auto': as the tokenizer does it, see `start_ids`; what a new one does
+) -> Generator:        # this one
+    "Whether a start token is read before each chunk; nothing of it is written."
+    self.made_of['start'] = bool(start_ids(lm, start))
+    return self
 
 # %% ../nbs/14_generative_adapter.ipynb #1ba69df3
 @patch
@@ -845,7 +855,8 @@ def load_generator(
     if not _is_base(lm, base):
         raise BadInput(f'{folder}: this generator was made for {_another(lm, base)}')
     try:
-        generator = Generator(lm, **dict(start=False) | config).to(next(iter(tensors.values())).dtype)
+        start, dtype = config.pop('start', False), next(iter(tensors.values())).dtype
+        generator = Generator(lm, **config).reads_start(lm, start).to(dtype)
         generator.load_state_dict(tensors)
     except (TypeError, RuntimeError) as error:
         raise BadInput(f'{folder} holds no whole generator ({type(error).__name__}): train or '

@@ -7,10 +7,7 @@ __all__ = ['LIMBER_RECIPE', 'image_features', 'new_map', 'caption_batches', 'fit
            'read_captions', 'LimberFit', 'fit_captions', 'read_projection', 'PaperPlan', 'paper_plan']
 
 # %% ../nbs/10_limber.ipynb #ffef462c
-import hashlib
-import json
-import re
-import warnings
+import hashlib, json, re, warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,8 +28,8 @@ from .core.generation import start_ids
 from .core.stores import feature_key, FeatureStore, run_folder
 from .core.training import check_options, numeric, option, train, TrainConfig
 from frozen_nb.core.zoo import (
-    cached_folder, check_texts, Encoder, is_nf_resnet, LM, load_encoder, load_lm, open_image,
-    pool_tokens, unit_pixels, visual_tokens,
+    cached_folder, check_texts, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens,
+    visual_tokens,
 )
 
 # %% ../nbs/10_limber.ipynb #85495807
@@ -138,6 +135,17 @@ class _CaptionLoss:
         n = (seq.labels[:, 1:] != -100).sum()
         return target_loss(self.lm, seq) * n, n
 
+# %% ../nbs/10_limber.ipynb #1016ecf6
+from .core.zoo import is_nf_resnet, unit_pixels
+
+def _captioner(folder):
+    "What a map was made for. Raises `BadInput` for a map that names no models."
+    made_for = load_map(folder).made_for
+    error = schema_error(made_for, dict(encoder=str, lm=str))
+    if error: raise BadInput(
+        f'{folder}/config.json is not of a captioner ({error}): train the map again')
+    return made_for
+
 # %% ../nbs/10_limber.ipynb #d195b7ec
 @dataclass
 class Limber:
@@ -159,10 +167,7 @@ class Limber:
     ) -> 'Limber':
         "Load a captioner. A map made for other models is refused."
         folder = Path(map or data_path('zoo', 'limber'))
-        made_for = load_map(folder).made_for
-        error = schema_error(made_for, dict(encoder=str, lm=str))
-        if error: raise BadInput(
-            f'{folder}/config.json is not of a captioner ({error}): train the map again')
+        made_for = _captioner(folder)
         encoder = load_encoder(encoder or made_for['encoder'], dtype, device)
         lm = load_lm(lm or made_for['lm'], dtype, device)
         return cls(encoder, load_map(folder, encoder, lm).to(lm.device), lm)

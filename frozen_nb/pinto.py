@@ -326,7 +326,8 @@ def rationale_store(
     folder: str | Path | bool = True, # True: `texts` in the cache; False: nothing is kept
 ) -> TextStore:
     """Rationales that were generated once, for one language model as it is now, one prompt, one
-    length and one way of decoding. Nothing is kept if a hook is on the model about which nothing is known."""
+    length and one way of decoding. Nothing is kept if a hook is on the model about which nothing
+    is known."""
     now = current_fingerprint(lm)
     return TextStore('rationale', now, prompt, tokens, GREEDY, folder=folder if now else False)
 

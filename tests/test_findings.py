@@ -155,13 +155,17 @@ def measured(protocol, folder, seed=0, id='animal', scale='miniature'):
     findings.save(folder)
     return findings
 
+def scores_of(folder):
+    path, = (folder/'items'/'toy'/'miniature').glob('animal-*.npz')
+    return path
+
 def test_records_follow_from_their_scores(protocol, tmp_path):
     measured(protocol, tmp_path)
     record, = [r for r in read_findings(tmp_path/'findings'/'toy.json') if r['finding'] == 'animal']
     assert record['verdict'] == 'holds' and record['runs'] == dict(scores=3, against=3, null=3) and (record['items'], record['clusters']) == (60, 20)
     assert {'commit', 'date', 'versions', 'models'} <= record['about'].keys()
     assert (verify_findings('toy', tmp_path, protocol).fault == '').all()
-    items = read_items(tmp_path/'items'/'toy'/'miniature'/'animal.npz')
+    items = read_items(scores_of(tmp_path))
     assert items['scores'].dtype == np.uint8 and (items['scores'] == answers(0, .8)).all()
 
 def test_verify_loads_no_model(protocol, tmp_path):
@@ -177,7 +181,7 @@ def test_verify_loads_no_model(protocol, tmp_path):
 @pytest.mark.parametrize('at', np.linspace(0, .999, 25))
 def test_one_flipped_byte_in_the_scores_is_found(protocol, tmp_path, at):
     measured(protocol, tmp_path)
-    path = tmp_path/'items'/'toy'/'miniature'/'animal.npz'
+    path = scores_of(tmp_path)
     data = bytearray(path.read_bytes())
     data[int(at*len(data))] ^= 1 << int(at*100) % 8
     path.write_bytes(data)
@@ -195,7 +199,7 @@ def test_records_that_were_changed(protocol, tmp_path):
     forged = {k: v for k, v in records[0].items() if k != 'sha256'} | dict(value=.9)
     path.write_text(json.dumps([forged | dict(sha256=module.content_hash(forged))]))     # with a checksum that fits
     assert 'the scores give' in verify_findings('toy', tmp_path, protocol).fault[0]
-    (tmp_path/'items'/'toy'/'miniature'/'animal.npz').unlink()
+    scores_of(tmp_path).unlink()
     assert 'no such file' in verify_findings('toy', tmp_path, protocol).fault[0]
 
 def test_scores_are_read_without_pickles(tmp_path):

@@ -182,7 +182,7 @@ def test_what_was_made_in_single_precision_is_taken_in_half(tmp_path):
 
 @pytest.mark.parametrize('start', (True, False, 'auto'))
 def test_a_start_token_is_read_before_each_chunk_and_not_written(lm, start, tmp_path):
-    g = alive(lm, start=start)
+    g = alive(lm).reads_start(lm, start)
     assert g.made_of['start'] is (start is True)     # the tokenizer here puts none in front
     ids = torch.arange(5, 29)                        # 3 chunks of 8
     states = read_context(lm, g, padded([chunks_of(ids.tolist(), 8)]))
@@ -199,7 +199,7 @@ def test_a_start_token_is_read_before_each_chunk_and_not_written(lm, start, tmp_
     assert load_generator(tmp_path/'g', lm).made_of == g.made_of
 
 def test_generators_of_before_read_no_start_token_and_may_lack_their_sizes(tmp_path):
-    lm = make('llama'); g = alive(lm, start=True, chunk=128)
+    lm = make('llama'); g = alive(lm, chunk=128).reads_start(lm, True)
     config = dict(base=g.base, width=12, rank=8)
     from safetensors.torch import save_file
     (tmp_path/'old').mkdir(); save_file(g.state_dict(), tmp_path/'old'/'model.safetensors')
