@@ -262,3 +262,44 @@ def test_the_table_has_a_column_for_each_scale(protocol, tmp_path):
     table = findings_table(protocol, findings.records() + Findings(protocol, 'real').records())
     assert list(table.columns) == ['finding', 'source', 'unit', 'paper', 'miniature', 'real']
     assert table.miniature[0].startswith('**holds** 0.') and 'null' in table.miniature[0] and table.real[1] == 'not testable here (no labels)'
+
+
+# From the shell, and on the pages
+
+@pytest.fixture
+def shipped(protocol, tmp_path, monkeypatch):
+    "A protocol and records in place of those that ship."
+    measured(protocol, tmp_path/'claims')
+    (tmp_path/'protocols').mkdir()
+    (tmp_path/'toy.json').rename(tmp_path/'protocols'/'toy.json')
+    monkeypatch.setattr(module, 'data_path', lambda *parts: tmp_path.joinpath(*parts))
+    return tmp_path
+
+def test_verify_from_the_shell(shipped, shell):
+    said = shell('verify', '--records', shipped/'claims')
+    assert (said.status, said.out.splitlines()) == (0, ['toy: 1 findings recomputed, 0 with a fault'])
+    path, = (shipped/'claims'/'items'/'toy'/'miniature').glob('*.npz')
+    path.write_bytes(path.read_bytes()[:-1] + b'x')
+    said = shell('verify', 'toy', '--records', shipped/'claims')
+    assert said.status == 1 and 'toy.animal (miniature)' in said.out and 'not the scores' in said.out and not said.err
+
+def test_fresh_items_from_the_shell(shipped, shell, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'frozen_nb.toy', type(sys)('frozen_nb.toy'))
+    for accuracy, word, status in ((.8, 'agrees', 0), (.4, 'DIFFERS', 1)):
+        monkeypatch.setitem(module.FRESH, ('toy', 'animal'), lambda n: dict(scores=answers(9, accuracy, 1), against=answers(10, .3, 1), cluster=SCENE))
+        said = shell('verify', 'toy', '--fresh', 60, '--records', shipped/'claims')
+        assert said.status == status and word in said.out
+
+def test_findings_stand_on_the_page_of_claims_and_in_the_report(shipped, tmp_path):
+    from frozen_nb.core.claims import claims_markdown, report
+    from frozen_nb.core.findings import findings_markdown, methods_with_findings
+    methods = methods_with_findings(shipped/'claims')
+    page = claims_markdown([], findings_markdown(methods))
+    assert page.index('# Findings') < page.index('**holds** 0.') < page.index('# First edition')
+    html = report(tmp_path/'out', [], findings={name: findings_table(*pair) for name, pair in methods.items()}).read_text()
+    assert '<strong>holds</strong>' in html and FINDING['statement'] in html
+
+@pytest.mark.parametrize('line', ['verify coins', 'verify --records nowhere', 'verify limber --fresh 1', 'verify limber --fresh x', 'verify limber pinto'])
+def test_verify_refuses(shell, line):
+    said = shell(*line.split())
+    assert said.status == 2 and said.err.count('\n') == 1 and said.err.startswith('frozen-nb: ')

@@ -1014,26 +1014,24 @@ figure,.claims tr{break-inside:avoid}nav{display:none}}
 _SOURCES['page'] = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ title }}</title>
-<link rel="icon" href="data:,"><style>{{ page_css | safe }}{{ table_css | safe }}</style>
-</head><body><main>
+<link rel="icon" href="data:,"><style>{{ page_css | safe }}{{ table_css | safe }}</style></head>
+<body><main>
 <header><h1>{{ title }}</h1><p class="lead">{{ lead }}</p>{% if broken %}
 <p class="note">Required, and not shown to hold: {% for r in broken %}
 <code>{{ r.id }}</code>{{ ', ' if not loop.last }}{% endfor %}
 .</p>{% endif %}
-
 <ul class="tally">{% for word, count in tally.items() %}
 <li><strong>{{ count }}</strong>{{ word }}</li>{% endfor %}
 </ul>
 <nav>{% if headlines %}
-<a href="#results">Results</a>{% endif %}{% if methods %}
+<a href="#results">Results</a>{% endif %}{% if findings
+ %}<a href="#findings">Findings</a>{% endif %}{% if methods %}
 <a href="#claims">Claims</a>{% endif %}{% if figures %}
 <a href="#figures">Figures</a>{% endif %}{% if notebooks %}
 <a href="#ran">What ran</a>{% endif %}
 <a href="#setting">Setting</a></nav></header>
-{% include 'page.results' %}
-{% include 'page.claims' %}
-{% include 'page.figures' %}
-{% include 'page.setting' %}
+{% include 'page.results' %}{% include 'page.findings' %}{% include 'page.claims' %}
+{% include 'page.figures' %}{% include 'page.setting' %}
 </main></body></html>
 '''
 
@@ -1048,8 +1046,16 @@ _SOURCES['page.results'] = '''{% if headlines %}
 {%- endif %}{% endfor %}
 </section>{% endif %}
 '''
+_SOURCES['page.findings'] = '''{% if findings %}
+<section id="findings"><h2>Findings</h2>{% for method, table in findings.items() %}
+<h3>{{ method }}</h3>
+{{ table | safe }}{% endfor %}
+</section>{% endif %}
+'''
+
+# %% ../../nbs/core/10_claims.ipynb #fndhtml2
 _SOURCES['page.claims'] = '''{% if methods %}
-<section id="claims"><h2>Claims</h2>
+<section id="claims"><h2>Claims <small>first edition: one number each</small></h2>
 {% for method, group in methods.items() %}
 <h3>{{ method }}{% if group[0].paper %} <small>{{ group[0].paper }}</small>{% endif %}</h3>
 {% with records = group %}{% include 'table' %}{% endwith %}{% endfor %}
@@ -1181,6 +1187,13 @@ def _headlines(records, figures):
     return [dict(method=method, sentence=sentence, record=by_id[id], figure=by_name.get(name))
             for method, (sentence, id, name) in HEADLINES.items() if id in by_id]
 
+# %% ../../nbs/core/10_claims.ipynb #fndhtml1
+def _as_html(tables):
+    "Tables as HTML; **verdicts** are bold."
+    how = dict(index=False, border=0, classes='claims')
+    return {name: re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', table.to_html(**how))
+            for name, table in tables.items()}
+
 # %% ../../nbs/core/10_claims.ipynb #a47e291b
 def report(
     out: str | Path,                   # folder, made if it is not there
@@ -1189,18 +1202,18 @@ def report(
     notebooks: list = (),              # dicts: name, status, and seconds and error if there are any
     info: dict | None = None,          # more facts about the run: label -> text
     title: str = 'frozen_nb: results', # of the page
+    findings: dict | None = None,      # method -> table, as `findings_table` gives it
 ) -> Path:                             # the file `report.html`
     "Write the report: one HTML file that needs no other."
-    records = [check_record(r) for r in records]
-    records.sort(key=lambda r: (r['method'], r['id']))
+    records = sorted(map(check_record, records), key=lambda r: (r['method'], r['id']))
     broken = unmet(records)
     styles = dict(page_css=_SOURCES['page.css'], table_css=_SOURCES['table.css'])
     run = dict(notebooks=list(notebooks), info=_facts(records, info), models=_by_model(records))
     claims = dict(lead=_lead(records, broken), broken=broken, tally=_counts(records),
                   methods=by_method(records), rule=_RULE + _RULE_OF_DRAWINGS)
     drawn_figures = [_figure(f) for f in figures]
-    headlines = _headlines(records, drawn_figures)
-    values = dict(title=title, figures=drawn_figures, time=_time, headlines=headlines)
+    values = dict(title=title, figures=drawn_figures, time=_time)
+    values |= dict(headlines=_headlines(records, drawn_figures), findings=_as_html(findings or {}))
     values |= styles | run | claims
     return write_whole(Path(out)/'report.html', _render('page', **values))
 
@@ -1279,15 +1292,20 @@ def _overview(methods):
 
 _PREFACE = ('Every claim that is measured in this library, made from the records in `data/claims`. '
             'A *required* claim is one without which the method does not work.')
+_FIRST = ('What follows are claims of the first edition: one number each, without scores item by '
+          'item and without a null arm. The findings of a chapter take their place when it is '
+          'rewritten; until then they stand as they were measured.')
 
 # %% ../../nbs/core/10_claims.ipynb #ed16f3b3
 def claims_markdown(
     records: list | None = None, # of records; None: those that ship
+    findings: str = '',          # sections about findings, which come first
 ) -> str:                        # a page in Markdown
     "All claims on one page, a table a method in the order of the chapters."
     grouped = by_method(load_records() if records is None else records)
     order = [*_METHODS, *sorted({*grouped} - {*_METHODS})]
     methods = {method: grouped[method] for method in order if method in grouped}
-    parts = ['# Claims', _PREFACE, _RULE.strip(), _overview(methods)]
+    parts = ['# Claims'] + [f'# Findings\n\n{findings}\n\n# First edition']*bool(findings)
+    parts += [_PREFACE, _FIRST, _RULE.strip(), _overview(methods)]
     parts += [_section(*method) for method in methods.items()]
     return '\n\n'.join(part.rstrip() for part in parts) + '\n'

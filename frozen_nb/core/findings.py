@@ -6,7 +6,7 @@
 __all__ = ['STATISTICS', 'SEVEN_VERDICTS', 'SCALES', 'ITEM_ARMS', 'FRESH', 'hierarchical_bootstrap', 'Terms', 'judge',
            'content_hash', 'Protocol', 'protocol_path', 'read_protocol', 'write_protocol', 'amend_protocol',
            'read_items', 'read_findings', 'code_version', 'Findings', 'verify_findings', 'fresh_value',
-           'findings_table']
+           'findings_table', 'methods_with_findings', 'findings_markdown']
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00003
 import copy
@@ -660,3 +660,39 @@ def findings_table(
         rows.append(dict(finding=finding['statement'], source=origin, unit=finding['unit'],
                          paper=finding.get('paper_value', '–')) | cells)
     return pd.DataFrame(rows)
+
+# %% ../../nbs/core/13_findings.ipynb #fnd00071
+def methods_with_findings(
+    folder: str | Path,                   # `claims` of an output folder, or what ships
+    protocols: str | Path | None = None,  # folder of protocols; None: those that ship
+) -> dict:                                # method -> (protocol, records)
+    "Methods that have a protocol, with the records of a folder; there may be none."
+    methods, protocols = {}, Path(protocols or data_path('protocols'))
+    for path in sorted(protocols.glob('*.json')):
+        protocol = read_protocol(path)
+        kept = Path(folder)/'findings'/path.name
+        methods[protocol.method] = protocol, read_findings(kept) if kept.is_file() else []
+    return methods
+
+def _amendment_line(amendment):
+    seen = 'seen' if amendment['results_seen'] else 'not seen'
+    return (f'{amendment["finding"]}.{amendment["field"]}: {amendment["why"]} '
+            f'({amendment["date"]}, results {seen})')
+
+# %% ../../nbs/core/13_findings.ipynb #fnd00071b
+def _markdown(table):
+    "A data frame as a table in Markdown."
+    def line(cells): return f'| {" | ".join(str(cell).replace("|", "/") for cell in cells)} |'
+    rows = [table.columns, ['---']*len(table.columns), *table.values]
+    return '\n'.join(map(line, rows))
+
+def findings_markdown(
+    methods: dict, # of `methods_with_findings`
+) -> str:          # sections in Markdown; '' if there are none
+    "What was found of each method: the paper's number, ours in miniature and on real data."
+    parts = []
+    for method, (protocol, records) in methods.items():
+        parts += [f'## {method}', _markdown(findings_table(protocol, records))]
+        amended = '; '.join(map(_amendment_line, protocol.amendments))
+        if amended: parts.append(f'Amendments: {amended}.')
+    return '\n\n'.join(parts)
