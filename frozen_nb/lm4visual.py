@@ -571,8 +571,9 @@ def fit_encoder(
 def mirrored_pixels(
     inputs: tuple,            # images (B, 3, H, W) uint8, and more
     rng: np.random.Generator, # of which are mirrored
+    kind: str = 'half',       # of the pixels, one of `PIXELS`
 ):
-    return (mirrored(pixels(inputs[0]), rng), *inputs[1:])
+    return (mirrored(pixels(inputs[0], kind), rng), *inputs[1:])
 
 # %% ../nbs/13_lm4visual.ipynb #lmv0041ds
 @torch.no_grad()
