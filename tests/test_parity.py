@@ -1110,6 +1110,9 @@ def test_conventions_are_saved(tmp_path):
     again = flmm.load_grounder(flmm.save_flmm(model, tmp_path/'mine'), llava, sam).flmm
     assert again.head.config == model.head.config and again.head.config['divide'] == 'sum'
     assert again.refiner.config == model.refiner.config and again.cut == 'whole'
+    from PIL import Image
+    region, = flmm.Grounder(again, llava, sam).ground(Image.new('RGB', (60, 37), 'red'), ['the red fox'])
+    assert region.mask.shape == (37, 60)   # 19.73 of 32 places: 20 are cut out
     for name in ('divide', 'boxes', 'beside'):
         refused(lambda: flmm.new_flmm(llava, sam, **{name: 'half'}), f"{name}='half'")
     config = tmp_path/'mine'/'config.json'
