@@ -7,12 +7,13 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'FLMM_RECIPE', 'COLOURS_OF_MASKS', 'Spo
            'speak', 'Phrases', 'read_phrases', 'generate_rows', 'UNet', 'FCN', 'Conv', 'MaskHead', 'mask_losses',
            'mask_boxes', 'Refiner', 'FLMM', 'flmm_loss', 'Grounding', 'referring_set', 'narrative_set', 'GroundingData',
            'grounding_data', 'fit_flmm', 'new_flmm', 'word_states', 'fit_selector', 'keywords', 'GroundedPhrase',
-           'Answer', 'Grounder', 'ground_named', 'overlay', 'crop_box', 'save_flmm', 'load_grounder', 'read_coco',
-           'read_refcoco', 'read_narratives', 'read_nlvr', 'FLMMFit', 'fit_grounding']
+           'Answer', 'Grounder', 'ground_named', 'overlay', 'crop_box', 'save_flmm', 'load_grounder', 'read_flmm',
+           'read_coco', 'read_refcoco', 'read_narratives', 'read_nlvr', 'FLMMFit', 'fit_grounding']
 
 # %% ../nbs/12_flmm.ipynb #flm00002
 import copy, hashlib, json, math, pickle, re
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -26,7 +27,7 @@ from torch import nn
 # %% ../nbs/12_flmm.ipynb #flm0002bs
 from .core.frozen import *
 from frozen_nb.core.folders import (
-    check_place, read_folder, read_json, schema_error, write_folder,
+    check_place, read_folder, read_json, read_weights, schema_error, write_folder,
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
 from frozen_nb.core.zoo import (
@@ -91,13 +92,19 @@ def pad_square(
     out.paste(image, ((side - image.width)//2, (side - image.height)//2))
     return out
 
+# %% ../nbs/12_flmm.ipynb #727c85a3
 def unpad(
     x: torch.Tensor, # (K, n, n) over the padded square
     size: tuple,     # (width, height) of the image
+    cut: str = 'fractions', # or at 'whole' places, as the published code does
 ):                   # (K, h, w): n places along the longer side
-    "The part of maps that the image covers, cut out to a fraction of a place."
+    "The part of maps that the image covers, cut out to a fraction of a place, or to whole ones."
     n, side = x.shape[-1], max(size)
     if size[0] == size[1]: return x
+    if cut == 'whole':
+        left, top = ((side - length)//2*n//side for length in size)
+        w, h = (int(length*n/side + .5) for length in size)
+        return x[:, top:top + h, left:left + w]
     left, top = ((side - length)//2 for length in size)
     shift = [(2*lo + length - side)/side for lo, length in zip((left, top), size)]
     theta = x.new_tensor([[size[0]/side, 0, shift[0]], [0, size[1]/side, shift[1]]]).expand(len(x), 2, 3)
@@ -314,9 +321,16 @@ class Conv(nn.Module):
     ):
         return self.out(x)[:, 0]
 
-# %% ../nbs/12_flmm.ipynb #flm00032
+# %% ../nbs/12_flmm.ipynb #e3db6bc8
 HEADS = dict(unet=UNet, fcn=FCN, conv=Conv)
+_words = dict(divide=('sum', 'mean'), boxes=('sides', 'longer', 'probabilities'),
+              beside=('own', 'call'), cut=('fractions', 'whole'))
 
+def _check_word(name, word):
+    if word not in _words[name]: raise BadInput(
+        f'{name}={word!r} is unknown; use {" or ".join(map(repr, _words[name]))}')
+
+# %% ../nbs/12_flmm.ipynb #flm00032
 class MaskHead(nn.Module):
     "Attention maps to logits of a mask."
     def __init__(
@@ -325,10 +339,13 @@ class MaskHead(nn.Module):
         kind: str = 'unet', # 'unet', 'fcn' or 'conv'
         width: int = 64,    # channels inside
         upsample: int = 64, # places along the longer side to which smaller maps are enlarged
+        divide: str = 'sum', # a map by its 'sum', as in the paper, or its 'mean'
     ):
         super().__init__()
         if kind not in HEADS: raise BadInput(f'no head {kind!r}: choose from {", ".join(HEADS)}')
-        self.config = dict(channels=channels, kind=kind, width=width, upsample=upsample)
+        _check_word('divide', divide)
+        sizes = dict(channels=channels, width=width, upsample=upsample)
+        self.config = dict(sizes, kind=kind, divide=divide)
         self.net = HEADS[kind](channels, width).to(memory_format=torch.channels_last)                    # a third faster on a CPU
 
     def forward(
@@ -336,7 +353,7 @@ class MaskHead(nn.Module):
         maps: torch.Tensor, # (K, channels, h, w), weights of attention
     ):                      # (K, H, W) logits, the longer side of `upsample` places or more
         if maps.shape[1] != self.config['channels']: raise BadInput(f"this head reads {self.config['channels']} attention maps and is given {maps.shape[1]}: it was made for another LMM")
-        x = maps.float()/maps.float().mean((2, 3), keepdim=True).clamp_min(1e-12)                        # 1 on average
+        x = maps.float()/getattr(torch, self.config['divide'])(maps.float(), (2, 3), keepdim=True).clamp_min(1e-12)
         scale = self.config['upsample']/max(x.shape[-2:])
         return self.net(F.interpolate(x, scale_factor=scale, mode='bilinear') if scale > 1 else x).float()
 
@@ -372,9 +389,15 @@ class Refiner(nn.Module):
         mask: bool = True, # which prompts are used
         box: bool = True,  # which prompts are used
         text: bool = True, # which prompts are used
+        boxes: str = 'sides', # scaled side by side to SAM's square, by its 'longer' side (with an
+                              # error below half a place), or around resized 'probabilities'
+        beside: str = 'own',  # the mask prompt beside the image: its lowest logit, or the 'call's
     ):
         super().__init__()
-        self.config, self.size = dict(width=width, depth=depth, mask=mask, box=box, text=text), sam.size
+        _check_word('boxes', boxes)
+        _check_word('beside', beside)
+        self.size, prompts = sam.size, dict(mask=mask, box=box, text=text)
+        self.config = dict(width=width, depth=depth, **prompts, boxes=boxes, beside=beside)
         self.prompts, self.decoder = (copy.deepcopy(part).float() for part in (sam.model.prompt_encoder, sam.model.mask_decoder))   # they are trained
         for p in self.parameters(): p.requires_grad_(True)
         self.layers, self.project = nn.Parameter(torch.ones(depth)), nn.Linear(width, self.prompts.embed_dim)
@@ -388,6 +411,7 @@ class Refiner(nn.Module):
         if not self.config['mask']: return self.prompts.no_mask_embed.weight.view(1, -1, 1, 1).expand(len(logits), -1, *self.prompts.image_embedding_size)
         x = F.interpolate(logits[:, None].float(), fit[::-1], mode='bilinear')
         outside = x.detach().amin((2, 3), keepdim=True).clamp(max=-1).expand(-1, -1, self.size, self.size)    # beside the image there is nothing
+        if self.config['beside'] == 'call': outside = logits.detach().float().min().clamp(max=-1).expand_as(outside)
         x = F.pad(x, (0, self.size - fit[0], 0, self.size - fit[1])).where(F.pad(torch.ones_like(x), (0, self.size - fit[0], 0, self.size - fit[1])) > 0, outside)
         return self.prompts.mask_downscaling(F.interpolate(x, self.prompts.mask_input_size, mode='bilinear'))
 
@@ -408,7 +432,7 @@ class Refiner(nn.Module):
         size: tuple,            # (width, height) of the image
     ):                          # (K, height, width) logits
         fit = tuple(int(x*self.size/max(size) + .5) for x in size)
-        boxes = mask_boxes(F.interpolate(logits[:, None].float(), size[::-1], mode='bilinear')[:, 0] > 0)*self.size/max(size)
+        boxes = self.boxes(logits, size, fit)
         dense, low = self.dense(logits, fit), logits.new_empty(len(logits), *self.prompts.mask_input_size, dtype=torch.float32)
         groups = phrases.lengths if self.config['text'] else torch.zeros_like(phrases.lengths)
         for n in groups.unique().tolist():                                                               # a decoder's batch has one number of tokens
@@ -417,6 +441,21 @@ class Refiner(nn.Module):
             low = low.index_put((i,), sam_decode(self.prompts, self.decoder, features[i], sparse, dense[i])[0][:, 0].float())
         x = F.interpolate(low[:, None], (self.size,)*2, mode='bilinear')[..., :fit[1], :fit[0]]
         return F.interpolate(x, size[::-1], mode='bilinear')[:, 0]
+
+# %% ../nbs/12_flmm.ipynb #5963445e
+@patch
+def boxes(
+    self: Refiner,
+    logits: torch.Tensor, # (K, h, w) of the head
+    size: tuple,          # (width, height) of the image
+    fit: tuple,           # (width, height) of the image in SAM's square
+) -> torch.Tensor:        # (K, 4)
+    "Boxes around the head's masks, in SAM's pixels."
+    x, kind = logits[:, None].float(), self.config['boxes']
+    if kind == 'probabilities': x = x.sigmoid() - .5
+    boxes = mask_boxes(F.interpolate(x, size[::-1], mode='bilinear')[:, 0] > 0)
+    if kind == 'longer': return boxes*self.size/max(size)
+    return boxes*boxes.new_tensor([new/old for new, old in zip(fit, size)]*2)
 
 # %% ../nbs/12_flmm.ipynb #flm00047
 class FLMM(nn.Module):
@@ -428,10 +467,13 @@ class FLMM(nn.Module):
         selector: nn.Module | None = None, # a linear layer, d -> 1
         padded: bool = True,               # whether maps are of the image padded to a square
         merge: str = 'mean',               # how the rows of a phrase's tokens were merged
+        cut: str = 'fractions',            # of `unpad`
         **made_for: str, # what it belongs to: lmm, lmm_fingerprint, sam, sam_fingerprint
     ):
         super().__init__()
+        _check_word('cut', cut)
         self.head, self.refiner, self.selector, self.padded, self.merge, self.made_for = head, refiner, selector, padded, merge, made_for
+        self.cut = cut
 
     def forward(
         self,
@@ -440,7 +482,7 @@ class FLMM(nn.Module):
         size: tuple,                   # (width, height) of the images
     ) -> tuple: # logits of the head (K, h, w), logits of the refiner (K, height, width) or None
         logits = self.head(phrases.maps)
-        if self.padded: logits = unpad(logits, size)
+        if self.padded: logits = unpad(logits, size, self.cut)
         return logits, None if self.refiner is None else self.refiner(features, logits, phrases, size)
 
     @torch.no_grad()
@@ -650,11 +692,12 @@ def new_flmm(
     upsample: int = 32,          # of the head
     channels: int | None = None, # attention maps; None: layers times heads
     merge: str = 'mean',         # of the rows of a phrase's tokens, as in `grounding_data`
-    **prompts: bool,             # of the refiner: mask, box, text
+    divide: str = 'sum',         # of the head
+    **prompts: bool | str,       # of the refiner: mask, box, text, boxes, beside
 ) -> FLMM:
     "An untrained F-LMM for these frozen models, on their device and in float32."
     with seeded(seed):
-        head = MaskHead(channels or lmm.depth*lmm.heads, kind, width, upsample)
+        head = MaskHead(channels or lmm.depth*lmm.heads, kind, width, upsample, divide)
         refiner = None if sam is None else Refiner(sam, lmm.width, lmm.depth, **prompts)
         named = dict(lmm=lmm.name, lmm_fingerprint=lmm.fingerprint) | ({} if sam is None else dict(sam=sam.name, sam_fingerprint=sam.fingerprint))
         return FLMM(head, refiner, nn.Linear(lmm.width, 1), _padded(lmm), merge, **named).to(lmm.device)
@@ -886,24 +929,30 @@ def save_flmm(
 ) -> Path:
     """Save what was trained, in half precision; the folder appears whole or not at all. Only
     another F-LMM is replaced."""
-    config = dict(kind='FLMM', head=model.head.config, refiner=model.refiner and model.refiner.config, selector=model.selector is not None, padded=model.padded, merge=model.merge, **model.made_for)
+    config = dict(kind='FLMM', head=model.head.config, refiner=model.refiner and model.refiner.config, selector=model.selector is not None, padded=model.padded, merge=model.merge, cut=model.cut, **model.made_for)
     tensors = {name: t.half() for name, t in model.state_dict().items()}
     return write_folder(folder, tensors, config, 'an F-LMM', _holds_flmm, texts)
 
 # %% ../nbs/12_flmm.ipynb #flmsch01
-_head_schema = dict(channels=int, kind=str, width=int, upsample=int)
-_refiner_schema = dict(width=int, depth=int, mask=bool, box=bool, text=bool)
+_head_schema = dict(channels=int, kind=str, width=int, upsample=int, divide=NotRequired[str])
+_refiner_schema = dict(width=int, depth=int, mask=bool, box=bool, text=bool,
+                       boxes=NotRequired[str], beside=NotRequired[str])
 _flmm_schema = dict(
     head=_head_schema, refiner=dict | None, selector=bool, padded=bool, merge=str,
-    lmm=str, lmm_fingerprint=str, sam=NotRequired[str])
+    lmm=str, lmm_fingerprint=str, sam=NotRequired[str], cut=NotRequired[str])
+_unnamed = dict(divide='mean', boxes='longer', beside='own') # in configurations that are older
 
 def _size_error(config):
     "What is wrong with a number or a word of a configuration that matches the schema."
     sizes = {**(config['refiner'] or {}), **config['head']}
     for name in ('channels', 'width', 'upsample', 'depth'):
         if sizes.get(name, 1) < 1: return f'{name} is {sizes[name]}'
+    for name, words in _words.items():
+        word = {**sizes, **config}.get(name, words[0])
+        if word not in words: return f'{name} is {word!r}'
     return None if config['merge'] in ('mean', 'max') else f"merge is {config['merge']!r}"
 
+# %% ../nbs/12_flmm.ipynb #613365e5
 def _config_error(config):
     error = schema_error(config, _flmm_schema)
     if error is None and config['refiner']:
@@ -913,7 +962,7 @@ def _config_error(config):
 def _head_of(config, folder):
     error = _config_error(config)
     try:
-        if error is None: return MaskHead(**config['head'])
+        if error is None: return MaskHead(**dict(divide=_unnamed['divide']) | config['head'])
     except TypeError as wrong:
         error = wrong
     raise BadInput(f'{folder/"config.json"}: not the configuration of an F-LMM ({error}): train or '
@@ -922,11 +971,13 @@ def _head_of(config, folder):
 # %% ../nbs/12_flmm.ipynb #flmsch02
 def _flmm_of(config, head, lmm, sam):
     "An F-LMM of this configuration, before its weights are read."
-    own = 'kind', 'head', 'refiner', 'selector', 'padded', 'merge'
+    own = 'kind', 'head', 'refiner', 'selector', 'padded', 'merge', 'cut'
     made_for = {name: value for name, value in config.items() if name not in own}
-    refiner = config['refiner'] and Refiner(sam, **config['refiner'])
+    older = {name: _unnamed[name] for name in ('boxes', 'beside')}
+    refiner = config['refiner'] and Refiner(sam, **older | config['refiner'])
     selector = nn.Linear(lmm.width, 1) if config['selector'] else None
-    return FLMM(head, refiner, selector, config['padded'], config['merge'], **made_for)
+    how = config['padded'], config['merge'], config.get('cut', 'fractions')
+    return FLMM(head, refiner, selector, *how, **made_for)
 
 # %% ../nbs/12_flmm.ipynb #loadgroux1
 def load_grounder(
@@ -950,6 +1001,93 @@ def load_grounder(
         place = folder/'model.safetensors'
         raise BadInput(f'{place}: {wrong}; train or download it again') from None
     return grounder
+
+# %% ../nbs/12_flmm.ipynb #9b1a2015
+def _published_names(levels):
+    "Name of a tensor of a `UNet` -> its name in the authors' checkpoints."
+    blocks = {}
+    for i, j in product(range(levels), (0, 1)):
+        blocks[f'down.{i}.{j}'] = f'encoder.{i}.{int(i > 0)}.convs.{j}'
+    for i, j in product(range(levels - 1), (0, 1)):
+        blocks[f'up.{i}'] = f'decoder.{i}.upsample.interp_upsample.1'
+        blocks[f'join.{i}.{j}'] = f'decoder.{i}.conv_block.convs.{j}'
+    parts = {'0.weight': 'conv.weight', '1.weight': 'gn.weight', '1.bias': 'gn.bias'}
+    names = {'out.weight': 'conv_seg.weight', 'out.bias': 'conv_seg.bias'}
+    for (ours, theirs), (a, b) in product(blocks.items(), parts.items()):
+        names[f'{ours}.{a}'] = f'{theirs}.{b}'
+    return names
+
+def _in_front_of(state, name, path, what):
+    "What stands before the names of a part of a checkpoint."
+    fronts = [key.removesuffix(name) for key in state if key.endswith(name)]
+    if len(fronts) == 1: return fronts[0]
+    raise BadInput(f'{path}: {what} is not in it ({name} is there {len(fronts)} times); give a '
+                   "checkpoint of the authors' code")
+
+# %% ../nbs/12_flmm.ipynb #233f4665
+def _read_part(module, state, names, path):
+    "Tensors of a checkpoint into a module; `names`: name in the module -> in the checkpoint."
+    tensors = {}
+    for ours, mine in module.state_dict().items():
+        tensor = state.get(names[ours])
+        if tensor is None: raise BadInput(f'{path}: {names[ours]} is missing; copy it again')
+        if tensor.shape != mine.shape: raise BadInput(
+            f'{path}: {names[ours]} has shape {tuple(tensor.shape)} and not {tuple(mine.shape)}: '
+            'it was trained with other models, or another number of stages')
+        if not tensor.isfinite().all(): raise BadInput(
+            f'{path}: {names[ours]} holds NaN or infinity; copy it again')
+        tensors[ours] = tensor.float()
+    module.load_state_dict(tensors)
+    return module
+
+# %% ../nbs/12_flmm.ipynb #87ad2739
+def _refiner_names(state, refiner, path):
+    "Name of a tensor of a `Refiner` -> its name in the checkpoint."
+    parts = dict(prompts='prompt_encoder', decoder='mask_decoder')
+    token = 'prompt_encoder.no_mask_embed.weight'
+    front = _in_front_of(state, token, path, 'a refiner')
+    text = _in_front_of(state, 'text_proj.weight', path, "a refiner's projection of text")
+    names = {'layers': f'{text}text_layer_weights'}
+    for name in refiner.state_dict():
+        part, _, rest = name.partition('.')
+        if part in parts: names[name] = f'{front}{parts[part]}.{rest}'
+        if part == 'project': names[name] = f'{text}text_proj.{rest}'
+    return names
+
+# %% ../nbs/12_flmm.ipynb #c88214cb
+def _published_head(state, path, lmm, upsample):
+    "The mask head of a checkpoint."
+    first = 'encoder.0.0.convs.0.conv.weight'
+    front = _in_front_of(state, first, path, 'the U-Net of a mask head')
+    if state[front + first].ndim != 4: raise BadInput(f'{path}: {first} is no convolution')
+    width, channels = state[front + first].shape[:2]
+    maps = lmm.depth*lmm.heads
+    if channels not in (maps, 2*maps): raise BadInput(
+        f'{path}: this head reads {channels} attention maps, and {lmm.name} has {maps}; choose the '
+        'LMM that it was made for')
+    head = MaskHead(channels, 'unet', width, upsample)
+    names = {ours: front + theirs for ours, theirs in _published_names(4).items()}
+    _read_part(head.net, state, names, path)
+    return head
+
+# %% ../nbs/12_flmm.ipynb #a4993695
+def read_flmm(
+    path: Path | str,       # weights of the authors' code: all that is trained, or the head alone
+    lmm: LMM,               # that it was trained on
+    sam: SAM | None = None, # likewise; None: the head without a refiner
+    upsample: int = 64,     # places along the longer side of a map, which no weight says
+    merge: str = 'mean',    # of the rows of a phrase's tokens
+) -> FLMM:                  # for a `Grounder`
+    "An F-LMM of the authors. Raises `BadInput` for a file of something else, or of other models."
+    state = read_weights(path)
+    head, refiner = _published_head(state, path, lmm, upsample), None
+    made_for = dict(lmm=lmm.name, lmm_fingerprint=lmm.fingerprint)
+    if sam is not None:
+        refiner = Refiner(sam, lmm.width, lmm.depth, boxes='probabilities', beside='call')
+        _read_part(refiner, state, _refiner_names(state, refiner, path), path)
+        made_for |= dict(sam=sam.name, sam_fingerprint=sam.fingerprint)
+    model = FLMM(head, refiner, None, _padded(lmm), merge, 'whole', **made_for)
+    return model.eval().to(lmm.device)
 
 # %% ../nbs/12_flmm.ipynb #flm00131
 _references_schema = list[dict(image_id=Any, ann_id=Any, split=str, sentences=list)]

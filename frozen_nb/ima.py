@@ -239,8 +239,10 @@ class Medians:
     @property
     def value(self) -> np.ndarray: # (rows,)
         sums = self.counts.cumsum(1)
-        middle = [int(torch.searchsorted(row, (row[-1] + 1)//2)) for row in sums]
-        return 10**(self.LOW + (np.array(middle) + .5)*(self.HIGH - self.LOW)/self.BINS)
+        middle = torch.stack([(sums[:, -1] + 1)//2, sums[:, -1]//2 + 1], 1) # one value, or two
+        at = torch.searchsorted(sums, middle).clamp_max(self.BINS - 1).numpy()
+        values = 10**(self.LOW + (at + .5)*(self.HIGH - self.LOW)/self.BINS)
+        return values.mean(1)
 
 # %% ../nbs/11_ima.ipynb #eb039f94
 def token_norms(
@@ -462,26 +464,35 @@ def point_states(
     not add attention and feed-forward part to their input."""
     parts, block, states, hooks = parts_of(model)[layer], blocks(model)[layer], {}, []
     _check_points(model, block, parts)
-    shape = *told.visual.shape, -1
+    gated, shape = _is_gated(block, parts), (*told.visual.shape, -1)
     def keep(name, x): states[name] = (x[0] if isinstance(x, tuple) else x).reshape(shape).clone()
     def into(name): return lambda module, args, named: keep(name, _first_state(args, named))
     def after(name): return lambda module, args, output: keep(name, output)
-    for name, at in _inputs_of_points(parts).items():
+    for name, at in _inputs_of_points(parts, gated).items():
         module = block.get_submodule(at)
         hooks.append(module.register_forward_pre_hook(into(name), with_kwargs=True))
-    for name, at in _outputs_of_points(parts).items():
+    for name, at in _outputs_of_points(parts, gated).items():
         hooks.append(block.get_submodule(at).register_forward_hook(after(name)))
     with _removed(hooks): model.base_model(**told.inputs, use_cache=False)
     return _scaled_points(states, parts.scale)
 
 # %% ../nbs/11_ima.ipynb #769e0f41
-def _inputs_of_points(parts):
+def _inputs_of_points(parts, gated):
     "Name of a point -> the module whose input it is; X is where the block begins."
-    return {'X': '', 'LN1': parts.attention, 'LN2': parts.first}
+    inputs = {'X': '', 'LN1': parts.attention, 'LN2': parts.first}
+    return inputs | {'FC1': parts.ffn_out} if gated else inputs
 
-def _outputs_of_points(parts):
-    "Name of a point -> the module whose output it is."
-    return {'SA': parts.attention_added, 'FC1': parts.middle, 'FC2': parts.ffn_added, 'X+FC2': ''}
+def _is_gated(block, parts):
+    "Whether a second linear map, or a second half of the first, is multiplied with FC1."
+    wide, taken = (matrix_of(block.get_submodule(at)) for at in (parts.middle, parts.ffn_out))
+    if wide.shape[0] != taken.shape[1]: return True
+    inside = block.get_submodule(parts.first).modules()
+    return parts.first == parts.last and sum(map(is_linear, inside)) > 2
+
+def _outputs_of_points(parts, gated):
+    "Name of a point -> the module whose output it is; FC1 behind a gate is what FC2 is given."
+    added = {'SA': parts.attention_added, 'FC2': parts.ffn_added, 'X+FC2': ''}
+    return added if gated else added | {'FC1': parts.middle}
 
 def _scaled_points(states, scale):
     "The points in their order, with what is added as it is added."
@@ -623,9 +634,10 @@ def _sparsity(s):
 def keep_mask(
     scores: torch.Tensor, # (out, in)
     sparsity: float,      # share of each row that is left out
+    count: Callable = int, # how many those are: `int` as in the published code, or `round`
 ) -> torch.Tensor:        # (out, in) bool
     "The largest scores of each row. Raises `BadInput` for a sparsity outside (0, 1)."
-    n = round(scores.shape[1]*_sparsity(sparsity))
+    n = count(scores.shape[1]*_sparsity(sparsity))
     keep = torch.ones_like(scores, dtype=torch.bool)
     return keep.scatter_(1, scores.argsort(dim=1, stable=True)[:, :n], False)
 
@@ -679,7 +691,8 @@ def _input_norms(model, layers, batches, tokens):
             model.base_model(**told.inputs, use_cache=False)
     return {name: x.sqrt() for name, x in squares.items()}
 
-def _check_subnetwork(tokens, by):
+def _check_subnetwork(tokens, by, sparsity):
+    _sparsity(sparsity)
     known = tokens in ('visual', 'text', 'both') and by in ('wanda', 'magnitude', 'random')
     if not known: raise BadInput(
         f'no subnetwork of {tokens!r} tokens by {by!r}: choose visual, text or both, by wanda, '
@@ -694,11 +707,11 @@ def subnetwork(
     tokens: str = 'both', # which tokens count: 'visual', 'text' or 'both'
     by: str = 'wanda',    # or 'magnitude', 'random': floors that see no input
     seed: int = 0,        # of 'random'
+    count: Callable = int, # of `keep_mask`
 ) -> dict:                # name of a linear layer -> (out, in) bool
     "The weights that an input uses, block by block (IMA, Figure 22)."
-    _check_subnetwork(tokens, by)
+    _check_subnetwork(tokens, by, sparsity)
     _check_weights_are_linear(model)
-    _sparsity(sparsity)
     generator, masks = torch.Generator().manual_seed(seed), {}
     for layers in [linears(model, i) for i in range(len(blocks(model)))]:
         if by == 'wanda':
@@ -708,7 +721,7 @@ def subnetwork(
             if by == 'wanda': score = wanda_scores(weight, norms[name])
             elif by == 'magnitude': score = weight.float().abs()
             else: score = torch.rand(weight.shape, generator=generator)
-            masks[name] = keep_mask(score, sparsity)
+            masks[name] = keep_mask(score, sparsity, count)
     return masks
 
 # %% ../nbs/11_ima.ipynb #imad0061

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUMS', 'DiskError', 'disk_errors', 'hidden_part', 'write_whole', 'check_place', 'file_hash', 'finish_write',
            'holds_result', 'verify_folder', 'sync_folder', 'whole_folder', 'schema_error', 'check_file', 'read_text',
-           'parse_json', 'read_json', 'write_folder', 'read_folder']
+           'parse_json', 'read_json', 'write_folder', 'read_folder', 'read_weights']
 
 # %% ../../nbs/core/01_folders.ipynb #f6ea8e4f
 import hashlib
@@ -560,3 +560,41 @@ def read_folder(
         f'the {what} in {folder} cannot be read (model.safetensors: other weights than those '
         f'that config.json was written with): {retry}')
     return config, tensors
+
+# %% ../../nbs/core/01_folders.ipynb #3799cb75
+from argparse import Namespace
+
+def _of_a_run(state):
+    "The weights in what a training run keeps; else what is given."
+    if not isinstance(state, dict): return state
+    parts = [state.get(name) for name in ('state_dict', 'model')]
+    return next((part for part in parts if isinstance(part, dict)), state)
+
+def _unpickled(path):
+    try:
+        with torch.serialization.safe_globals([Namespace]):   # arguments of a run, without code
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:
+        if re.search('Unsupported (global|class)', str(error)): raise BadInput(
+            f'{path}: reading it would run code, which a file of weights never needs; '
+            'save the state_dict() of the module alone') from None
+        raise BadInput(
+            f'{path}: damaged, or not a file that torch saved; copy it again') from None
+
+# %% ../../nbs/core/01_folders.ipynb #48ed14d3
+def read_weights(
+    path: str | Path,               # .safetensors, or anything that torch has saved
+    what: str = 'the file in it',   # what it should be, for a folder in its place
+) -> dict:                          # name -> tensor, on the CPU
+    """The tensors of a state dict. Raises `BadInput` for a file that is missing, damaged, with code
+    in it or of something else."""
+    path = check_file(path, what)
+    if path.suffix == '.safetensors':
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise BadInput(f'{path}: damaged ({type(error).__name__}); copy it again') from None
+    state = _of_a_run(_unpickled(path))
+    if isinstance(state, dict) and all(isinstance(t, torch.Tensor) for t in state.values()):
+        return dict(state)
+    raise BadInput(f'{path}: not a state dict of tensors; save the state_dict() of the module')
