@@ -279,6 +279,47 @@ def test_the_loss_is_that_of_all_logits():
     assert abs(target_loss(lm, seq) - lm.model(**vars(seq), use_cache=False).loss) < 1e-6
 
 
+# Models that are spread over devices
+
+def parts_on(device): return {'model.embed_tokens': device, 'model.layers': device, 'model.norm': device, 'model.rotary_emb': device, 'lm_head': device}
+
+@pytest.mark.parametrize('device_map', ['cpu', 'auto', {'': 'cpu'}, parts_on('cpu'), torch.device('cpu')])
+def test_a_device_map_gives_the_same_model(device_map, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    plain, spread = load_lm('llama', device='cpu'), load_lm('llama', device_map=device_map)
+    assert spread.fingerprint == plain.fingerprint and spread.device.type == 'cpu' and is_frozen(spread.model)
+    assert torch.equal(spread.model(input_ids=IDS).logits, plain.model(input_ids=IDS).logits)
+
+@pytest.mark.parametrize('options, words', [
+    (dict(device_map='disk'), "device 'disk' is unknown"), (dict(device_map=parts_on('cpu') | dict(lm_head='meta')), "device 'meta' is not here"),
+    (dict(device_map={'lm_head': 'cuda:9'}), 'cuda:9'), (dict(device_map='auto', device='cpu'), 'not both'),
+    (dict(name='llama-random', device_map='auto'), 'random weights are made on one device')])
+def test_a_device_map_that_cannot_be(options, words):
+    with pytest.raises(BadInput, match=words) as error: load_lm(**dict(name='llama') | options)
+    assert '\n' not in str(error.value)
+
+def test_weights_that_stay_on_the_disk_are_refused(monkeypatch):
+    from frozen_nb.core import zoo
+    load = zoo._load_transformers
+    monkeypatch.setattr(zoo, '_load_transformers', lambda *args, device_map: load(*args).to('meta'))
+    with pytest.raises(BadInput, match="do not fit on the devices of device_map, model.embed_tokens.weight is the first; take more devices, or dtype='bf16'"): load_lm('llama', device_map='auto')
+
+def test_hooks_of_a_model_on_two_devices():
+    "Each part moves what it is given to its own device; targets, gradients and recomputing go through that."
+    from accelerate import dispatch_model
+    plain = tiny()
+    model = dispatch_model(tiny(), parts_on('cpu'), main_device='cpu', force_hooks=True)
+    assert any(hasattr(m, '_hf_hook') for m in model.modules())
+    results = []
+    for m in (plain, model):
+        embeddings = m.get_input_embeddings()(IDS).detach().requires_grad_()
+        with recomputing(m): rows, ids = target_logits(m, LABELS, inputs_embeds=embeddings)
+        F.cross_entropy(rows, ids).backward()
+        results.append((rows, embeddings.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert model.model.layers[0].forward.__name__ != 'run'       # what was there is there again
+
+
 # Features by rank
 
 def test_the_size_of_a_store():
