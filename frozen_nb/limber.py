@@ -297,6 +297,9 @@ class LimberFit:
     out_tokens: int = numeric(1, 1)                 # Embeddings made of each visual token.
     steps: int | None = numeric(None, 1)   # Training steps; by default the recipe's, 800.
     batch: int = numeric(32, 1)            # Images in a step.
+    accumulate: int = numeric(1, 1)        # Parts of a batch, one after the other: less memory.
+    # Compute activations of the language model again for the gradient: less memory, more time.
+    gradient_checkpointing: bool = False
     lr: float | None = numeric(None, 1e-12) # Highest learning rate; by default the recipe's, 0.01.
     optimizer: str | None = option(None, 'muon|adamw')            # By default the recipe's, muon.
     dropout: float = numeric(0., 0, max=.99, metavar='P')        # On the projected tokens.
@@ -318,7 +321,8 @@ def train_config(self: LimberFit) -> TrainConfig:
     warmup = min(LIMBER_RECIPE.warmup, steps // 10)
     lr, optimizer = self.lr or LIMBER_RECIPE.lr, self.optimizer or LIMBER_RECIPE.optimizer
     return replace(LIMBER_RECIPE, steps=steps, warmup=warmup, seed=self.seed, lr=lr,
-                   optimizer=optimizer, checkpoint_every=100)
+                   optimizer=optimizer, checkpoint_every=100, accumulate=self.accumulate,
+                   gradient_checkpointing=self.gradient_checkpointing)
 
 @patch(as_prop=True)
 def map_options(self: LimberFit) -> dict:

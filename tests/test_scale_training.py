@@ -251,8 +251,9 @@ def test_rows_and_gradients_are_those_of_full_logits(name):
 def heads_of(model):
     "How many rows its head is given."
     seen = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda head, args, out: seen.append(args[0].shape[:-1].numel()))
-    return seen, handle
+    def count(head, args, out): seen.append(args[0].shape[:-1].numel())
+    count.fingerprint = ''
+    return seen, model.get_output_embeddings().register_forward_hook(count)
 
 def test_the_head_is_given_no_other_rows():
     model = tiny()
@@ -277,6 +278,31 @@ def test_the_loss_is_that_of_all_logits():
     with seeded(0): images = torch.randn(3, 4, lm.width)
     seq = sequence(lm, images, 'A picture of', [' a red fox', ' a cow', ' a small blue hippo in the snow'])
     assert abs(target_loss(lm, seq) - lm.model(**vars(seq), use_cache=False).loss) < 1e-6
+
+
+# From the shell
+
+def test_a_fit_with_less_memory_gives_the_same_map(tmp_path, monkeypatch, no_bf16):
+    import numpy as np
+    from PIL import Image
+    from safetensors.torch import load_file
+    from frozen_nb.limber import LimberFit, fit_captions
+    rng, data = np.random.default_rng(0), tmp_path/'data.jsonl'
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path/f'{i}.png')
+        with data.open('a') as f: f.write(json.dumps(dict(image=f'{i}.png', caption='a red fox'*(i % 3) + ' in the snow')) + '\n')
+    maps, runs, lm = {}, {}, load_lm('llama', device='cpu')
+    for name, options in dict(plain={}, pieces=dict(accumulate=4), recomputed=dict(gradient_checkpointing=True)).items():
+        monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/f'cache {name}'))
+        seen, handle = heads_of(lm.model)
+        fit_captions(LimberFit(data, tmp_path/name, lm=lm, k=4, batch=8, steps=3, lr=1e-3, optimizer='adamw', device='cpu', **options), progress=False)
+        handle.remove()
+        runs[name], = [p.name for p in (tmp_path/f'cache {name}'/'runs'/'limber').iterdir()]
+        maps[name] = load_file(tmp_path/name/'model.safetensors'), len(seen)
+    assert maps['pieces'][1] == maps['plain'][1] + 3*3 and maps['recomputed'][1] == maps['plain'][1]
+    for name in ('pieces', 'recomputed'):
+        for key, value in maps['plain'][0].items(): close(maps[name][0][key], value, 1e-6 if name == 'recomputed' else 1e-4)
+    assert runs['plain'] == runs['recomputed'] != runs['pieces']
 
 
 # Models that are spread over devices
