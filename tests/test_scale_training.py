@@ -1,5 +1,5 @@
 "What makes training fit on larger models: Muon without bfloat16, batches in pieces, activations that are computed again, logits of targets alone, features by rank."
-import copy, json, os, subprocess, sys
+import json, os, resource, subprocess, sys, time
 from pathlib import Path
 from unittest import mock
 
@@ -365,6 +365,7 @@ def test_a_disk_without_room(tmp_path):
 
 def in_processes(folder):
     "What one process of two computes: features, then a run whose processor has no bfloat16."
+    folder = Path(folder)
     from accelerate import PartialState
     computed, items = [], [str(i) for i in range(64)]
     def compute(todo):
@@ -398,4 +399,71 @@ def test_two_processes_with_muon_in_float32(two, no_bf16):
     for out in two: assert max(abs(a - b) for a, b in zip(out['losses'], losses, strict=True)) < 1e-6
 
 
-if __name__ == '__main__': globals()[sys.argv[1]](Path(sys.argv[2]))
+# What it costs, measured in processes of their own (FROZEN_NB_CAMPAIGNS=full)
+
+campaign = pytest.mark.skipif(os.environ.get('FROZEN_NB_CAMPAIGNS') != 'full', reason='a measurement; FROZEN_NB_CAMPAIGNS=full')
+
+def measured(function, *args):
+    command = [sys.executable, str(here), function.__name__, *map(str, args)]
+    paths = os.pathsep.join([str(root), str(here.parent)])
+    run = subprocess.run(command, env=os.environ | dict(PYTHONPATH=paths, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+def seconds_of(f, n=3):
+    times = []
+    for _ in range(n):
+        start = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+def optimizer_step(_=None):
+    "Seconds of an optimizer step, and of forward and backward through a language model, 16 x 25 tokens."
+    torch.cpu.get_capabilities = lambda: {}
+    shape = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)
+    model = freeze(T.LlamaForCausalLM(T.LlamaConfig(vocab_size=49_152, **shape)))
+    linear_map, features = nn.Linear(1280, 576), torch.randn(16, 1, 1280)
+    ids = torch.randint(0, 49_152, (16, 24))
+    labels = torch.cat([torch.full((16, 5), -100), ids[:, 4:]], 1)
+    optimizer = training._optimizers(linear_map, TrainConfig(9, optimizer='muon'))[0]
+    def both():
+        embeddings = torch.cat([linear_map(features), model.get_input_embeddings()(ids)], 1)
+        rows, targets = target_logits(model, labels, inputs_embeds=embeddings)
+        F.cross_entropy(rows, targets).backward()
+    through = seconds_of(both)
+    torchs = torch.optim.Muon([linear_map.weight], adjust_lr_fn='match_rms_adamw')
+    print(json.dumps(dict(through=through, step=seconds_of(optimizer.step), torch=seconds_of(torchs.step))))
+
+@campaign
+def test_an_optimizer_step_is_small_beside_the_language_model():
+    out = measured(optimizer_step, '')
+    print(f'step {out["step"]:.2f} s (in bfloat16 {out["torch"]:.2f} s), forward and backward {out["through"]:.2f} s')
+    assert out['step']/out['through'] <= .1
+
+def rss():
+    with open('/proc/self/statm') as f: return int(f.read().split()[1])*resource.getpagesize()
+
+def one_loss(which, visual=256):
+    "Seconds and bytes of a loss with its gradient: width 512, 50,400 tokens, two rows."
+    visual = int(visual)
+    model = freeze(T.LlamaForCausalLM(T.LlamaConfig(vocab_size=50_400, hidden_size=512, intermediate_size=1376, num_hidden_layers=4, num_attention_heads=8)))
+    embeddings = torch.randn(2, visual + 20, 512, requires_grad=True)
+    labels = torch.randint(0, 50_400, (2, visual + 20), generator=torch.manual_seed(0))
+    labels[:, :visual + 4] = -100
+    def full_loss(): return model(inputs_embeds=embeddings, labels=labels, use_cache=False).loss
+    def row_loss(): return F.cross_entropy(*target_logits(model, labels, inputs_embeds=embeddings))
+    loss, before = dict(full=full_loss, rows=row_loss)[which], rss()
+    loss().backward()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024 - before
+    print(json.dumps(dict(seconds=seconds_of(lambda: loss().backward(), 5), peak=peak)))
+
+@campaign
+@pytest.mark.parametrize('visual', [64, 256])
+def test_logits_of_targets_take_less_time_and_memory(visual):
+    full, rows = (measured(one_loss, which, visual) for which in ('full', 'rows'))
+    print(f'{visual} visual tokens: {full["seconds"]:.2f} -> {rows["seconds"]:.2f} s, {full["peak"]/2**20:.0f} -> {rows["peak"]/2**20:.0f} MiB')
+    assert rows['seconds']/full['seconds'] <= .7 and rows['peak']/full['peak'] <= .6
+
+
+if __name__ == '__main__': globals()[sys.argv[1]](*sys.argv[2:])
