@@ -1,5 +1,5 @@
 "A block of every family in a visual encoder, what is read of a checkpoint, and bad input."
-import json
+import json, os, subprocess, sys
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from frozen_nb.core.activations import blocks, final_norm
 from frozen_nb.core.folders import read_folder
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
+from frozen_nb.core.stores import hash_inputs
+from frozen_nb import lm4visual
 from frozen_nb.lm4visual import *
 
 SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -195,7 +197,7 @@ def test_a_classifier_comes_back(classes, tmp_path, runs):
     assert list(right) == ['pretrained', *(a for a in ARMS[:5] if a != 'pretrained')] and {len(x) for x in right.values()} == {2}
     images, labels, names, paths = read_classes(classes)
     model, again = load_classifier(tmp_path/'out', 'cpu'), load_classifier(tmp_path/'out', 'cpu')
-    assert names == model.names == ['cats', 'dogs'] and labels.tolist() == [0]*5 + [1]*12 and len(paths) == 17 and torch.equal(outputs(model, (pixels(images),)), outputs(again, (pixels(images),)))
+    assert names == model.names == ['cats', 'dogs'] and labels.tolist() == [0]*5 + [1]*12 and len(paths) == 17 and torch.equal(outputs(model, (pixels(images[:]),)), outputs(again, (pixels(images[:]),)))
     assert not any('block' in k for k in load_file(tmp_path/'out'/'model.safetensors'))
     assert fitted(classes, tmp_path/'out')['pretrained'].tolist() == right['pretrained'].tolist() and len(list(runs.iterdir())) == 5   # nothing is left to do
     said = LM4VisualFit(classes, 'out', steps=7, norm='none').lines(right)
@@ -231,6 +233,87 @@ def test_folders_that_cannot_be_read(classes):
         (classes/name).rmdir()
     refused('1 folder of')
     with pytest.raises(BadInput, match='no such folder'): read_classes(classes/'nowhere')
+
+def in_memory(folder, size):
+    "All images of a folder with classes as one tensor, and their classes."
+    paths = [sorted((folder/name).iterdir()) for name in sorted(os.listdir(folder))]
+    images = [Image.open(p).convert('RGB').resize((size, size)) for of_class in paths for p in of_class]
+    return torch.stack([torch.from_numpy(np.array(i)).permute(2, 0, 1) for i in images]), torch.tensor([k for k, of_class in enumerate(paths) for _ in of_class])
+
+@pytest.mark.parametrize('size', [None, 16])
+@pytest.mark.parametrize('room', [0, 5, 10**9])
+def test_images_are_read_when_they_are_needed(classes, monkeypatch, room, size):
+    monkeypatch.setattr(lm4visual, '_KEPT', room*3*(size or 32)**2)
+    images, labels, *_ = read_classes(classes, size)
+    whole, expected = in_memory(classes, size or 32)
+    assert torch.equal(labels, expected) and images.shape == whole.shape and len(images) == len(whole) and not images.kept
+    mask = torch.arange(len(whole)) % 3 == 1
+    for index in (slice(None), slice(3, 9), [4, 0, 4], torch.tensor([16, 2]), np.array([1]), mask, 5, -1): assert torch.equal(images[index], whole[index])
+    some = images.rows(mask)
+    assert torch.equal(some[:], whole[mask]) and torch.equal(some[1:3], whole[mask][1:3]) and some.shape == whole[mask].shape
+    assert torch.equal(some.rows(slice(1, None))[:], whole[mask][1:])
+    for ours, theirs in ((images, whole), (some, whole[mask]), ((images, 3), (whole, 3))): assert hash_inputs(ours) == hash_inputs(theirs)
+    assert len(images.kept) == min(room, len(whole))
+
+def test_a_fit_is_that_of_images_in_memory(classes, tmp_path, runs, monkeypatch):
+    fitted(classes, tmp_path/'out')
+    images, labels = in_memory(classes, 32)
+    folder, = runs.iterdir()
+    test, fit = lm4visual._held_out(labels), LM4VisualFit(classes, tmp_path/'out', **SMALL)
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'anew'))
+    model = lm4visual._fit_arm(fit, 'pretrained', 2, images[~test], labels[~test], False)
+    again, = (tmp_path/'anew'/'runs'/'lm4visual').iterdir()
+    assert again.name == folder.name                                                  # the same run
+    saved = load_file(tmp_path/'out'/'model.safetensors')
+    assert all(torch.equal(v, saved[k].to(v)) for k, v in model.state_dict().items() if k in saved)
+
+def test_a_fit_goes_on_where_it_was(classes, tmp_path, runs, monkeypatch):
+    fitted(classes, tmp_path/'whole', steps=103)
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'anew'))
+    read, count = lm4visual.ImageFiles.__getitem__, []
+    def stops(self, index):
+        count.append(index)
+        if len(count) > 101: raise KeyboardInterrupt
+        return read(self, index)
+    with monkeypatch.context() as m:
+        m.setattr(lm4visual.ImageFiles, '__getitem__', stops)
+        with pytest.raises(KeyboardInterrupt): fitted(classes, tmp_path/'out', steps=103)
+    fitted(classes, tmp_path/'out', steps=103)
+    a, b = (load_file(tmp_path/name/'model.safetensors') for name in ('whole', 'out'))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+def test_an_image_that_changes_while_it_is_in_use(classes, monkeypatch):
+    images, *_ = read_classes(classes)
+    images[:3]
+    for name in ('cats/0.png', 'dogs/9.png'): Image.new('RGB', (32, 32)).save(classes/name)
+    assert len(images[:5]) == 5                                                       # in memory: as it was
+    with pytest.raises(BadInput, match='9.png has changed while it was in use') as error: images[14:]
+    assert '\n' not in str(error.value)
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from frozen_nb.lm4visual import fit_folder, LM4VisualFit
+fit_folder(LM4VisualFit(Path(sys.argv[1]), Path(sys.argv[2]), patch=8, width=24, depth=1, heads=2, steps=4, batch=32, device='cpu'), progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+def peak_of_a_fit(n, tmp_path):
+    "Kilobytes that a process has at most, fitting n images of 64 pixels."
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        place = tmp_path/str(n)/f'class {i % 4}'
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(place/f'{i}.bmp')
+    run = subprocess.run([sys.executable, '-c', PEAK, tmp_path/str(n), tmp_path/f'out {n}'], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1', FROZEN_NB_CACHE=str(tmp_path/'cache')))
+    assert not run.returncode, run.stderr[-2000:]
+    return int(run.stdout)
+
+@pytest.mark.skipif(os.environ.get('FROZEN_NB_CAMPAIGNS') != 'full', reason='22,000 images; FROZEN_NB_CAMPAIGNS=full')
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    few, many = (peak_of_a_fit(n, tmp_path) for n in (2000, 20_000))
+    print(f'peak {few/1e3:.0f} MB with 2,000 images, {many/1e3:.0f} MB with 20,000')
+    assert many/few < 1.1
 
 def test_a_fit_that_cannot_be():
     for wrong, words in ((dict(norm='rms'), "norm 'rms': choose ones, own or none"), (dict(width=11), 'width 11'), (dict(batch=1), 'batch 1'), (dict(steps=0), 'steps 0'), (dict(size=4), 'size 4')):

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['behind_prefix', 'cache_argument', 'prefix_cache', 'may_pad_inside', 'padded_in_front', 'cut_at', 'start_ids',
-           'continuations', 'last_position', 'position_arguments', 'log_likelihoods', 'choice_log_likelihoods']
+           'continuations', 'last_position', 'position_arguments', 'target_logits', 'log_likelihoods',
+           'choice_log_likelihoods']
 
 # %% ../../nbs/core/05_generation.ipynb #2acca477
 import copy, inspect, math
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -195,6 +197,35 @@ def position_arguments(
     if attention_mask[:, 0].all() or not accepts: return {}
     return dict(position_ids=(attention_mask.cumsum(-1) - 1).clamp_min(0))
 
+# %% ../../nbs/core/05_generation.ipynb #tgt00001
+def target_logits(
+    model: PreTrainedModel, # a language model
+    labels: torch.Tensor,   # (B, T) ids of the n target tokens, -100 elsewhere
+    **inputs: Any,          # `input_ids` or `inputs_embeds`, `attention_mask` ... of the model
+) -> tuple:                 # (n, V) float32, (n,) ids of the targets
+    "The logits that predict targets, row by row."
+    is_target = labels[:, 1:] != -100                                          # (B, T - 1)
+    before_target, taken = F.pad(is_target, (0, 1)), []                        # (B, T)
+    def take_rows(head, args):
+        if not args or args[0].shape[:2] != before_target.shape: return None
+        taken.append(head)
+        return args[0][before_target.to(args[0].device)][None], *args[1:]      # (1, n, d)
+
+    head = model.get_output_embeddings()
+    hook = nullcontext() if head is None else _hooked(head, take_rows)
+    with hook: logits = model(use_cache=False, **inputs).logits
+    rows = logits[0] if taken else logits[before_target.to(logits.device)]     # (n, V)
+    return rows.float(), labels[:, 1:][is_target].to(rows.device)
+
+@contextmanager
+def _hooked(module, hook):
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+# %% ../../nbs/core/05_generation.ipynb #tgt00002
 def log_likelihoods(
     model: PreTrainedModel,       # a language model
     labels: torch.Tensor,         # (B, T) ids of the tokens to score, -100 elsewhere
@@ -203,12 +234,12 @@ def log_likelihoods(
 ) -> tuple:                       # (B,) summed log-likelihoods, (B,) how many tokens each sums
     "Log-likelihood of the labelled tokens of each row."
     inputs = inputs | position_arguments(model, attention_mask)
-    logits = model(attention_mask=attention_mask, use_cache=False, **inputs).logits    # (B, T, V)
-    logits, labels = logits[:, :-1].float(), labels[:, 1:]                             # (B, T - 1)
-    check_logits(model, logits[labels != -100])
-    nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(),
-                          ignore_index=-100, reduction='none').view(labels.shape)
-    return -nll.sum(-1), (labels != -100).sum(-1)
+    logits, ids = target_logits(model, labels, attention_mask=attention_mask, **inputs) # (n, V)
+    check_logits(model, logits)
+    nll, is_target = F.cross_entropy(logits, ids, reduction='none'), labels[:, 1:] != -100
+    is_target = is_target.to(nll.device)                                       # (B, T - 1)
+    by_place = nll.new_zeros(is_target.shape).masked_scatter(is_target, nll)
+    return -by_place.sum(-1), is_target.sum(-1)
 
 # %% ../../nbs/core/05_generation.ipynb #21a3b12c
 def choice_log_likelihoods(

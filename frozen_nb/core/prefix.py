@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
@@ -20,6 +21,7 @@ from .frozen import *
 from .folders import read_folder, write_folder
 from frozen_nb.core.generation import (
     choice_log_likelihoods, last_position, log_likelihoods, position_arguments, start_ids,
+    target_logits,
 )
 from .zoo import Encoder, LM, check_texts, greedy
 
@@ -269,7 +271,8 @@ def target_loss(
 ) -> torch.Tensor: # a scalar
     "Mean cross-entropy over target tokens and their ends. Gradients reach the embeddings only."
     positions = position_arguments(lm.model, seq.attention_mask)
-    return lm.model(**vars(seq), **positions, use_cache=False).loss
+    logits, ids = target_logits(lm.model, **vars(seq), **positions)            # (n, V), (n,)
+    return F.cross_entropy(logits, ids)
 
 def target_log_likelihood(
     lm: LM,        # a frozen language model

@@ -598,15 +598,37 @@ def _check_attention(name, model):
         f'{name}: a state-space or recurrent model ({recurrent[0]}), and the methods here read '
         'attention over all tokens; take a transformer such as a Llama')
 
+# %% ../../nbs/core/03_zoo.ipynb #dmap0001
+_DEVICE_PLANS = 'auto', 'balanced', 'balanced_low_0', 'sequential'
+
+def _pick_device_map(name, device_map, device):
+    "A device map as transformers takes it, with devices that are there."
+    if device is not None: raise BadInput(f'{name}: give device or device_map, not both')
+    if name.endswith('-random'): raise BadInput(
+        f'{name}: random weights are made on one device; give device in place of device_map')
+    if isinstance(device_map, str) and device_map in _DEVICE_PLANS: return device_map
+    places = device_map if isinstance(device_map, dict) else {'': device_map}
+    return {module: pick_device(place) for module, place in places.items()}
+
+def _check_in_memory(name, model):
+    "Raises `BadInput` if weights were left on the disk or are moved to a GPU at every use."
+    outside = [key for key, weight in model.named_parameters() if weight.is_meta]
+    if outside: raise BadInput(
+        f'{name}: {len(outside)} weights do not fit on the devices of device_map, {outside[0]} is '
+        "the first; take more devices, or dtype='bf16'")
+
 # %% ../../nbs/core/03_zoo.ipynb #b17c1c5e
-def _load_text_model(name, kind, dtype, device, tokenizer):
+def _load_text_model(name, kind, dtype, device, tokenizer, device_map=None):
     "Model, tokenizer, name and fingerprint of a language model."
+    spread = {} if device_map is None else dict(
+        device_map=_pick_device_map(str(name), device_map, device))
     device, dtype = pick_device(device), pick_dtype(dtype, device)
     source, family = find_model(name, kind), _family(kind)
     _check_family(name, source.folder, kind, family)
     tokenizer = load_tokenizer(source.folder if tokenizer is None else tokenizer)
-    model = _load_transformers(source, family.auto, dtype).to(device)
-    model = _freeze_finite(model, name)
+    model = _load_transformers(source, family.auto, dtype, **spread)
+    _check_in_memory(name, model)
+    model = _freeze_finite(model if spread else model.to(device), name)
     _check_attention(name, model)
     _check_vocabulary(name, tokenizer, model)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -618,12 +640,13 @@ def load_lm(
     dtype: str | torch.dtype | None = None,   # 'fp32' (default), 'bf16', 'fp16'
     device: str | torch.device | None = None, # 'cpu', 'cuda' ...; by default CUDA if it is there
     tokenizer: object = None,                 # in place of the model's: a name, folder, tokenizer
+    device_map: str | dict | None = None,     # for several devices: 'auto', or module -> device
 ) -> LM:
     """A causal language model, frozen. A name with `-random` at its end gives random weights.
 
     Raises `BadInput` in one line for everything that can be wrong with a name or a folder.
     """
-    return LM(*_load_text_model(name, 'lm', dtype, device, tokenizer))
+    return LM(*_load_text_model(name, 'lm', dtype, device, tokenizer, device_map))
 
 # %% ../../nbs/core/03_zoo.ipynb #s2s00001
 class Seq2Seq(LM):
