@@ -50,19 +50,20 @@ def first_file(
 
 # %% ../../nbs/benchmarks/01_captions.ipynb #bcp00009
 def entries_by_id(
-    path: Path,     # the file, for the message
-    what: str,      # the name of the list: 'images'
-    entries: list,  # objects of JSON
-    schema: dict,   # of each, with an `id`, as for `read_json`
-) -> dict:          # id -> entry
+    path: Path,      # the file, for the message
+    what: str,       # the name of the list: 'images'
+    entries: list,   # objects of JSON
+    schema: dict,    # of each, as for `read_json`
+    key: str = 'id', # the field that tells them apart
+) -> dict:           # id -> entry
     "Entries by their id. Raises `BadInput` for a wrong entry, and for two with one id."
     by_id = {}
     for n, entry in enumerate(entries):
         error = schema_error(entry, schema)
         if error: raise BadInput(f'{path}: {what}[{n}]: {error}; correct the entry or remove it')
-        if entry['id'] in by_id: raise BadInput(
-            f'{path}: {what}[{n}]: the id {entry["id"]!r} stands there twice; number them anew')
-        by_id[entry['id']] = entry
+        if entry[key] in by_id: raise BadInput(
+            f'{path}: {what}[{n}]: the {key} {entry[key]!r} stands there twice; number them anew')
+        by_id[entry[key]] = entry
     return by_id
 
 # %% ../../nbs/benchmarks/01_captions.ipynb #bcp00011
@@ -188,24 +189,24 @@ def _caption_table(path, read_rows):
     return captions
 
 # %% ../../nbs/benchmarks/01_captions.ipynb #bcp00022
-def _listed(folder, split, captions):
-    "The images of one list of Flickr8k's authors."
+def _split_list(folder, split):
+    "The list of Flickr8k's authors."
     path = folder/f'Flickr_8k.{dict(val="dev").get(split, split)}Images.txt'
     if not path.exists(): raise BadInput(
         f'{folder/"dataset_flickr8k.json"}: no such file; put it there for the split {split} '
         f'(or {path.name}), or take the split all')
-    names = read_text(path).split()
-    unknown = next((name for name in names if name not in captions), None)
-    if unknown: raise BadInput(
-        f'{path}: the image {unknown[:100]!r} has no captions; give the list beside its table')
-    return names
+    return read_text(path).split()
 
 def _read_flickr(name, folder, split):
     if split != 'all' and (name != 'flickr8k' or (folder/f'dataset_{name}.json').exists()):
         return _read_karpathy(name, folder, split)
+    names = None if split == 'all' else _split_list(folder, split)
     path = first_file(folder, tuple(_tables[name]))
     captions = _caption_table(path, _tables[name][path.relative_to(folder).as_posix()])
-    names = captions if split == 'all' else _listed(folder, split, captions)
+    names = list(captions) if names is None else names
+    unknown = next((image for image in names if image not in captions), None)
+    if unknown: raise BadInput(
+        f'{path}: no captions of {unknown[:100]!r}, which is in the split; give the whole table')
     rows = ((image, image, captions[image], '') for image in names)
     return _captioned(path, folder, _flickr_places, rows)
 
