@@ -25,7 +25,7 @@ from ..core.zoo import open_image
 from ..core.metrics import normalise_answer, vqa_accuracy
 from .readers import add_benchmark, Benchmark, Scores
 from frozen_nb.benchmarks.captions import (
-    entries_by_id, first_file, image_paths, measure_captions,
+    entries_by_id, first_file, image_root, measure_captions,
 )
 
 # %% ../../nbs/benchmarks/02_questions.ipynb #bqu00005
@@ -101,8 +101,8 @@ def _read_vqav2(folder, split):
                     _questions(paths[1], 'annotations', _vqa_annotation))
     files = {q['image_id']: f'COCO_{split}_{q["image_id"]:012d}.jpg' for q, _ in pairs}
     places = split, f'images/{split}', 'images', '.'
-    where = image_paths(folder, places, list(files.values()), paths[0])
-    images = {key: where[file] for key, file in files.items()}
+    root = image_root(folder, places, list(files.values()), paths[0])
+    images = {key: root/file for key, file in files.items()}
     return [_vqa_item(paths, question, annotation, images) for question, annotation in pairs]
 
 def _length(item):
@@ -135,8 +135,8 @@ def _read_gqa(folder, split):
     path = first_file(folder, (name, f'questions1.2/{name}', f'questions/{name}'))
     rows = read_json(path, 'the questions of GQA', _gqa_schema, finite=True)
     files = [f'{row["imageId"]}.jpg' for row in rows.values()]
-    where = image_paths(folder, ('images', 'allImages/images', '.'), files, path)
-    return [ImageQuestion(key, row['question'], (row['answer'],), where[file],
+    root = image_root(folder, ('images', 'allImages/images', '.'), files, path)
+    return [ImageQuestion(key, row['question'], (row['answer'],), root/file,
                           row['types']['structural'])
             for file, (key, row) in zip(files, rows.items())]
 
@@ -222,8 +222,8 @@ def _read_daquar(folder, split):
     endings = {path.suffix for path in (path.parent/'images').glob('image*')}
     ending = '.png' if '.png' in endings else '.jpg'
     files = [f'{image}{ending}' for *_, image in rows]
-    where = image_paths(path.parent, ('images', 'nyu_depth_images', '.'), files, path)
-    return [ImageQuestion(str(line), question, _things(answer), where[file])
+    root = image_root(path.parent, ('images', 'nyu_depth_images', '.'), files, path)
+    return [ImageQuestion(str(line), question, _things(answer), root/file)
             for file, (line, question, answer, _) in zip(files, rows)]
 
 # %% ../../nbs/benchmarks/02_questions.ipynb #bqu00035
@@ -287,9 +287,9 @@ def _read_pope(folder, split):
         if row['label'] not in ('yes', 'no'): raise BadInput(
             f'{path}: question {row["question_id"]}: the label is not yes or no; correct it')
     places = 'val2014', 'images/val2014', 'images', '.'
-    where = image_paths(folder, places, [row['image'] for row in rows], path)
+    root = image_root(folder, places, [row['image'] for row in rows], path)
     return [ImageQuestion(str(row['question_id']), row['text'], (row['label'],),
-                          where[row['image']]) for row in rows]
+                          root/row['image']) for row in rows]
 
 # %% ../../nbs/benchmarks/02_questions.ipynb #bqu00043
 def says_yes(
