@@ -11,11 +11,11 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'FLMM_RECIPE', 'COLOURS_OF_MASKS', 'Spo
            'read_coco', 'read_refcoco', 'read_narratives', 'read_nlvr', 'FLMMFit', 'fit_grounding']
 
 # %% ../nbs/12_flmm.ipynb #flm00002
-import copy, hashlib, json, math, pickle, re
+import copy, hashlib, json, math, re
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import NotRequired
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import nn
 # %% ../nbs/12_flmm.ipynb #flm0002bs
 from .core.frozen import *
 from frozen_nb.core.folders import (
-    check_place, read_folder, read_json, read_weights, schema_error, write_folder,
+    check_place, read_folder, read_weights, schema_error, write_folder,
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
 from frozen_nb.core.zoo import (
@@ -1090,121 +1090,17 @@ def read_flmm(
     return model.eval().to(lmm.device)
 
 # %% ../nbs/12_flmm.ipynb #flm00131
-_references_schema = list[dict(image_id=Any, ann_id=Any, split=str, sentences=list)]
-_coco_schema = dict(images=list, annotations=list, categories=list)
+from frozen_nb.benchmarks.regions import (
+    CocoInstances, CocoPanoptic, instances_by_category, narrative_phrases, read_narrative_rows,
+    references_of_split, segment_numbers,
+)
 
-class _Plain(pickle.Unpickler):
-    def find_class(self, module, name): raise BadInput(f'it holds a {module}.{name}, and only numbers, texts and containers are read')
-
-def _references(path):
-    "What RefCOCO's `refs(...).p` holds, or the same as JSON."
-    try:
-        if Path(path).suffix == '.json': found = read_json(path, schema=Any)
-        else:
-            with open(path, 'rb') as f: found = _Plain(f, encoding='latin1').load()
-    except BadInput as e: raise e if str(path) in str(e) else BadInput(f'{path}: {e}') from None
-    except Exception as e: raise BadInput(f'{path}: not a file of references that can be read ({type(e).__name__})') from None
-    error = schema_error(found, _references_schema)
-    if error: raise BadInput(f'{path}: not a list of references, each with image_id, ann_id, split and sentences ({error})')
-    return found
-
-# %% ../nbs/12_flmm.ipynb #eb75a451
-_image_entry = dict(id=int | str, file_name=str, height=int, width=int)
-_category_entry = dict(id=int | str, name=str)
-_annotation_entry = dict(id=int | str, image_id=int | str, category_id=int | str,
-                         segmentation=list | dict)
-
-def _by_id(path, what, entries, schema):
-    "Entry by its identifier. Raises `BadInput` for a wrong entry, and for two with one id."
-    by_id = {}
-    for n, entry in enumerate(entries):
-        error = schema_error(entry, schema)
-        if error: raise BadInput(f'{path}: {what}[{n}]: {error}; correct the entry or remove it')
-        if entry['id'] in by_id: raise BadInput(
-            f'{path}: {what}[{n}]: the id {entry["id"]!r} stands there twice; number them anew')
-        by_id[entry['id']] = entry
-    return by_id
-
-# %% ../nbs/12_flmm.ipynb #5540bcf8
-def _run_lengths(counts):
-    "Run lengths of a mask; compressed ones are in groups of five bits, differences from the third."
-    if not isinstance(counts, str): return counts
-    runs, value, shift = [], 0, 0
-    for character in counts:
-        bits = ord(character) - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32: continue
-        if bits & 16: value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs
-
-def _rle_error(s, height, width):
-    "What is wrong with a mask of run lengths; None if nothing is."
-    error = schema_error(s, dict(size=list[int], counts=list[int] | str))
-    if error: return error
-    if s['size'] != [height, width]:
-        return f'run lengths of size {s["size"]} on an image of {[height, width]} (height, width)'
-    runs = _run_lengths(s['counts'])
-    if all(n >= 0 for n in runs) and sum(runs) == height*width: return None
-    return f'run lengths that do not cover the {height*width} pixels'
-
-# %% ../nbs/12_flmm.ipynb #38d6d794
-def _polygons_error(polygons, height, width):
-    "What is wrong with the outlines of an annotation; None if nothing is."
-    error = schema_error(polygons, list[list])
-    if error: return error
-    if not polygons: return 'an empty segmentation (a box alone is no mask)'
-    for polygon in polygons:
-        if len(polygon) < 6 or len(polygon) % 2: return f'an outline of {len(polygon)} numbers'
-        is_number = all(isinstance(x, (int, float)) for x in polygon)
-        if not is_number or not all(map(math.isfinite, polygon)):
-            return 'coordinates that are no finite numbers'
-        if max(map(abs, polygon)) > 4*max(height, width):
-            return 'coordinates far outside of the image'
-
-# %% ../nbs/12_flmm.ipynb #ad4751ad
-def _check_annotation(data, path, id, annotation):
-    "Raises `BadInput` for an annotation that no mask can be made of."
-    if annotation.get('iscrowd'): return
-    image, s = data.images.get(annotation['image_id']), annotation['segmentation']
-    if image is None: error = f'no image has the id {annotation["image_id"]!r}'
-    elif annotation['category_id'] not in data.names:
-        error = f'no category has the id {annotation["category_id"]!r}'
-    else:
-        height, width = image['height'], image['width']
-        too_large = height*width > Image.MAX_IMAGE_PIXELS
-        if min(height, width) < 1 or too_large: raise BadInput(
-            f'{path}: image {image["id"]!r}: a size of {width} x {height} pixels; correct it')
-        error = (_polygons_error if isinstance(s, list) else _rle_error)(s, height, width)
-    if error: raise BadInput(f'{path}: annotation {id!r}: {error}; correct it or remove it')
-
-# %% ../nbs/12_flmm.ipynb #flma0131
-class _Instances:
-    "COCO's instances: masks by number, and the images they are in."
-    def __init__(self, path, images):
-        found = read_json(path, 'a set in COCO format', _coco_schema, 'give its instances')
-        self.folder = Path(images)
-        self.images = _by_id(path, 'images', found['images'], _image_entry)
-        self.names = {id: c['name'] for id, c in _by_id(
-            path, 'categories', found['categories'], _category_entry).items()}
-        self.annotations = _by_id(path, 'annotations', found['annotations'], _annotation_entry)
-        for id, entry in self.annotations.items():
-            _check_annotation(self, path, id, entry)
-
-    def mask(self, id):
-        from pycocotools import mask as rle
-        annotation = self.annotations[id]
-        im, s = self.images[annotation['image_id']], annotation['segmentation']
-        size = im['height'], im['width']
-        if isinstance(s, dict): s = dict(s, counts=_run_lengths(s['counts']))
-        lengths = rle.frPyObjects(s, *size)
-        return rle.decode(rle.merge(lengths) if isinstance(s, list) else lengths).astype(bool)
-
-    def grounding(self, image_id, text, masks, kinds):
-        path = self.folder/self.images[image_id]['file_name']
-        return Grounding(lambda: open_image(path), capital(text), [(0, len(text))], np.stack(masks), tuple(kinds), str(path), REFER)
+def _of_instances(data, image_id, text, masks, kinds):
+    "An image of COCO's instances, and one text about it that is one phrase."
+    path = data.path(image_id)
+    def opened(): return open_image(path)
+    return Grounding(opened, capital(text), [(0, len(text))], np.stack(masks), tuple(kinds),
+                     str(path), REFER)
 
 # %% ../nbs/12_flmm.ipynb #flmb0131
 def read_coco(
@@ -1212,11 +1108,12 @@ def read_coco(
     images: Path | str,    # the folder of the images
 ) -> list:                 # of `Grounding`, one a category of an image
     "Every category that an image has as a phrase, with all of its instances as the mask; crowds are left out. All masks are held in memory, a byte a pixel: give a part of a large set."
-    data, groups = _Instances(instances, images), {}
-    for a in data.annotations.values():
-        if not a.get('iscrowd'): groups.setdefault((a['image_id'], a['category_id']), []).append(a['id'])
-    return [data.grounding(image, f'the {data.names[category]}', [np.any([data.mask(i) for i in ids], 0)], [{'thing', 'plural' if len(ids) > 1 else 'singular'}])
-            for (image, category), ids in sorted(groups.items())]
+    data, examples = CocoInstances(instances, images), []
+    for (image, category), keys in instances_by_category(data).items():
+        mask = np.any([data.mask(key) for key in keys], 0)
+        kind = {'thing', 'plural' if len(keys) > 1 else 'singular'}
+        examples.append(_of_instances(data, image, f'the {data.names[category]}', [mask], [kind]))
+    return examples
 
 # %% ../nbs/12_flmm.ipynb #flmc0131
 def read_refcoco(
@@ -1226,47 +1123,29 @@ def read_refcoco(
     split: str = 'train',  # 'train', 'val', 'testA' ...
 ) -> list:                 # of `Grounding`, one a sentence
     "Referring expressions that people wrote, in the format of RefCOCO, RefCOCO+ and RefCOCOg. All masks are held in memory, a byte a pixel and sentence: give a part of a large set."
-    data, found = _Instances(instances, images), _references(refs)
-    if not any(r['split'] == split for r in found): raise BadInput(f'{refs}: no split {split!r}; it has {", ".join(sorted({r["split"] for r in found}))}')
-    return [data.grounding(r['image_id'], s['sent'].strip(), [data.mask(r['ann_id'])], [{'thing', 'singular'}]) for r in found if r['split'] == split for s in r['sentences'] if s['sent'].strip()]
-
-# %% ../nbs/12_flmm.ipynb #flmd0131
-class _Panoptic:
-    "COCO's panoptic segments: of each image its file, its segments, and which categories are things."
-    def __init__(self, path, segments, images):
-        content = read_json(path, 'a set in COCO format', _coco_schema, 'give its panoptic segments')
-        self.segments, self.images = Path(segments), Path(images)
-        self.annotations = {a['image_id']: a for a in content['annotations']}
-        self.things = {c['id'] for c in content['categories'] if c['isthing']}
-        self.files = {i['id']: i['file_name'] for i in content['images']}
-
-    def of_image(self, id):
-        "Path of the image, number of the segment at each pixel (H, W), number -> whether a thing."
-        annotation = self.annotations[id]
-        rgb = np.asarray(open_image(self.segments/annotation['file_name']))
-        things = {s['id']: s['category_id'] in self.things for s in annotation['segments_info']}
-        path = self.images/self.files[annotation['image_id']]
-        return path, rgb.astype(int) @ (1, 256, 65536), things
+    data, examples = CocoInstances(instances, images), []
+    for row in references_of_split(refs, data.annotations, split):
+        for sentence in row['sentences']:
+            text = sentence['sent'].strip()
+            if not text: continue
+            masks, kinds = [data.mask(row['ann_id'])], [{'thing', 'singular'}]
+            examples.append(_of_instances(data, row['image_id'], text, masks, kinds))
+    return examples
 
 # %% ../nbs/12_flmm.ipynb #narrate1
 def _kind(is_thing, several):
     return {'thing' if is_thing else 'stuff', 'plural' if several else 'singular'}
 
-def _narrative_of(parts, path, pixels, things):
+def _narrative_of(parts, path, png, things):
     "The phrases of one narrative as a `Grounding`; None if it has no phrase with a mask."
-    text, spans, regions, kinds = '', [], [], []
-    for part in parts:
-        words = part['utterance'].strip()
-        text += ' '*bool(text and words[:1].isalnum()) + words
-        ids = [int(i) for i in part['segment_ids'] if int(i) in things]
-        if not ids or not words: continue
-        spans.append((len(text) - len(words), len(text)))
-        regions.append(np.isin(pixels, ids))
-        several = part['plural'] or len(ids) > 1
-        kinds.append(_kind(things[ids[0]], several))
-    if not spans: return None
-    opened = lambda: open_image(path)
-    return Grounding(opened, text, spans, np.stack(regions), tuple(kinds), str(path))
+    text, phrases = narrative_phrases(parts, things)
+    if not phrases: return None
+    numbers = segment_numbers(png)
+    masks = np.stack([np.isin(numbers, phrase.segments) for phrase in phrases])
+    kinds = tuple(_kind(phrase.is_thing, phrase.plural) for phrase in phrases)
+    def opened(): return open_image(path)
+    spans = [(phrase.start, phrase.end) for phrase in phrases]
+    return Grounding(opened, text, spans, masks, kinds, str(path))
 
 # %% ../nbs/12_flmm.ipynb #readnarrx1
 def read_narratives(
@@ -1277,9 +1156,8 @@ def read_narratives(
 ) -> list:                  # of `Grounding`, one a narrative
     """Panoptic narratives: phrases of a caption with masks of things and stuff (González et al.
     2021)."""
-    data, schema = _Panoptic(panoptic, segments, images), list[dict(image_id=int | str, segments=list)]
-    rows = read_json(narratives, 'a list of narratives', schema)
-    examples = [_narrative_of(r['segments'], *data.of_image(int(r['image_id']))) for r in rows]
+    data, rows = CocoPanoptic(panoptic, segments, images), read_narrative_rows(narratives)
+    examples = [_narrative_of(r['segments'], *data.of_image(r['image_id'])) for r in rows]
     return [example for example in examples if example is not None]
 
 # %% ../nbs/12_flmm.ipynb #flm00141

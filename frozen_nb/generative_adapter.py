@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'NORMS', 'MODES', 'GENERATOR_RECIPE', 'LOSSES', 'polar', 'po
            'adapted_maps', 'Generator', 'chunks_of', 'padded', 'read_context', 'adapters_of', 'Memory',
            'check_adapter_place', 'save_adapter', 'load_adapter', 'lessons', 'said_with', 'adapter_loss',
            'fit_generator', 'halves', 'token_f1', 'said_after', 'answers', 'save_generator', 'load_generator',
-           'read_document', 'read_texts', 'GeneratorFit', 'fit_texts', 'fit_lora', 'fit_soft_tokens']
+           'read_generator', 'read_document', 'read_texts', 'GeneratorFit', 'fit_texts', 'fit_lora', 'fit_soft_tokens']
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00002
 import hashlib, math
@@ -861,6 +861,90 @@ def load_generator(
     except (TypeError, RuntimeError) as error:
         raise BadInput(f'{folder} holds no whole generator ({type(error).__name__}): train or '
                        'copy it again') from error
+    return generator.to(lm.device).eval()
+
+# %% ../nbs/14_generative_adapter.ipynb #370b69f7
+import re
+from .core.folders import read_json, read_weights
+
+_FASTLORA_ENDS = dict(A1='into', A2='key', A3='value', B='out', hidden_state_norm='norm')
+_FASTLORA_NUMBERS = dict(
+    fastlora_r=NotRequired[int | None], fastlora_alpha=NotRequired[float | None],
+    fastlora_max_rank=NotRequired[int | None], fastlora_window=NotRequired[int | None],
+    fastlora_norm=NotRequired[str | None])
+
+def _fastlora_file(path):
+    "The file of weights, and the numbers that stand beside it."
+    path = Path(path)
+    if path.is_dir():
+        files = [path/f'adapter_model.{end}' for end in ('safetensors', 'bin')]
+        path = next((file for file in files if file.is_file()), files[0])
+    beside = path.parent/'adapter_config.json'
+    if not beside.is_file(): return path, {}
+    numbers = read_json(beside, 'the settings of an adapter', _FASTLORA_NUMBERS)
+    return path, {name: x for name, x in numbers.items() if x is not None}
+
+# %% ../nbs/14_generative_adapter.ipynb #4335e473
+_fastlora_name = re.compile(
+    r'(?:.*\.)?layers\.(\d+)\.(.*\.)?fastlora_(\w+)\.(?:\w+\.)?weight')
+
+def _fastlora_place(name, path):
+    "Number of the layer, which part of it is added to, and our name of a tensor."
+    match = _fastlora_name.fullmatch(name)
+    if match is None or match[3] not in _FASTLORA_ENDS: raise BadInput(
+        f'{path}: {name} is none of the five tensors of a layer; give a generator with A1, A2, A3, '
+        'B and hidden_state_norm')
+    part = 'mlp' if re.search('mlp|down_proj', match[2] or '') else 'attention'
+    return int(match[1]), part, f'{_FASTLORA_ENDS[match[3]]}.weight'
+
+# %% ../nbs/14_generative_adapter.ipynb #1d0a3fec
+def _fastlora_layers(state, path, depth):
+    "The tensors of each layer by our names, and the part of a layer that is added to."
+    layers, parts = {}, set()
+    for name, tensor in state.items():
+        if 'fastlora' not in name: continue
+        layer, part, ours = _fastlora_place(name, path)
+        layers.setdefault(layer, {})[ours] = tensor.float()
+        parts.add(part)
+    whole = [i for i, layer in layers.items() if len(layer) == 5]
+    if sorted(whole) != list(range(depth)) or len(parts) != 1: raise BadInput(
+        f'{path}: not five tensors for each of {depth} layers ({len(layers)} layers are there); '
+        'choose the language model that it was made for')
+    return [layers[i] for i in range(depth)], parts.pop()
+
+# %% ../nbs/14_generative_adapter.ipynb #b448f210
+def _load_fastlora(layer, tensors, path):
+    "Five tensors into one layer."
+    for name, mine in layer.state_dict().items():
+        if tensors[name].shape != mine.shape: raise BadInput(
+            f'{path}: {name} has shape {tuple(tensors[name].shape)} and not {tuple(mine.shape)}; '
+            'choose the language model that it was made for')
+        if not tensors[name].isfinite().all(): raise BadInput(
+            f'{path}: {name} holds NaN or infinity; copy it again')
+    layer.load_state_dict(tensors)
+
+# %% ../nbs/14_generative_adapter.ipynb #e61b86b0
+def read_generator(
+    path: str | Path,           # weights of the authors' code, or the folder with them
+    lm: LM,                     # that they were trained with
+    alpha: float | None = None, # of the scale; None: as in `adapter_config.json`
+    rank: int | None = None,    # r; None: likewise, or else the inner width
+    chunk: int | None = None,   # tokens that are read at once; None: likewise, or else 1,024
+    start: bool | str = 'auto', # as for a `Generator`
+) -> Generator:                 # in single precision
+    "A generator of the authors. Raises `BadInput` for another file, or another model's."
+    path, numbers = _fastlora_file(path)
+    layers, part = _fastlora_layers(read_weights(path), path, len(blocks(lm.model)))
+    width = len(layers[0]['key.weight'])
+    alpha = alpha or numbers.get('fastlora_alpha')
+    if alpha is None: raise BadInput(
+        f'{path}: nothing beside it says fastlora_alpha; give alpha (64 in the published runs)')
+    rank = min(rank or numbers.get('fastlora_max_rank', width), width)
+    chunk, norm = chunk or numbers.get('fastlora_window', 1024), numbers.get('fastlora_norm', 'svd')
+    # their code has no threshold: one below rounding keeps what is no rounding error
+    generator = Generator(lm, width, rank, alpha/width, part, norm, 1e-6, chunk, start)
+    for layer, tensors in zip(generator.layers, layers):
+        _load_fastlora(layer, tensors, path)
     return generator.to(lm.device).eval()
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00064

@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 
 from .core.claims import Interval, paired_bootstrap, versions
-from .core.folders import check_place, schema_error
+from .core.folders import check_place, read_weights, schema_error
 from .core.frozen import *
 from frozen_nb.core.prefix import (
     generate, LinearMap, load_map, MARK, save_map, sequence, starts,
@@ -302,6 +302,9 @@ class LimberFit:
     out_tokens: int = numeric(1, 1)                 # Embeddings made of each visual token.
     steps: int | None = numeric(None, 1)   # Training steps; by default the recipe's, 800.
     batch: int = numeric(32, 1)            # Images in a step.
+    accumulate: int = numeric(1, 1)        # Parts of a batch, one after the other: less memory.
+    # Compute activations of the language model again for the gradient: less memory, more time.
+    gradient_checkpointing: bool = False
     lr: float | None = numeric(None, 1e-12) # Highest learning rate; by default the recipe's, 0.01.
     optimizer: str | None = option(None, 'muon|adamw')            # By default the recipe's, muon.
     dropout: float = numeric(0., 0, max=.99, metavar='P')        # On the projected tokens.
@@ -323,7 +326,8 @@ def train_config(self: LimberFit) -> TrainConfig:
     warmup = min(LIMBER_RECIPE.warmup, steps // 10)
     lr, optimizer = self.lr or LIMBER_RECIPE.lr, self.optimizer or LIMBER_RECIPE.optimizer
     return replace(LIMBER_RECIPE, steps=steps, warmup=warmup, seed=self.seed, lr=lr,
-                   optimizer=optimizer, checkpoint_every=100)
+                   optimizer=optimizer, checkpoint_every=100, accumulate=self.accumulate,
+                   gradient_checkpointing=self.gradient_checkpointing)
 
 @patch(as_prop=True)
 def map_options(self: LimberFit) -> dict:
@@ -443,21 +447,8 @@ def fit_captions(
 
 # %% ../nbs/10_limber.ipynb #pr0j0001
 def _load_state(path):
-    "A pickled state dict, read without running code."
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError: raise BadInput(f'{path}: no such file; check the path') from None
-    except IsADirectoryError:
-        raise BadInput(f'{path}: this is a folder; give the file in it') from None
-    except Exception as error:
-        if re.search('Unsupported (global|class)', str(error)): raise BadInput(
-            f'{path}: reading it would run code, which a file of weights never needs; '
-            'save the state_dict() of the layer alone') from None
-        raise BadInput(
-            f'{path}: damaged, or not a file that torch saved; copy it again') from None
-    tensors = state.values() if isinstance(state, dict) else [None]
-    if not all(isinstance(t, torch.Tensor) for t in tensors): raise BadInput(
-        f'{path}: not a state dict of tensors; save the state_dict() of the linear layer')
-    return state
+    "The state dict of a layer, read without running code."
+    return read_weights(path, 'the file of the layer in it')
 
 # %% ../nbs/10_limber.ipynb #599b30fc
 def _names_of(state, ndim): return [name for name, t in state.items() if t.ndim == ndim]

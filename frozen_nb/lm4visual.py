@@ -8,8 +8,8 @@ __all__ = ['PLACES', 'FROZEN_ARMS', 'ARMS', 'LM4VISUAL_RECIPE', 'PIXELS', 'THRES
            'arm', 'new_classifier', 'frozen_in', 'mirrored', 'pixels', 'answer_loss', 'fit_encoder', 'mirrored_pixels',
            'outputs', 'right_answers', 'from_0_to_1', 'magnitude_map', 'frequency_map', 'map_iou', 'grid_masks',
            'watching', 'cls_attention', 'corrupt', 'OnFeatures', 'Tubes', 'neighbourhoods', 'Points', 'Moments',
-           'Words', 'Beside', 'word_numbers', 'save_classifier', 'load_classifier', 'read_vit_llama', 'read_classes',
-           'LM4VisualFit', 'fit_folder']
+           'Words', 'Beside', 'word_numbers', 'save_classifier', 'load_classifier', 'read_vit_llama', 'ImageFiles',
+           'read_classes', 'LM4VisualFit', 'fit_folder']
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00002
 import inspect
@@ -1016,35 +1016,111 @@ def _images_of_class(folder):
         'one to train on and one to test')
     return paths
 
-def _check_size(image, path, first, first_path, size):
-    "Refuse an image that has another size than the first one, where all have to be as they are."
-    if size or image.size == first.size: return
-    raise BadInput(
-        f'{path} has {image.width} x {image.height} pixels and {first_path} {first.width} x '
-        f'{first.height}; give a size to which all are resized')
+# %% ../nbs/13_lm4visual.ipynb #lmvs0002
+import copy
+import hashlib
+from zlib import crc32
+
+from PIL import Image
+
+_KEPT = 2**25        # bytes of images that stay in memory
+
+class ImageFiles:
+    """Images in files, read when they are indexed, as if they were a tensor (n, 3, H, W) of uint8.
+    `tensor_hash` is the hash of that tensor."""
+    def __init__(self,
+        paths: list,             # n files
+        size: int | None = None, # pixels to which all are resized; None: all have one size
+    ):
+        self.files, self.size, self.kept, checksums = paths, size, {}, []
+        self.index = np.arange(len(paths))               # those that this object stands for
+        self.hashed = None                               # what they hash to, once that is known
+        for path in paths:
+            image = self.opened(path)
+            checksums.append(crc32(np.asarray(image)))
+        self.side, self.checksums = image.width, np.array(checksums, np.uint32)
+
+    def __len__(self): return len(self.index)
+
+    @property
+    def shape(self): return (len(self), 3, self.side, self.side)
+
+# %% ../nbs/13_lm4visual.ipynb #lmvs0003
+@patch
+def opened(
+    self: ImageFiles,
+    path: str,        # of one of the files
+) -> Image.Image:
+    "An image in its size. Raises `BadInput` for one that is not like the first, or no square."
+    image = open_image(path)
+    if self.size: return image.resize((self.size, self.size))
+    if path == self.files[0]: self.first = image.size
+    width, height = self.first
+    if image.size != self.first: raise BadInput(
+        f'{path} has {image.width} x {image.height} pixels and {self.files[0]} {width} x {height}; '
+        'give a size to which all are resized')
+    if width != height: raise BadInput(
+        f'{path} has {width} x {height} pixels, and an encoder takes squares; give a size to which '
+        'all are resized')
+    return image
+
+# %% ../nbs/13_lm4visual.ipynb #lmvs0005
+@patch
+def read(
+    self: ImageFiles,
+    n: int,           # number of the file
+) -> torch.Tensor:    # (3, H, W) uint8
+    "An image. Raises `BadInput` if its file has changed."
+    if n in self.kept: return self.kept[n]
+    array = np.asarray(self.opened(self.files[n]))                           # (H, W, 3)
+    if crc32(array) != self.checksums[n]: raise BadInput(
+        f'{self.files[n]} has changed while it was in use; give the command again')
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    if len(self.kept)*array.nbytes < _KEPT: self.kept[n] = tensor
+    return tensor
+
+# %% ../nbs/13_lm4visual.ipynb #lmvs0004
+@patch
+def __getitem__(self: ImageFiles, index):
+    chosen = self.index[index]                                               # (B,), or a number
+    if not np.ndim(chosen): return self.read(int(chosen))
+    return torch.stack([self.read(int(n)) for n in chosen])
+
+@patch
+def rows(
+    self: ImageFiles,
+    index: object,    # numbers or a mask (n,)
+) -> ImageFiles:      # some of the images
+    "Some of the images, not yet read."
+    some = copy.copy(self)
+    some.index = self.index[index]
+    some.hashed = None
+    return some
+
+@patch(as_prop=True)
+def tensor_hash(self: ImageFiles) -> str:
+    "The hash of the tensor that all images would be."
+    if self.hashed is None:
+        digest = hashlib.sha256()
+        for n in self.index:
+            digest.update(self.read(int(n)).contiguous().numpy())
+        self.hashed = f'uint8 {self.shape} {digest.hexdigest()}'
+    return self.hashed
 
 # %% ../nbs/13_lm4visual.ipynb #lmvb0101
 def read_classes(
     folder: Path | str,      # one folder for each class, with its images
     size: int | None = None, # pixels to which all are resized; None: all have one size
 ) -> tuple: # (n, 3, H, W) uint8, (n,) numbers of classes, names of the classes, n paths
-    """Images by class. Raises `BadInput` for images of several sizes, a class with one image, and
-    files that are no images."""
+    """Images by class, as `ImageFiles`. Raises `BadInput` for images of several sizes, a class with
+    one image, and files that are no images."""
     folder = Path(folder)
-    names, paths, labels, images = _class_names(folder), [], [], []
+    names, paths, labels = _class_names(folder), [], []
     for k, name in enumerate(names):
-        for path in _images_of_class(folder/name):
-            image = open_image(path)
-            images.append(image.resize((size, size)) if size else image)
-            labels.append(k)
-            paths.append(path)
-            _check_size(image, path, images[0], paths[0], size)
-    width, height = images[0].size
-    if width != height: raise BadInput(
-        f'{paths[0]} has {width} x {height} pixels, and an encoder takes squares; give a size to '
-        'which all are resized')
-    tensors = [torch.from_numpy(np.array(x)).permute(2, 0, 1) for x in images]
-    return torch.stack(tensors), torch.tensor(labels), names, paths
+        of_class = [str(path) for path in _images_of_class(folder/name)]
+        paths += of_class
+        labels += [k]*len(of_class)
+    return ImageFiles(paths, size), torch.tensor(labels), names, paths
 
 # %% ../nbs/13_lm4visual.ipynb #lmvf0102
 @dataclass
@@ -1138,8 +1214,9 @@ def fit_folder(
     check_place(fit.out, 'a classifier', _holds_classifier)
     images, labels, names, _ = read_classes(fit.data, fit.size)
     test, right = _held_out(labels), {}
+    training = images.rows(~test)
     for name in fit.arms:
-        model = _fit_arm(fit, name, len(names), images[~test], labels[~test], progress)
-        right[name] = right_answers(model, images[test], labels[test])
+        model = _fit_arm(fit, name, len(names), training, labels[~test], progress)
+        right[name] = right_answers(model, images.rows(test), labels[test])
         if name == 'pretrained': save_classifier(model, fit.out, names)
     return right
