@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ChoiceItem', 'choice_item', 'measure_choices']
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #8b4c140d
+# %% ../../nbs/benchmarks/07_choices.ipynb #a903717f
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,10 @@ import numpy as np
 from ..core.folders import read_json
 from ..core.frozen import *
 from ..world.multiple_choice import MCQ, MCQ_SETS
-from .readers import Benchmark, Scores, add_benchmark, first_file
+from .readers import Benchmark, Scores, add_benchmark, published_file
 from .texts import json_lines, mean_scores, read_lines, score_groups, table_rows
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #95635bc5
+# %% ../../nbs/benchmarks/07_choices.ipynb #25e4db0b
 @dataclass(frozen=True)
 class ChoiceItem(MCQ):
     "A multiple-choice question of a published data set."
@@ -29,7 +29,7 @@ class ChoiceItem(MCQ):
     knowledge: tuple = () # of str, statements about the question rather than about a choice
     group: str = ''       # kind of question, for scores by group
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #9d4e339f
+# %% ../../nbs/benchmarks/07_choices.ipynb #e844d74d
 def _check_choices(place, item):
     n, expected = len(item.choices), MCQ_SETS.get(item.dataset)
     if expected and n != expected: raise BadInput(
@@ -41,7 +41,7 @@ def _check_choices(place, item):
 def _right_only(rationale, answer, n):
     return tuple(rationale if k == answer else '' for k in range(n)) if rationale else ()
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #b6ff02a9
+# %% ../../nbs/benchmarks/07_choices.ipynb #36201103
 def choice_item(
     place: str,          # file and line, for messages
     question: str,       # its text
@@ -61,7 +61,7 @@ def choice_item(
     return _check_choices(
         place, ChoiceItem(question, tuple(choices), number, rationales, **fields))
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #c0a84b41
+# %% ../../nbs/benchmarks/07_choices.ipynb #d1d729ac
 def _choice_score(item, prediction):
     if isinstance(prediction, str):
         return prediction.strip().lower() == item.choices[item.answer].strip().lower()
@@ -80,7 +80,7 @@ def measure_choices(
     scores = mean_scores(accuracy=[_choice_score(item, p) for item, p in pairs])
     return score_groups(items, scores, 'accuracy') if items[0].group else scores
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #12238992
+# %% ../../nbs/benchmarks/07_choices.ipynb #500559f8
 _labelled = dict(label=str, text=str)
 _choice_row = dict(id=str, answerKey=str, question=dict(stem=str, choices=list[_labelled]),
                    fact1=NotRequired[str], fact2=NotRequired[str])
@@ -99,35 +99,35 @@ def _labelled_items(path, dataset, rationales=None):
     return items
 
 def _read_csqa(folder, split):
-    path = first_file(folder, [f'{split}_rand_split.jsonl', f'{split}.jsonl'])
+    path = published_file(folder, [f'{split}_rand_split.jsonl', f'{split}.jsonl'])
     return _labelled_items(path, 'csqa')
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #1185018c
+# %% ../../nbs/benchmarks/07_choices.ipynb #404a0336
 def _read_obqa(folder, split):
     names = [f'Data/Main/{split}.jsonl', f'Data/Additional/{split}_complete.jsonl',
              f'{split}_complete.jsonl', f'{split}.jsonl']
-    return _labelled_items(first_file(folder, names), 'obqa')
+    return _labelled_items(published_file(folder, names), 'obqa')
 
 def _read_qasc(folder, split):
-    return _labelled_items(first_file(folder, [f'{split}.jsonl']), 'qasc')
+    return _labelled_items(published_file(folder, [f'{split}.jsonl']), 'qasc')
 
 _explanation = {'open-ended': NotRequired[str | None], 'selected': NotRequired[str | None]}
 
 def _read_cos_e(folder, split):
     version, part = split.rsplit('.', 1)
-    path = first_file(folder, [f'v{version}/cose_{part}_v{version}.jsonl'])
+    path = published_file(folder, [f'v{version}/cose_{part}_v{version}.jsonl'])
     rows = json_lines(path, dict(id=str, explanation=_explanation))
     rationales = {row['id']: row['explanation'].get('open-ended') or '' for row in rows}
     places = [f'v{version}/{part}_rand_split.jsonl', f'{part}_rand_split.jsonl']
     places += [f'../commonsenseqa/{part}_rand_split.jsonl', f'../commonsenseqa/{part}.jsonl']
     dataset = 'csqa' if version == '1.11' else 'cos-e'   # version 1.0 has three choices
-    items = _labelled_items(first_file(folder, places), dataset, rationales)
+    items = _labelled_items(published_file(folder, places), dataset, rationales)
     unknown = rationales.keys() - {item.key for item in items}
     if unknown: raise BadInput(f'{path}: {min(unknown)[:60]!r} explains a question that is not '
                                'there; take questions and explanations of one version')
     return items
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #dc34ca05
+# %% ../../nbs/benchmarks/07_choices.ipynb #a11b988c
 def _add(name, splits, read, arxiv, tried_on='its files'):
     source = f'https://arxiv.org/abs/{arxiv}'
     add_benchmark(Benchmark(name, 'choice', splits, read, measure_choices, source, tried_on))
@@ -137,7 +137,7 @@ _add('openbookqa', ('test', 'dev', 'train'), _read_obqa, '1809.02789', 'files in
 _add('qasc', ('dev', 'train'), _read_qasc, '1910.11473', 'files in its format')
 _add('cos-e', ('1.11.dev', '1.11.train', '1.0.dev', '1.0.train'), _read_cos_e, '1906.02361')
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #b18dcc76
+# %% ../../nbs/benchmarks/07_choices.ipynb #11db098f
 def _flan_item(place, cells, dataset, key):
     question, _, options = cells[0].replace('\\n', '\n').partition('\nOptions:')
     lines = options.strip().split('\n') if options.strip() else ['yes', 'no']
@@ -150,19 +150,19 @@ def _flan_item(place, cells, dataset, key):
                        dataset=dataset, key=key)
 
 def _read_flan(folder, split):
-    path = first_file(folder, [f'{split}_train.tsv', f'{split}.tsv'])
+    path = published_file(folder, [f'{split}_train.tsv', f'{split}.tsv'])
     return [_flan_item(f'{path}, line {i}', cells, 'flan', f'{split}/{i}')
             for i, cells in table_rows(path, 3)]
 
 _add('flan-rationales', ('ecqa', 'qasc', 'strategyqa'), _read_flan, '2210.11416')
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #5fcbe7c7
+# %% ../../nbs/benchmarks/07_choices.ipynb #3f42666d
 _strategy_row = dict(qid=str, question=str, answer=bool, facts=NotRequired[list[str]])
 _knowledge_row = dict(query=str, cands=list[str], answer=str, facts=list[str],
                       knowledges=list[str])
 
 def _read_strategy(folder, split):
-    path = first_file(folder, [f'strategyqa_{split}.json', f'{split}.json'])
+    path = published_file(folder, [f'strategyqa_{split}.json', f'{split}.json'])
     rows = read_json(path, 'questions of StrategyQA', list[_strategy_row], 'get it again', True)
     names = {True: 'yes', False: 'no'}
     return [choice_item(f'{path}, question {row["qid"][:60]!r}', row['question'], ('yes', 'no'),
@@ -171,7 +171,7 @@ def _read_strategy(folder, split):
 
 def _read_gkp(folder, split):
     name = f'knowledge_{split}.dev.qasc.json'
-    path = first_file(folder, [f'data/qasc/knowledge/{name}', name])
+    path = published_file(folder, [f'data/qasc/knowledge/{name}', name])
     rows = read_json(path, 'knowledge of GKP', list[_knowledge_row], 'get it again', finite=True)
     return [choice_item(f'{path}, question {i}', row['query'], row['cands'], row['answer'],
                         row['cands'], dataset='gkp', key=str(i),
@@ -180,7 +180,7 @@ def _read_gkp(folder, split):
 _add('strategyqa', ('train', 'dev'), _read_strategy, '2101.02235', 'files in its format')
 _add('gkp-qasc', ('gpt3', 'gold_combined', 'gold_separate'), _read_gkp, '2110.08387')
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #8fe80d7d
+# %% ../../nbs/benchmarks/07_choices.ipynb #451143f4
 _kind = re.compile(r'(one|multiple): (.*)')
 
 def _story_items(place, cells, answers):
@@ -195,7 +195,7 @@ def _story_items(place, cells, answers):
                                  key=f'{cells[0]}/{k + 1}', context=story, group=kind[1]))
     return items
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #23e2712c
+# %% ../../nbs/benchmarks/07_choices.ipynb #3019f967
 def _answer_keys(path):
     "The letters of each line."
     keys = [line.split() for _, line in read_lines(path)]
@@ -204,16 +204,16 @@ def _answer_keys(path):
     return keys
 
 def _read_mctest(folder, split):
-    path = first_file(folder, [f'MCTest/{split}.tsv', f'{split}.tsv'])
+    path = published_file(folder, [f'MCTest/{split}.tsv', f'{split}.tsv'])
     places = ('MCTest/', '', 'MCTestAnswers/')
-    key_path = first_file(folder, [f'{place}{split}.ans' for place in places])
+    key_path = published_file(folder, [f'{place}{split}.ans' for place in places])
     stories, keys = list(table_rows(path, 23)), _answer_keys(key_path)
     if len(keys) != len(stories): raise BadInput(
         f'{key_path}: {len(keys)} lines for the {len(stories)} stories of {path.name}')
     return [item for (i, cells), key in zip(stories, keys)
             for item in _story_items(f'{path}, line {i}', cells, key)]
 
-# %% ../../nbs/benchmarks/07_choices.ipynb #77a212d7
+# %% ../../nbs/benchmarks/07_choices.ipynb #d176b380
 _mctest_splits = tuple(f'{size}.{part}' for part in ('test', 'dev', 'train')
                        for size in ('mc500', 'mc160'))
 add_benchmark(Benchmark('mctest', 'choice', _mctest_splits, _read_mctest, measure_choices,

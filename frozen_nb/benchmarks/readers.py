@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'BENCHMARKS', 'Scores', 'Benchmark', 'add_benchmark', 'find_benchmark', 'read_benchmark',
-           'measure_predictions', 'first_file', 'optional_module']
+           'measure_predictions', 'published_file', 'optional_module']
 
 # %% ../../nbs/benchmarks/00_readers.ipynb #bmk00002
 import difflib
@@ -107,7 +107,7 @@ def measure_predictions(
     return scores
 
 # %% ../../nbs/benchmarks/00_readers.ipynb #bmkw0002
-def first_file(
+def published_file(
     folder: Path, # where to look
     names: list,  # of one file, the published one first
 ) -> Path:        # the first that is there
