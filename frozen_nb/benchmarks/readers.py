@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'BENCHMARKS', 'Scores', 'Benchmark', 'add_benchmark', 'find_benchmark', 'read_benchmark',
-           'measure_predictions']
+           'measure_predictions', 'published_file', 'optional_module']
 
 # %% ../../nbs/benchmarks/00_readers.ipynb #bmk00002
 import difflib
+import importlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.folders import check_file
 from ..core.frozen import *
 
 # %% ../../nbs/benchmarks/00_readers.ipynb #bmk00005
@@ -103,3 +105,25 @@ def measure_predictions(
         if values.shape != (len(items),): raise ValueError(
             f'{measure} of {name} gives shape {values.shape} for {len(items)} items')
     return scores
+
+# %% ../../nbs/benchmarks/00_readers.ipynb #bmkw0002
+def published_file(
+    folder: Path, # where to look
+    names: list,  # of one file, the published one first
+) -> Path:        # the first that is there
+    "A file that goes by several names. Raises `BadInput` if none of them is there."
+    there = [name for name in names if (Path(folder)/name).exists()]
+    other = f' (or {", ".join(names[1:])})' if names[1:] else ''
+    way_out = f'get it{other} from where the data set is published'
+    return check_file(Path(folder)/(there or names)[0], 'a file', way_out)
+
+def optional_module(
+    name: str, # as it is imported and installed
+    why: str,  # what needs it
+):             # the module
+    "A library that is not always installed. Raises `BadInput` that says how to get it."
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition('.')[0]
+        raise BadInput(f'{why} needs {package}: pip install {package}') from None
