@@ -188,6 +188,11 @@ def test_a_prediction_that_is_no_text_or_no_choice_is_refused(tmp_path):
         with pytest.raises(BadInput, match="'r'"): measure_predictions('commonsenseqa', items, [0, wrong])
 
 
+def test_a_cell_of_a_table_that_never_ends_is_refused(tmp_path):
+    (tmp_path/'test.csv').write_text('1,"' + 'a'*200_000)
+    with pytest.raises(BadInput, match='test.csv: no table'): read_benchmark('agnews', tmp_path)
+
+
 def test_rouge_l_is_that_of_rouge_score():
     rouge_scorer = pytest.importorskip('rouge_score.rouge_scorer')
     scorer = rouge_scorer.RougeScorer(['rougeL'])
