@@ -1,6 +1,6 @@
 """Readers of texts, dialogues and questions with choices: each on one well-formed file, with the official number of predictions
 scored by hand, and on files that are wrong in ten ways, each one line that names the file."""
-import gzip, json
+import gzip, json, tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,6 +186,24 @@ def test_a_prediction_that_is_no_text_or_no_choice_is_refused(tmp_path):
     with pytest.raises(BadInput, match="'b' is 7"): measure_predictions('squad', questions, ['Ada', 7])
     for wrong in (5, -1, True, None, 1.):
         with pytest.raises(BadInput, match="'r'"): measure_predictions('commonsenseqa', items, [0, wrong])
+
+
+def test_a_cell_of_a_table_that_never_ends_is_refused(tmp_path):
+    (tmp_path/'test.csv').write_text('1,"' + 'a'*200_000)
+    with pytest.raises(BadInput, match='test.csv: no table'): read_benchmark('agnews', tmp_path)
+
+
+def test_lines_are_read_one_after_the_other(tmp_path):
+    path = tmp_path/'long.jsonl.gz'
+    def peak(lines):
+        with gzip.open(path, 'wt', compresslevel=1) as f:
+            for i in range(lines): f.write('{"text": "%s"}\n' % ('a'*2000))
+        tracemalloc.start()
+        assert sum(1 for _ in texts.json_lines(path, dict(text=str))) == lines
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+    assert peak(2000) < .1*2000*2000   # bytes of text in the file
 
 
 def test_rouge_l_is_that_of_rouge_score():

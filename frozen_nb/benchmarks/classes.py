@@ -6,7 +6,7 @@
 __all__ = ['ALEXNET_ERRORS', 'LabelItem', 'measure_labels_ranked', 'rank_classes', 'imagenet_classes', 'image_files',
            'class_folders', 'mean_corruption_error', 'measure_corruptions', 'subset_classes']
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #476837ce
+# %% ../../nbs/benchmarks/04_classes.ipynb #ab5f7fc3
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ..core.frozen import *
 from ..core.zoo import open_image
 from .readers import Benchmark, Scores, add_benchmark, published_file
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #d42437ee
+# %% ../../nbs/benchmarks/04_classes.ipynb #2c2ddf9c
 @dataclass(slots=True)
 class LabelItem:
     "An image and the number of its class."
@@ -35,7 +35,7 @@ class LabelItem:
     @property
     def image(self) -> Image.Image: return open_image(self.path)
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #dba159b9
+# %% ../../nbs/benchmarks/04_classes.ipynb #214f288d
 def _ranking(item, prediction):
     several = isinstance(prediction, list | tuple | np.ndarray)
     ranking = list(prediction) if several else [prediction]
@@ -57,7 +57,7 @@ def measure_labels_ranked(
         by_item[f'top-{k}'] = np.array([item.label in r[:k] for item, r in pairs], float)
     return Scores(by_item, {name: float(values.mean()) for name, values in by_item.items()})
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #d4ee4a5c
+# %% ../../nbs/benchmarks/04_classes.ipynb #25d637ca
 def rank_classes(
     scores: ArrayLike,           # (N, C), higher is more likely; an array or a tensor
     k: int = 5,                  # how many
@@ -71,7 +71,7 @@ def rank_classes(
     best = np.argsort(-scores[:, numbers], 1, kind='stable')[:, :k]  # (N, k)
     return numbers[best].tolist()
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #e878a616
+# %% ../../nbs/benchmarks/04_classes.ipynb #c168d505
 @cache
 def imagenet_classes() -> dict: # number in WordNet -> (index, name)
     "The thousand classes of ImageNet."
@@ -82,7 +82,7 @@ def imagenet_classes() -> dict: # number in WordNet -> (index, name)
 
 _endings = '.jpg', '.jpeg', '.png', '.webp', '.bmp'
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #3c02aa85
+# %% ../../nbs/benchmarks/04_classes.ipynb #94940c12
 def _check_folder(folder, what):
     if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give the one {what}')
     return folder
@@ -100,7 +100,7 @@ def image_files(
     if wrong: raise BadInput(f'{wrong}: no file; get the image again')
     return sorted(x.path for x in images)
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #7162b242
+# %% ../../nbs/benchmarks/04_classes.ipynb #fa6ae647
 def class_folders(
     folder: Path,  # one folder for each class
     classes: dict, # name of a folder -> (index, name of the class)
@@ -122,7 +122,7 @@ def _read_imagenet(folder, split):
     images = _check_folder(folder/split, f'that holds {split}/ with one folder for each class')
     return list(class_folders(images, imagenet_classes()))
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #f5a33487
+# %% ../../nbs/benchmarks/04_classes.ipynb #660f5312
 def _class_list(path):
     "number in WordNet -> (index, name), from lines that have both."
     lines = [line.partition('_') for line in read_text(path).split('\n') if line.strip()]
@@ -143,7 +143,7 @@ def _read_sample(folder, split):
         items.append(LabelItem(name, image, *classes[wnid]))
     return items
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #39bd4e20
+# %% ../../nbs/benchmarks/04_classes.ipynb #ed640f0c
 def _add_labels(name, splits, read, measure, arxiv, tried_on='files in its format'):
     source = f'https://arxiv.org/abs/{arxiv}'
     add_benchmark(Benchmark(name, 'label', splits, read, measure, source, tried_on))
@@ -152,7 +152,7 @@ _add_labels('imagenet', ('val', 'train'), _read_imagenet, measure_labels_ranked,
 _add_labels('imagenet-sample', ('sample',), _read_sample, measure_labels_ranked, '1409.0575',
             'its files')
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #99e1095f
+# %% ../../nbs/benchmarks/04_classes.ipynb #44a3ae2b
 def _tiny_classes(folder):
     wnids = read_text(published_file(folder, ['wnids.txt'])).split()
     if not wnids or len(set(wnids)) < len(wnids): raise BadInput(
@@ -169,7 +169,7 @@ def _tiny_train(folder, classes):
                   for path in image_files(images)]
     return items
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #217ddf6e
+# %% ../../nbs/benchmarks/04_classes.ipynb #1627f806
 def _annotated(path, classes):
     "name of an image -> number in WordNet, from a table with a box of each."
     table = {}
@@ -184,7 +184,7 @@ def _annotated(path, classes):
         table[name] = wnid
     return table
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #c19a472f
+# %% ../../nbs/benchmarks/04_classes.ipynb #0de8b4c2
 def _read_tiny(folder, split):
     classes = _tiny_classes(folder)
     if split == 'train': return _tiny_train(folder, classes)
@@ -200,7 +200,7 @@ def _read_tiny(folder, split):
 _add_labels('tiny-imagenet', ('val', 'train'), _read_tiny, measure_labels_ranked, '1409.0575',
             'its files')
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #df75bb4b
+# %% ../../nbs/benchmarks/04_classes.ipynb #64c2339f
 ALEXNET_ERRORS = dict(
     gaussian_noise=.886428, shot_noise=.894468, impulse_noise=.922640,
     defocus_blur=.819880, glass_blur=.826268, motion_blur=.785948, zoom_blur=.798360,
@@ -218,7 +218,7 @@ def mean_corruption_error(
         f'no error under {missing[0]}: mCE is over {len(baseline)} corruptions')
     return float(np.mean([errors[name]/baseline[name] for name in baseline]))
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #9ec18210
+# %% ../../nbs/benchmarks/04_classes.ipynb #bf2cb69d
 def _corruption_folder(folder, corruption):
     "Below the family, as the archives unpack, or beside the others."
     places = [folder/family/corruption for family in _families]
@@ -234,7 +234,7 @@ def _read_corrupted(folder, split):
             items += class_folders(part, imagenet_classes(), f'{corruption}/{severity}')
     return items
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #4267433b
+# %% ../../nbs/benchmarks/04_classes.ipynb #b991360a
 def measure_corruptions(
     items: list,                     # of ImageNet-C
     predictions: list,               # as for `measure_labels_ranked`
@@ -252,7 +252,7 @@ def measure_corruptions(
         scores.official['mCE'] = mean_corruption_error(errors, baseline)
     return scores
 
-# %% ../../nbs/benchmarks/04_classes.ipynb #cc2422bd
+# %% ../../nbs/benchmarks/04_classes.ipynb #9e28dfef
 def _read_subset(folder, split):
     return list(class_folders(folder, imagenet_classes()))
 

@@ -7,7 +7,7 @@ __all__ = ['MODELNET10', 'SCANOBJECTNN', 'MSR_ACTIONS', 'SCENES_ETH_UCY', 'Cloud
            'h5_points', 'read_numbers', 'SkeletonItem', 'FramesItem', 'csv_rows', 'PathItem', 'measure_paths',
            'path_windows']
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #a6990436
+# %% ../../nbs/benchmarks/05_motion.ipynb #693af1f2
 import csv
 import gzip
 import math
@@ -30,7 +30,7 @@ from .classes import image_files, measure_labels_ranked
 from .readers import (
     Benchmark, Scores, add_benchmark, optional_module, published_file)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #f21ea7b1
+# %% ../../nbs/benchmarks/05_motion.ipynb #3c33fa5b
 @dataclass(slots=True)
 class CloudItem:
     "A point cloud in a file with many, and the number of its class."
@@ -45,7 +45,7 @@ class CloudItem:
         read = filled_points if self.path.endswith('.npy.gz') else h5_points
         return read(self.path, self.index)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #1ca92ac2
+# %% ../../nbs/benchmarks/05_motion.ipynb #b186b51b
 def measure_shapes(
     items: list,       # with `label`
     predictions: list, # as for `measure_labels_ranked`
@@ -57,7 +57,7 @@ def measure_shapes(
     scores.official['mean class accuracy'] = float(np.mean(means))
     return scores
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #fe73bb10
+# %% ../../nbs/benchmarks/05_motion.ipynb #d9f90187
 MODELNET10 = ('bathtub', 'bed', 'chair', 'desk', 'dresser', 'monitor', 'night_stand', 'sofa',
               'table', 'toilet')
 
@@ -81,7 +81,7 @@ def _voxels(path):
     _check_voxels(path, voxels)
     return voxels
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #d53247d3
+# %% ../../nbs/benchmarks/05_motion.ipynb #dec6d479
 def filled_points(
     path: str,   # of a file of voxels
     index: int,  # of the shape in it
@@ -91,7 +91,7 @@ def filled_points(
     places = np.argwhere(cube).astype(np.float32)          # (P, 3), from 0
     return (places + .5)*2/len(cube) - 1
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #ca844e6c
+# %% ../../nbs/benchmarks/05_motion.ipynb #03cef566
 def _read_voxels(folder, split):
     paths = sorted(folder.glob('*.npy.gz'))
     if not paths: raise BadInput(f'{folder}: no voxels (chair.npy.gz ...) in it')
@@ -110,7 +110,7 @@ def _add_shapes(name, splits, read, arxiv, tried_on='files in its format'):
 
 _add_shapes('modelnet10-voxels', ('all',), _read_voxels, '1406.5670', 'its files')
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #2236266c
+# %% ../../nbs/benchmarks/05_motion.ipynb #7acc7c44
 SCANOBJECTNN = ('bag', 'bin', 'box', 'cabinet', 'chair', 'desk', 'display', 'door', 'shelf',
                 'table', 'bed', 'pillow', 'sink', 'sofa', 'toilet')
 
@@ -130,7 +130,7 @@ def h5_points(
     "One cloud."
     with _h5(path) as f: return np.asarray(f['data'][index], np.float32)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #92c5af77
+# %% ../../nbs/benchmarks/05_motion.ipynb #6aad71c5
 def _check_clouds(path, data, labels, n_classes):
     if data.ndim != 3 or data.shape[2] != 3 or data.shape[:1] != labels.shape: raise BadInput(
         f'{path}: {labels.shape} labels for clouds of shape {data.shape}; '
@@ -141,7 +141,7 @@ def _check_clouds(path, data, labels, n_classes):
         if not np.isfinite(data[i:i + 256]).all(): raise BadInput(
             f'{path}: a point of the clouds {i} to {i + 255} is no number; get it again')
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #d4bffe92
+# %% ../../nbs/benchmarks/05_motion.ipynb #7a6dbe06
 def _h5_items(path, names):
     "Items of one file, which is looked through once."
     with _h5(path) as f:
@@ -154,7 +154,7 @@ def _h5_items(path, names):
     return [CloudItem(f'{Path(path).stem}/{i}', str(path), i, int(k), names[k])
             for i, k in enumerate(labels)]
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #ce02b1f3
+# %% ../../nbs/benchmarks/05_motion.ipynb #9bb95256
 def _read_modelnet40(folder, split):
     names = read_text(published_file(folder, ['shape_names.txt'])).split()
     if len(names) != 40 or len(set(names)) != 40: raise BadInput(
@@ -176,12 +176,12 @@ def _read_scans(folder, split):
     return _h5_items(published_file(folder, [f'{place}/{name}', f'h5_files/{place}/{name}']),
                      SCANOBJECTNN)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #f9885004
+# %% ../../nbs/benchmarks/05_motion.ipynb #ab7f32ee
 _add_shapes('modelnet40', ('test', 'train'), _read_modelnet40, '1406.5670')
 _add_shapes('scanobjectnn', tuple(f'{part}.{split}' for split in ('test', 'train')
                                   for part in _scan_parts), _read_scans, '1908.04616')
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #0598b85c
+# %% ../../nbs/benchmarks/05_motion.ipynb #7d99d654
 MSR_ACTIONS = (
     'high arm wave', 'horizontal arm wave', 'hammer', 'hand catch', 'forward punch', 'high throw',
     'draw x', 'draw tick', 'draw circle', 'hand clap', 'two hand wave', 'side boxing', 'bend',
@@ -189,7 +189,7 @@ MSR_ACTIONS = (
     'pick up and throw')
 _skeleton_name = re.compile(r'a(\d\d)_s(\d\d)_e(\d\d)_skeleton\.txt')
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #6dcbe976
+# %% ../../nbs/benchmarks/05_motion.ipynb #5ffce37a
 def read_numbers(
     path: str | Path, # a text file with the same number of numbers on every line
     columns: int,     # that number
@@ -208,7 +208,7 @@ def read_numbers(
     if not rows: raise BadInput(f'{path}: no numbers in it; get the file again')
     return np.array(rows)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #a2121bbb
+# %% ../../nbs/benchmarks/05_motion.ipynb #1d83d44e
 @dataclass(slots=True)
 class SkeletonItem:
     "A person's joints over time, and the number of the action."
@@ -233,21 +233,21 @@ def _skeleton(path):
     if not check_file(path).stat().st_size: raise BadInput(f'{path}: this file is empty')
     return SkeletonItem(path.name[:11], str(path), action - 1, MSR_ACTIONS[action - 1], person)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #e178dbfd
+# %% ../../nbs/benchmarks/05_motion.ipynb #5005c498
 def _read_skeletons(folder, split):
     paths = sorted(folder.glob('*_skeleton*.txt'))
     if not paths: raise BadInput(f'{folder}: no skeletons (a01_s01_e01_skeleton.txt ...) in it')
     remainder = dict(test=0, train=1)[split]
     return [item for item in map(_skeleton, paths) if item.person % 2 == remainder]
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #4ef13102
+# %% ../../nbs/benchmarks/05_motion.ipynb #2851e82d
 def _add_motion(name, splits, read, source, tried_on='files in its format'):
     add_benchmark(Benchmark(name, 'motion', splits, read, measure_shapes, source, tried_on))
 
 _add_motion('msr-action3d', ('test', 'train'), _read_skeletons,
             'https://doi.org/10.1109/CVPRW.2010.5543273', 'its files')
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #8423f64c
+# %% ../../nbs/benchmarks/05_motion.ipynb #c12fefdb
 @dataclass(slots=True)
 class FramesItem:
     "A folder of frames and the number of its class."
@@ -266,7 +266,7 @@ def _frame_folder(folder, places):
     "The first of several places that is a folder, or None."
     return next((folder/place for place in places if (folder/place).is_dir()), None)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #d9b45a8f
+# %% ../../nbs/benchmarks/05_motion.ipynb #a94fdcdf
 def _ssv2_labels(path):
     labels = read_json(path, 'labels of Something-Something', dict[str, str], 'get it again', True)
     numbers = sorted(int(n) if n.isdecimal() else -1 for n in labels.values())
@@ -292,7 +292,7 @@ def _read_ssv2(folder, split):
     if not rows: raise BadInput(f'{path}: no clips in it; get it again')
     return [_ssv2_item(path, row, labels) for row in rows]
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #b37c5bc0
+# %% ../../nbs/benchmarks/05_motion.ipynb #cb4022de
 def csv_rows(
     path: str | Path, # with the names of the columns in the first line
     columns: tuple,   # that have to be there
@@ -311,7 +311,7 @@ def csv_rows(
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f'{path}: no CSV in UTF-8 ({str(error)[:60]}); get it again') from None
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #d0dd474d
+# %% ../../nbs/benchmarks/05_motion.ipynb #0482b0a6
 _kinetics_columns = 'label', 'youtube_id', 'time_start', 'time_end'
 
 def _kinetics_row(path, number, row):
@@ -330,7 +330,7 @@ def _kinetics_items(folder, split, rows):
                                         f'frames/{label}/{key}', f'frames/{key}'])
         if frames: yield FramesItem(key, str(frames), numbers[label], label)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #339a0999
+# %% ../../nbs/benchmarks/05_motion.ipynb #ce823972
 def _read_kinetics(folder, split):
     path = published_file(folder, [f'{split}.csv', f'kinetics_{split}.csv',
                                    f'annotations/{split}.csv'])
@@ -348,7 +348,7 @@ _add_motion('ssv2', ('validation', 'train'), _read_ssv2, 'https://arxiv.org/abs/
 _add_motion('kinetics', ('val', 'test', 'train'), _read_kinetics,
             'https://arxiv.org/abs/1705.06950')
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #2d6da655
+# %% ../../nbs/benchmarks/05_motion.ipynb #f5b49f27
 @dataclass(slots=True)
 class PathItem:
     "Where somebody was, and where they went."
@@ -370,7 +370,7 @@ def _distances(item, prediction):
                        f'give finite numbers, ({steps}, 2) or (guesses, {steps}, 2)')
     return np.linalg.norm(guesses - item.future, axis=-1)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #f2815e07
+# %% ../../nbs/benchmarks/05_motion.ipynb #59a60fd4
 def measure_paths(
     items: list,            # of `PathItem`
     predictions: list,      # (steps, 2) or (K, steps, 2) for each
@@ -385,7 +385,7 @@ def measure_paths(
     by_item = {'minADE': means, 'minFDE': ends, 'miss rate': (ends > missed).astype(float)}
     return Scores(by_item, {name: float(values.mean()) for name, values in by_item.items()})
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #456c9f27
+# %% ../../nbs/benchmarks/05_motion.ipynb #61bb7713
 def _at_frames(path):
     "frame -> person -> place (2,)."
     frames = defaultdict(dict)
@@ -395,7 +395,7 @@ def _at_frames(path):
         frames[frame][person] = np.array(place)
     return frames
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #ce4bc368
+# %% ../../nbs/benchmarks/05_motion.ipynb #8a2e5a01
 def path_windows(
     path: Path,       # lines of frame, person, x, y
     past: int = 8,    # steps that are given
@@ -414,7 +414,7 @@ def path_windows(
             track = np.array([frame[person] for frame in window])       # (steps, 2)
             yield PathItem(f'{group}/{person:g}', track[:past], track[past:], group)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #b18b8edd
+# %% ../../nbs/benchmarks/05_motion.ipynb #d5f6cf2b
 SCENES_ETH_UCY = 'eth', 'hotel', 'univ', 'zara1', 'zara2'
 
 def _read_eth_ucy(folder, split):
@@ -431,7 +431,7 @@ _eth_ucy_splits = tuple(f'{scene}.{part}' for part in ('test', 'val', 'train')
 add_benchmark(Benchmark('eth-ucy', 'track', _eth_ucy_splits, _read_eth_ucy, measure_paths,
                         'https://arxiv.org/abs/1803.10892'));
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #544a250e
+# %% ../../nbs/benchmarks/05_motion.ipynb #af380894
 _argoverse_columns = 'TIMESTAMP', 'TRACK_ID', 'OBJECT_TYPE', 'X', 'Y', 'CITY_NAME'
 
 def _agent_rows(path):
@@ -457,7 +457,7 @@ def _argoverse_item(path):
         f'{path}: the rows of the agent are not in the order of time; get the file again')
     return PathItem(path.stem, rows[:20, 1:], rows[20:, 1:], city)
 
-# %% ../../nbs/benchmarks/05_motion.ipynb #c60d53d4
+# %% ../../nbs/benchmarks/05_motion.ipynb #97b26f92
 def _read_argoverse(folder, split):
     places = [folder/split/'data', folder/split, folder/'forecasting'/split/'data']
     place = next((p for p in places if p.is_dir() and any(p.glob('*.csv'))), None)

@@ -8,7 +8,7 @@ __all__ = ['LOCOMO_KINDS', 'TextItem', 'DialogueItem', 'read_lines', 'json_lines
            'read_squad_file', 'measure_contained', 'macro_f1', 'measure_labels', 'bbh_prompt', 'final_answer',
            'rouge_l', 'measure_replies', 'persona_dialogues', 'conversation_text']
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #37dd785a
+# %% ../../nbs/benchmarks/06_texts.ipynb #61cc5cf4
 import csv
 import gzip
 import re
@@ -29,7 +29,7 @@ from ..core.frozen import *
 from .readers import (
     Benchmark, Scores, add_benchmark, published_file, optional_module)
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #af6fc36b
+# %% ../../nbs/benchmarks/06_texts.ipynb #a2673f17
 @dataclass(slots=True)
 class TextItem:
     "A question, perhaps about a passage, with all answers that count."
@@ -51,7 +51,7 @@ class DialogueItem:
     personas: dict = field(default_factory=dict) # speaker -> sentences about this person
     candidates: tuple = () # of str, replies to choose from
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #5e14111d
+# %% ../../nbs/benchmarks/06_texts.ipynb #2118150c
 def _open_text(path):
     is_gzip = Path(path).suffix == '.gz'
     return gzip.open(path, 'rt', encoding='utf-8') if is_gzip else open(path, encoding='utf-8-sig')
@@ -73,7 +73,7 @@ def read_lines(
         raise BadInput(f'{path}: cannot be read ({error}); get it again') from None
     if not number: raise BadInput(f'{path}: this file is empty; get it again')
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #63e8ed1a
+# %% ../../nbs/benchmarks/06_texts.ipynb #e27878f8
 def json_lines(
     path: str | Path,   # a file with a JSON object in each line; may be compressed
     schema: Any = dict, # as for `read_json`
@@ -90,7 +90,7 @@ def json_lines(
         if error: raise BadInput(f'{path}, line {number}: {error}; this is another format')
         yield row
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #2c3721db
+# %% ../../nbs/benchmarks/06_texts.ipynb #c58a3cd2
 def table_rows(
     path: str | Path,      # lines with cells
     columns: int,          # cells in each
@@ -99,12 +99,16 @@ def table_rows(
     "Rows of a table, one after the other. Raises `BadInput` for another number of cells."
     quoting = csv.QUOTE_MINIMAL if delimiter == ',' else csv.QUOTE_NONE
     lines = (f'{line}\n' for _, line in read_lines(path))
-    for number, cells in enumerate(csv.reader(lines, delimiter=delimiter, quoting=quoting), 1):
-        if cells and len(cells) != columns: raise BadInput(
-            f'{path}, line {number}: {len(cells)} columns where {columns} belong')
-        if cells: yield number, cells
+    rows = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+    try:
+        for number, cells in enumerate(rows, 1):
+            if cells and len(cells) != columns: raise BadInput(
+                f'{path}, line {number}: {len(cells)} columns where {columns} belong')
+            if cells: yield number, cells
+    except csv.Error as error:
+        raise BadInput(f'{path}: no table ({error}); get the file again') from None
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #04634dc7
+# %% ../../nbs/benchmarks/06_texts.ipynb #786c4bf3
 def answer_words(
     text: str,           # an answer
     instead: str = '',   # what takes the place of a punctuation mark
@@ -123,7 +127,7 @@ def word_f1(
     common = Counter(predicted) & Counter(true)
     return 2*common.total()/(len(predicted) + len(true))
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #d3c5a3cc
+# %% ../../nbs/benchmarks/06_texts.ipynb #a9e15135
 def answer_match(
     prediction: str, # generated
     answers: list,   # that count
@@ -139,7 +143,7 @@ def answer_f1(
     words = answer_words(prediction)
     return max(word_f1(words, answer_words(answer)) for answer in answers)
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #3656d0d1
+# %% ../../nbs/benchmarks/06_texts.ipynb #3820706b
 def check_predictions(
     items: list,       # with keys
     predictions: list, # one for each
@@ -149,7 +153,7 @@ def check_predictions(
         if not isinstance(prediction, str): raise BadInput(
             f'the prediction for {item.key!r} is {repr(prediction)[:40]}; give a text')
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #5a4b9f91
+# %% ../../nbs/benchmarks/06_texts.ipynb #a2a679b0
 def mean_scores(
     **by_item: ArrayLike, # name -> (n,) numbers
 ) -> Scores:              # official numbers are the means
@@ -170,7 +174,7 @@ def score_groups(
     if mean: scores.official[mean] = float(np.mean(list(means.values())))
     return scores
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #98a6a7fc
+# %% ../../nbs/benchmarks/06_texts.ipynb #c1454877
 def measure_answers(
     items: list,       # of `TextItem`
     predictions: list, # a text for each
@@ -181,7 +185,7 @@ def measure_answers(
     return mean_scores(exact_match=[answer_match(*pair) for pair in pairs],
                        f1=[answer_f1(*pair) for pair in pairs])
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #2c233a0b
+# %% ../../nbs/benchmarks/06_texts.ipynb #6bbb7349
 _answer = dict(text=str, answer_start=int)
 _question = dict(id=str, question=str, answers=list[_answer], is_impossible=NotRequired[bool])
 _paragraph = dict(context=str, qas=list[_question])
@@ -207,7 +211,7 @@ def read_squad_file(
     return [_squad_item(path, row, paragraph['context'], title)
             for title, paragraph in paragraphs for row in paragraph['qas']]
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #da3421e9
+# %% ../../nbs/benchmarks/06_texts.ipynb #ff84ffa9
 def _measure_squad2(items, predictions):
     scores = measure_answers(items, predictions)
     has_answer = np.array([item.answers != [''] for item in items])
@@ -223,7 +227,7 @@ def _read_xquad(folder, split):
     names = sorted(path.name for path in folder.glob(f'xquad.{split}*.json'))
     return read_squad_file(published_file(folder, names or [f'xquad.{split}.json']))
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #94457835
+# %% ../../nbs/benchmarks/06_texts.ipynb #deb930a8
 _squad, _squad2 = 'https://arxiv.org/abs/1606.05250', 'https://arxiv.org/abs/1806.03822'
 add_benchmark(Benchmark('squad', 'text', ('dev', 'train'), partial(_read_squad, '1.1'),
                         measure_answers, _squad, 'files in its format'))
@@ -232,7 +236,7 @@ add_benchmark(Benchmark('squad2', 'text', ('dev', 'train'), partial(_read_squad,
 add_benchmark(Benchmark('xquad', 'text', ('en',), _read_xquad, measure_answers,
                         'https://arxiv.org/abs/1910.11856'));
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #96c7f3a1
+# %% ../../nbs/benchmarks/06_texts.ipynb #70096e7c
 _streaming_row = dict(qa_id=str, question=str, answers=list[str], evidence_id=str,
                       recent_or_past=str, written_or_generated=str)
 _oracle_row = dict(question=str, answers=list[str],
@@ -254,7 +258,7 @@ def _read_streaming(folder, split):
 def _measure_streaming(items, predictions):
     return score_groups(items, measure_answers(items, predictions), 'f1')
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #5072e96e
+# %% ../../nbs/benchmarks/06_texts.ipynb #5e2e4b99
 def _read_oracle(folder, split):
     path, items = published_file(folder, ['nq-open-oracle.jsonl.gz']), []
     for row in json_lines(path, _oracle_row):
@@ -280,14 +284,14 @@ def measure_contained(
     both = dict(contained=contained) | scores.by_item
     return mean_scores(**both)
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #3d004cc1
+# %% ../../nbs/benchmarks/06_texts.ipynb #cfbd093b
 add_benchmark(Benchmark('streamingqa', 'text', ('eval', 'valid', 'train'), _read_streaming,
                         _measure_streaming, 'https://arxiv.org/abs/2205.11388',
                         'files in its format'))
 add_benchmark(Benchmark('nq-oracle', 'text', ('oracle',), _read_oracle, measure_contained,
                         'https://arxiv.org/abs/2307.03172'));
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #6ec00ede
+# %% ../../nbs/benchmarks/06_texts.ipynb #94d30dbc
 _metaicl_row = dict(task=str, input=str, output=str, options=list[str])
 
 def _task_file(folder, split):
@@ -309,7 +313,7 @@ def _read_metaicl(folder, split):
                                   options=tuple(row['options']), group=task.name))
     return items
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #109027d5
+# %% ../../nbs/benchmarks/06_texts.ipynb #0e08b31f
 def macro_f1(
     predictions: list, # labels
     true: list,        # labels
@@ -337,12 +341,12 @@ def _measure_metaicl(items, predictions):
     scores.official['mean of tasks'] = float(np.mean(tasks))
     return scores
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #885ac8d7
+# %% ../../nbs/benchmarks/06_texts.ipynb #218dd821
 add_benchmark(Benchmark('metaicl', 'text', ('test', 'dev', 'train'), _read_metaicl,
                         _measure_metaicl, 'https://arxiv.org/abs/2110.15943',
                         'files in its format'));
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #f4ca01c2
+# %% ../../nbs/benchmarks/06_texts.ipynb #aee49108
 _sst2 = {'0': 'negative', '1': 'positive'}
 _agnews = {'1': 'world', '2': 'sports', '3': 'business', '4': 'technology'}
 _trec = dict(ABBR='abbreviation', ENTY='entity', DESC='description', HUM='person',
@@ -370,7 +374,7 @@ def _read_trec(folder, split):
     return [_labelled(path, i, text, label.partition(':')[0], _trec)
             for i, label, text in _labels_first(path)]
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #42dadf06
+# %% ../../nbs/benchmarks/06_texts.ipynb #d879ec2f
 def _read_agnews(folder, split):
     path = published_file(folder, [f'{split}.csv'])
     rows = [row for row in table_rows(path, 3, ',') if row[1][0] != 'Class Index']
@@ -390,7 +394,7 @@ def _read_cb(folder, split):
 def _read_rte(folder, split):
     return _read_entailment(('entailment', 'not_entailment'), folder, split)
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #ca98e095
+# %% ../../nbs/benchmarks/06_texts.ipynb #e6d3a351
 def _slot_spans(words, tags):
     "slot -> the texts that fill it, from tags that begin (B-) or go on (I-)."
     spans = {}
@@ -414,7 +418,7 @@ def _read_movies(folder, split):
         items += _slot_items(number, [pair[0] for pair in pairs], [pair[2] for pair in pairs])
     return items
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #ed511dfa
+# %% ../../nbs/benchmarks/06_texts.ipynb #7cf9ba23
 def _numbered(path, dictionary):
     "Lines of numbers as lines of the names they stand for."
     names = [line for _, line in read_lines(dictionary)]
@@ -438,7 +442,7 @@ def _read_atis(folder, split):
         items += _slot_items(number, *zip(*inner))
     return items
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #27a9072b
+# %% ../../nbs/benchmarks/06_texts.ipynb #a4e0c156
 def measure_labels(
     items: list,       # of `TextItem`
     predictions: list, # a text for each
@@ -457,7 +461,7 @@ for _name, _reader in _fewshot.items():
     add_benchmark(Benchmark(_name, 'text', _fewshot_splits.get(_name, ('test', 'train')),
                             _reader, measure_labels, 'https://arxiv.org/abs/2102.09690'))
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #5f07163d
+# %% ../../nbs/benchmarks/06_texts.ipynb #9391d588
 def _bbh_folder(folder): return folder/'bbh' if (folder/'bbh').is_dir() else folder
 
 def _read_bbh(folder, split):
@@ -479,7 +483,7 @@ def bbh_prompt(
     text = read_text(Path(folder)/'cot-prompts'/f'{task}.txt', way_out='take a task of the folder')
     return text.partition('-----\n')[2].strip()
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #e041ce99
+# %% ../../nbs/benchmarks/06_texts.ipynb #08ba2cac
 def final_answer(
     text: str, # generated
 ) -> str:      # without a full stop at its end
@@ -495,7 +499,7 @@ def _measure_bbh(items, predictions):
 add_benchmark(Benchmark('bbh', 'text', ('test',), _read_bbh, _measure_bbh,
                         'https://arxiv.org/abs/2210.09261'));
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #b3b93871
+# %% ../../nbs/benchmarks/06_texts.ipynb #54e45cdb
 def _common_length(a, b):
     "Length of the longest common subsequence."
     row = [0]*(len(b) + 1)
@@ -513,7 +517,7 @@ def rouge_l(
     a, b = (re.findall('[a-z0-9]+', text.lower()) for text in (prediction, reference))
     return 2*_common_length(a, b)/(len(a) + len(b)) if a and b else 0.
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #12452435
+# %% ../../nbs/benchmarks/06_texts.ipynb #6c4623c4
 def _reply_f1(a, b): return word_f1(answer_words(a, ' '), answer_words(b, ' '))
 
 def measure_replies(
@@ -529,7 +533,7 @@ def measure_replies(
         scores['hits@1'] = [p.strip() == reply.strip() for p, reply in pairs]
     return mean_scores(**scores)
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #5b5f3bac
+# %% ../../nbs/benchmarks/06_texts.ipynb #4b14a8d1
 _persona_line = re.compile(r"(your|partner's) persona: (.*)")
 
 def _persona_turn(path, number, text):
@@ -542,7 +546,7 @@ def _persona_turn(path, number, text):
         f'{path}, line {number}: its reply is none of the {len(candidates)} candidates')
     return cells[0], cells[1], candidates
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #93a424eb
+# %% ../../nbs/benchmarks/06_texts.ipynb #c9931563
 def persona_dialogues(
     path: str | Path, # lines with numbers
 ) -> Iterator:        # of `DialogueItem`
@@ -561,7 +565,7 @@ def persona_dialogues(
             yield DialogueItem(str(number), turns, reply, 'your', personas, candidates)
             turns += (('your', reply),)
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #e6d2ad73
+# %% ../../nbs/benchmarks/06_texts.ipynb #2fdb9fb2
 def _read_persona(folder, split):
     names = [f'{split}_self_original.txt', f'{split}_both_original.txt']
     return list(persona_dialogues(published_file(folder, names)))
@@ -587,7 +591,7 @@ def _read_convai(folder, split):
         items += [_convai_item(path, i, row) for i, row in enumerate(rows) if row['dialog']]
     return items
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #99044073
+# %% ../../nbs/benchmarks/06_texts.ipynb #b9b5e31c
 _said = list[dict(text=str)]
 _msc_row = dict(personas=list[list[str]], previous_dialogs=list[dict(dialog=_said)],
                 dialog=_said, metadata=dict(initial_data_id=str))
@@ -613,7 +617,7 @@ def _read_msc(folder, split):
         items += _msc_items(row)
     return items
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #ea0962c4
+# %% ../../nbs/benchmarks/06_texts.ipynb #5d5b28c3
 _msc_splits = tuple(f'{session}.{part}' for part in ('test', 'valid') for session in (5, 4, 3, 2))
 _msc_splits += '4.train', '3.train', '2.train'
 add_benchmark(Benchmark('personachat', 'dialogue', ('valid', 'test', 'train'), _read_persona,
@@ -624,7 +628,7 @@ add_benchmark(Benchmark('convai2', 'dialogue', ('all',), _read_convai, measure_r
 add_benchmark(Benchmark('msc', 'dialogue', _msc_splits, _read_msc, measure_replies,
                         'https://arxiv.org/abs/2107.07567', 'files in its format'));
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #636e9caa
+# %% ../../nbs/benchmarks/06_texts.ipynb #86a627a7
 LOCOMO_KINDS = {1: 'multi-hop', 2: 'temporal', 3: 'open-domain', 4: 'single-hop', 5: 'adversarial'}
 _locomo_question = dict(question=str, category=int, answer=NotRequired[str | int | None])
 _locomo_turn = dict(speaker=str, text=str)
@@ -647,7 +651,7 @@ def conversation_text(
     if not lines: raise BadInput(f'{path}: a conversation without a session; get the file again')
     return '\n'.join(lines)
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #22c3f206
+# %% ../../nbs/benchmarks/06_texts.ipynb #e3c220d6
 def _locomo_item(path, key, row, context):
     kind, answer = LOCOMO_KINDS.get(row['category']), row.get('answer')
     if kind is None: raise BadInput(
@@ -673,7 +677,7 @@ def _read_locomo(folder, split):
     if not paths: raise BadInput(f'{folder}: no conversations (*.json) in it')
     return [item for path in paths for item in _locomo_file(path)]
 
-# %% ../../nbs/benchmarks/06_texts.ipynb #dc613782
+# %% ../../nbs/benchmarks/06_texts.ipynb #e0cd4457
 def _stemmed(stem, text):
     words = answer_words(text)
     return [stem(word) for word in words if word != 'and']
