@@ -930,7 +930,7 @@ def read_generator(
     alpha: float | None = None, # of the scale; None: as in `adapter_config.json`
     rank: int | None = None,    # r; None: likewise, or else the inner width
     chunk: int | None = None,   # tokens that are read at once; None: likewise, or else 1,024
-    start: bool | str = 'auto', # as for a `Generator`
+    start: bool | str = 'auto', # as for `reads_start`
 ) -> Generator:                 # in single precision
     "A generator of the authors. Raises `BadInput` for another file, or another model's."
     path, numbers = _fastlora_file(path)
@@ -942,7 +942,8 @@ def read_generator(
     rank = min(rank or numbers.get('fastlora_max_rank', width), width)
     chunk, norm = chunk or numbers.get('fastlora_window', 1024), numbers.get('fastlora_norm', 'svd')
     # their code has no threshold: one below rounding keeps what is no rounding error
-    generator = Generator(lm, width, rank, alpha/width, part, norm, 1e-6, chunk, start)
+    generator = Generator(lm, width, rank, alpha/width, part, norm, 1e-6, chunk)
+    generator.reads_start(lm, start)
     for layer, tensors in zip(generator.layers, layers):
         _load_fastlora(layer, tensors, path)
     return generator.to(lm.device).eval()
