@@ -31,7 +31,8 @@ from frozen_nb.core.folders import (
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
 from frozen_nb.core.zoo import (
-    image_formats, LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb,
+    has_weights, image_formats, LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb,
+    warn_of_settings,
 )
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
@@ -699,7 +700,8 @@ def new_flmm(
     with seeded(seed):
         head = MaskHead(channels or lmm.depth*lmm.heads, kind, width, upsample, divide)
         refiner = None if sam is None else Refiner(sam, lmm.width, lmm.depth, **prompts)
-        named = dict(lmm=lmm.name, lmm_fingerprint=lmm.fingerprint) | ({} if sam is None else dict(sam=sam.name, sam_fingerprint=sam.fingerprint))
+        named = dict(lmm=lmm.name, lmm_fingerprint=lmm.fingerprint, lmm_settings=lmm.settings)
+        if sam is not None: named |= dict(sam=sam.name, sam_fingerprint=sam.fingerprint)
         return FLMM(head, refiner, nn.Linear(lmm.width, 1), _padded(lmm), merge, **named).to(lmm.device)
 
 # %% ../nbs/12_flmm.ipynb #flm00101
@@ -774,6 +776,18 @@ class Answer:
     text: str
     found: list       # of `GroundedPhrase`
 
+# %% ../nbs/12_flmm.ipynb #cc155160
+def _check_made_for(flmm, role, model):
+    "Refuse a model that an F-LMM was not trained with; warn of one with other settings."
+    name, wanted = (flmm.made_for.get(key) for key in (role, f'{role}_fingerprint'))
+    if model is None: raise BadInput(
+        f'this F-LMM refines masks with the SAM {name!r}: give it, as sam=load_sam(...)')
+    load = load_lmm if role == 'lmm' else load_sam
+    if not has_weights(model, str(wanted), load): raise BadInput(
+        f'this F-LMM was made for the {role} {name!r} ({str(wanted)[:8]}), not for '
+        f'{model.name!r} ({model.fingerprint[:8]}): choose that model, or train one for this')
+    warn_of_settings(flmm.made_for.get(f'{role}_settings'), model, 'this F-LMM')
+
 # %% ../nbs/12_flmm.ipynb #flm00a04
 class Grounder:
     "A frozen LMM, a frozen SAM, and what F-LMM trained on them."
@@ -784,10 +798,7 @@ class Grounder:
         sam: SAM | None = None, # the `SAM` it was trained on, if it has a refiner
     ):
         for role, model in (('lmm', lmm), ('sam', sam)):
-            made = flmm.made_for.get(f'{role}_fingerprint')
-            if role == 'sam' and flmm.refiner is None: continue
-            if model is None: raise BadInput(f'this F-LMM refines masks with the SAM {flmm.made_for.get("sam")!r}: give it, as sam=load_sam(...)')
-            if made != model.fingerprint: raise BadInput(f'this F-LMM was made for the {role} {flmm.made_for.get(role)!r} ({str(made)[:8]}), not for {model.name!r} ({model.fingerprint[:8]}): choose that model, or train one for this')
+            if role == 'lmm' or flmm.refiner is not None: _check_made_for(flmm, role, model)
         self.flmm, self.lmm, self.sam = flmm.eval(), lmm, sam
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ from .core.metrics import normalise_answer
 from .core.prefix import generate
 from .core.stores import run_folder
 from .core.training import check_options, History, numeric, train, TrainConfig
-from .core.zoo import LM, load_lm
+from .core.zoo import has_weights, LM, load_lm
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00021
 def _kept(s, rank, floor):
@@ -134,14 +134,8 @@ def nbytes(self: Adapter) -> int:
 
 # %% ../nbs/14_generative_adapter.ipynb #b324b63e
 def _is_base(lm, base):
-    """Whether a fingerprint is that of the language model; or that of its weights in single
-    precision, where they are loaded in another one: then both are loaded by name, and compared."""
-    if base == lm.fingerprint or lm.dtype == torch.float32: return base == lm.fingerprint
-    try:
-        if load_lm(lm.name, device='cpu').fingerprint != base: return False
-        return load_lm(lm.name, lm.dtype, 'cpu').fingerprint == lm.fingerprint
-    except BadInput:
-        return False
+    "Whether a fingerprint is that of the language model, or of its weights in another precision."
+    return has_weights(lm, base, load_lm)
 
 def _another(lm, base):
     dtype = str(lm.dtype).removeprefix('torch.')

@@ -54,6 +54,14 @@ def image_features(
     store, key = store or FeatureStore(), feature_key(encoder, k=k)
     return store.features(key, items, compute, progress=progress)[:]
 
+# %% ../nbs/10_limber.ipynb #48f442c6
+def _about_models(encoder, lm):
+    "What a map says of the models that it is for."
+    about = dict(lm=lm.name, lm_fingerprint=lm.fingerprint, lm_settings=lm.settings)
+    if encoder is None: return about | dict(encoder='blind', encoder_fingerprint='')
+    return about | dict(encoder=encoder.name, encoder_fingerprint=encoder.fingerprint,
+                        encoder_settings=encoder.settings)
+
 # %% ../nbs/10_limber.ipynb #16884d97
 LIMBER_RECIPE = TrainConfig(
     steps=800, lr=1e-2, schedule='cosine', warmup=30, optimizer='muon', precision='auto',
@@ -70,9 +78,8 @@ def new_map(
 ) -> LinearMap:
     "An untrained map between two frozen models, started at the scale of the token embeddings."
     flat = features.float().flatten(0, 1)                              # (n k, e)
-    about = dict(encoder='blind', encoder_fingerprint='', lm=lm.name, lm_fingerprint=lm.fingerprint)
+    about = _about_models(encoder, lm)
     about |= dict(k=features.shape[1], prompt=prompt, start=bool(start_ids(lm)))
-    if encoder: about |= dict(encoder=encoder.name, encoder_fingerprint=encoder.fingerprint)
     std = flat.std(0) if encoder else torch.ones(flat.shape[1])
     ids = torch.arange(lm.embeddings.num_embeddings, device=lm.device)[:32_768]
     with torch.no_grad(): scale = lm.embeddings(ids).float().std().item()   # a Gemma multiplies

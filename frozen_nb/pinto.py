@@ -36,7 +36,7 @@ from .core.generation import continuations, greedy
 from .core.stores import run_folder, TextStore
 from .core.training import check_options, numeric, remove_checkpoints, train, TrainConfig
 from .core.zoo import (
-    GREEDY, LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq)
+    GREEDY, has_weights, LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq)
 from .world.multiple_choice import MCQ
 
 # %% ../nbs/15_pinto.ipynb #pin00021
@@ -329,7 +329,8 @@ def rationale_store(
     length and one way of decoding. Nothing is kept if a hook is on the model about which nothing
     is known."""
     now = current_fingerprint(lm)
-    return TextStore('rationale', now, prompt, tokens, GREEDY, folder=folder if now else False)
+    key = 'rationale', now, getattr(lm, 'settings', ''), prompt, tokens, GREEDY
+    return TextStore(*key, folder=folder if now else False)
 
 def rationalize(
     lm: LM,                          # frozen
@@ -780,10 +781,10 @@ class Reasoner(_ReasonerFields):
         **how: object,   # batch_size and store, as in the function `rationalize`
     ) -> list:           # one tuple of K rationales a question
         "Rationales for all choices. Raises `BadInput` for another LM than that of the training."
-        if lm.fingerprint != self.lm: raise BadInput(
+        if not has_weights(lm, self.lm, load_lm): raise BadInput(
             'this reasoning model was trained with rationales of '
             f'{self.lm_name or "another model"} ({self.lm[:12]}), not of {lm.name} '
-            f'({lm.fingerprint[:12]}): load that one, in the same precision')
+            f'({lm.fingerprint[:12]}): load that one')
         return rationalize(lm, questions, self.prompt, self.tokens, **how)
 
 # %% ../nbs/15_pinto.ipynb #273d64c3

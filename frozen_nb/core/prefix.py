@@ -23,7 +23,8 @@ from frozen_nb.core.generation import (
     choice_log_likelihoods, last_position, log_likelihoods, position_arguments, start_ids,
     target_logits,
 )
-from .zoo import Encoder, LM, check_texts, greedy
+from .zoo import (
+    check_texts, Encoder, greedy, has_weights, LM, load_encoder, load_lm, warn_of_settings)
 
 # %% ../../nbs/core/06_prefix.ipynb #a181ee6c
 class LinearMap(nn.Module):
@@ -94,7 +95,8 @@ _SIZE_KEYS = 'width_in', 'width_out', 'out_tokens'
 _MAP_SCHEMA = dict(
     encoder=NotRequired[str], encoder_fingerprint=NotRequired[str], lm=NotRequired[str],
     lm_fingerprint=NotRequired[str], k=NotRequired[int], prompt=NotRequired[str],
-    start=NotRequired[bool], pixels=NotRequired[str])
+    start=NotRequired[bool], pixels=NotRequired[str], encoder_settings=NotRequired[str],
+    lm_settings=NotRequired[str])
 
 # %% ../../nbs/core/06_prefix.ipynb #map00001
 def _check_map_config(config, folder):
@@ -114,10 +116,15 @@ def _sizes_of(config, folder):
         f'are {sizes}: train or download it again')
     return sizes
 
+# %% ../../nbs/core/06_prefix.ipynb #55f00a11
+_LOADERS = dict(encoder=load_encoder, lm=load_lm)
+
 def _check_made_for(made_for, role, model, folder):
     "Refuse an encoder or a language model that the map was not trained with."
-    trained_with = made_for.get(f'{role}_fingerprint')
-    if model is None or trained_with == model.fingerprint: return
+    trained_with, load = str(made_for.get(f'{role}_fingerprint')), _LOADERS[role]
+    if model is None: return
+    if has_weights(model, trained_with, load):
+        return warn_of_settings(made_for.get(f'{role}_settings'), model, f'the map in {folder}')
     raise BadInput(
         f'the map in {folder} was made for the {role} {made_for.get(role)!r} '
         f'({str(trained_with)[:8]}), not for {model.name!r} ({model.fingerprint[:8]}): '

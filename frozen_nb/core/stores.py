@@ -447,7 +447,8 @@ def _digest(value):
         if now is None: raise BadInput(
             f'a {type(value).__name__} with a forward hook that has no fingerprint cannot be '
             'hashed; remove the hook, or give it a `fingerprint`: a text on which it depends')
-        return _node(value, [now, getattr(value, 'preprocessing', None)])
+        others = [getattr(value, name, None) for name in ('preprocessing', 'settings')]
+        return _node(value, [now, *others])
     if is_dataclass(value) and not isinstance(value, type):
         hashed = [f for f in fields(value) if _counts(f, getattr(value, f.name))]
         return _node(value, [(f.name, getattr(value, f.name)) for f in hashed])

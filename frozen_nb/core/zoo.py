@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OWNERLESS', 'RANDOM', 'IMAGE_FORMATS', 'GREEDY', 'shipped', 'weight_files', 'configuration', 'hub_reachable',
-           'cached_folder', 'hub_folder', 'ModelSource', 'find_model', 'quiet_libraries', 'load_tokenizer', 'LM',
-           'load_lm', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'image_formats', 'open_image', 'is_nf_resnet',
-           'visual_tokens', 'pool_tokens', 'Encoder', 'load_encoder', 'unit_pixels', 'clip_vision_model', 'check_texts',
-           'messages', 'check_logits', 'greedy', 'LMM', 'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM',
-           'load_sam', 'Card', 'card', 'zoo']
+           'cached_folder', 'hub_folder', 'ModelSource', 'find_model', 'quiet_libraries', 'load_tokenizer',
+           'folder_settings', 'warn_of_settings', 'LM', 'load_lm', 'has_weights', 'Seq2Seq', 'load_seq2seq', 'to_rgb',
+           'image_formats', 'open_image', 'is_nf_resnet', 'visual_tokens', 'pool_tokens', 'Encoder', 'load_encoder',
+           'unit_pixels', 'clip_vision_model', 'check_texts', 'messages', 'check_logits', 'greedy', 'LMM', 'load_lmm',
+           'SAMConfig', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card', 'zoo']
 
 # %% ../../nbs/core/03_zoo.ipynb #021933e7
 import difflib, hashlib, inspect, json, logging, math, re, sys, warnings
@@ -511,6 +511,51 @@ def load_tokenizer(
     tokenizer.padding_side = 'right'
     return tokenizer
 
+# %% ../../nbs/core/03_zoo.ipynb #0b04669a
+_SETTINGS = ('config.json', 'open_clip_config.json', 'tokenizer.json', 'tokenizer.model',
+             'vocab.json', 'merges.txt', 'spiece.model', 'preprocessor_config.json',
+             'processor_config.json', 'chat_template.jinja')
+_COSMETIC = {'transformers_version', 'dtype', 'torch_dtype', '_name_or_path', 'name_or_path',
+             'architectures', 'padding', 'truncation', 'pretrained_cfg'}
+
+def _without_cosmetics(value):
+    "A JSON value without what changes nothing of what a model computes."
+    if isinstance(value, list): return [_without_cosmetics(x) for x in value]
+    if not isinstance(value, dict): return value
+    return {name: _without_cosmetics(x) for name, x in value.items() if name not in _COSMETIC}
+
+def _file_settings(path):
+    if path.suffix != '.json': return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return _without_cosmetics(json.loads(path.read_text(encoding='utf-8-sig')))
+    except ValueError:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+# %% ../../nbs/core/03_zoo.ipynb #28f7ff2c
+def folder_settings(
+    folder: str | Path, # of a model
+) -> str:               # 16 hexadecimal digits
+    "A hash of what a model's files say beside its weights."
+    files = [Path(folder)/name for name in _SETTINGS]
+    content = {path.name: _file_settings(path) for path in files if path.is_file()}
+    generation = Path(folder)/'generation_config.json'
+    if generation.is_file():
+        settings = _file_settings(generation)
+        content['ends'] = settings.get('eos_token_id') if isinstance(settings, dict) else None
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+def warn_of_settings(
+    kept: str | None, # of the model that something was made for; None: not known
+    model: object,    # that is given now, with `settings`
+    what: str,        # was made for it, as in 'the map in my-map'
+):
+    "Warn where the weights are those that something was made for, and other files are not."
+    now = getattr(model, 'settings', '')
+    if kept and now and kept != now: warnings.warn(
+        f'{what}: the weights of {model.name} are those that it was made for, and its '
+        'configuration, tokenizer or preprocessing is not: take the folder as it was', stacklevel=3)
+
 # %% ../../nbs/core/03_zoo.ipynb #a2d32269
 @dataclass
 class LM:
@@ -519,6 +564,7 @@ class LM:
     tokenizer: object # with a padding token, padding on the right
     name: str         # as it was given
     fingerprint: str  # of the model
+    settings: str = '' # of its folder, see `folder_settings`
 
     @property
     def embeddings(self) -> nn.Embedding: return self.model.get_input_embeddings()
@@ -617,14 +663,24 @@ def _check_in_memory(name, model):
         f'{name}: {len(outside)} weights do not fit on the devices of device_map, {outside[0]} is '
         "the first; take more devices, or dtype='bf16'")
 
+# %% ../../nbs/core/03_zoo.ipynb #f32d6abb
+def _tokenizer_settings(tokenizer):
+    "Of a tokenizer that is given in place of the model's own."
+    tokenizer = load_tokenizer(tokenizer)
+    backend = getattr(tokenizer, 'backend_tokenizer', None)
+    content = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    text = json.dumps(_without_cosmetics(content), sort_keys=True)
+    return '-' + hashlib.sha256(text.encode()).hexdigest()[:8]
+
 # %% ../../nbs/core/03_zoo.ipynb #b17c1c5e
 def _load_text_model(name, kind, dtype, device, tokenizer, device_map=None):
-    "Model, tokenizer, name and fingerprint of a language model."
+    "Model, tokenizer, name, fingerprint and settings of a language model."
     spread = {} if device_map is None else dict(
         device_map=_pick_device_map(str(name), device_map, device))
     device, dtype = pick_device(device), pick_dtype(dtype, device)
     source, family = find_model(name, kind), _family(kind)
     _check_family(name, source.folder, kind, family)
+    own = '' if tokenizer is None else _tokenizer_settings(tokenizer)
     tokenizer = load_tokenizer(source.folder if tokenizer is None else tokenizer)
     model = _load_transformers(source, family.auto, dtype, **spread)
     _check_in_memory(name, model)
@@ -632,7 +688,8 @@ def _load_text_model(name, kind, dtype, device, tokenizer, device_map=None):
     _check_attention(name, model)
     _check_vocabulary(name, tokenizer, model)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer, str(name), fingerprint(model)
+    settings = folder_settings(source.folder) + own
+    return model, tokenizer, str(name), fingerprint(model), settings
 
 # %% ../../nbs/core/03_zoo.ipynb #53560874
 def load_lm(
@@ -647,6 +704,22 @@ def load_lm(
     Raises `BadInput` in one line for everything that can be wrong with a name or a folder.
     """
     return LM(*_load_text_model(name, 'lm', dtype, device, tokenizer, device_map))
+
+# %% ../../nbs/core/03_zoo.ipynb #9d8e8c4f
+def has_weights(
+    loaded: object,     # an `LM`, `Encoder` ..., loaded by its name
+    wanted: str,        # a fingerprint
+    load: Callable,     # what loaded it: (name, dtype, device) -> the same kind
+) -> bool:
+    """Whether a model has the weights of a fingerprint, or holds them in another precision: then
+    both are loaded by name, and compared."""
+    if loaded.fingerprint == wanted or loaded.dtype == torch.float32:
+        return loaded.fingerprint == wanted
+    try:
+        if load(loaded.name, None, 'cpu').fingerprint != wanted: return False
+        return load(loaded.name, loaded.dtype, 'cpu').fingerprint == loaded.fingerprint
+    except BadInput:
+        return False
 
 # %% ../../nbs/core/03_zoo.ipynb #s2s00001
 class Seq2Seq(LM):
@@ -993,6 +1066,7 @@ class _EncoderFields:
     frames: int | None = None       # T, of clips
     rate: int | None = None         # samples a second, of sounds
     pool: int | tuple | None = None # the `k` of `pool_tokens`
+    settings: str = ''              # a hash of transform and architecture
     @property
     def device(self) -> torch.device: return next(self.model.parameters()).device
     @property
@@ -1397,6 +1471,11 @@ def _try_pooling(name, x, k, grid):
     if pooled.shape == x.shape: return x.shape[1], grid, None
     return pooled.shape[1], _pooled_grid(grid, k), k
 
+def _encoder_settings(recipe):
+    "A hash of what an encoder's files say beside its weights; numbers as they are written."
+    text = json.dumps(_without_cosmetics(recipe), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 def _preprocessing_key(recipe, tokens, pool):
     "All that decides the features beside the weights, as one string."
     settings = json.dumps(recipe['settings'], sort_keys=True, default=str)
@@ -1427,7 +1506,7 @@ def load_encoder(
     key = _preprocessing_key(recipe, tokens, pool)
     return Encoder(
         model, transform, str(name), fingerprint(model), key, tokens, tuple(pixels.shape[-2:]),
-        k, x.shape[2], grid, pool=pool,
+        k, x.shape[2], grid, pool=pool, settings=_encoder_settings(recipe),
         **{part: recipe[part] for part in ('takes', 'frames', 'rate') if part in recipe})
 
 # %% ../../nbs/core/03_zoo.ipynb #fb406338
@@ -1565,6 +1644,7 @@ class _LMMFields:
     processor: object # text and images -> what the model is called with
     name: str         # as it was given
     fingerprint: str  # of the model
+    settings: str = '' # of its folder, see `folder_settings`
     @property
     def tokenizer(self): return self.processor.tokenizer
     @property
@@ -1775,7 +1855,8 @@ def load_lmm(
     model = _load_transformers(source, AutoModelForImageTextToText, dtype).to(device)
     model = _freeze_finite(model, name)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    return LMM(model, processor, str(name), fingerprint(model))
+    settings = folder_settings(source.folder)
+    return LMM(model, processor, str(name), fingerprint(model), settings)
 
 # %% ../../nbs/core/03_zoo.ipynb #a9833b32
 @dataclass(frozen=True)
