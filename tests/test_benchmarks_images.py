@@ -191,7 +191,7 @@ def pope(folder):
     for name in 'ab': image(folder, f'val2014/{name}.jpg')
     write(folder, 'coco_pope_popular.json', json_lines(dict(question_id=n, image=f'{name}.jpg', text='Is there a fox in the image?', label=label) for n, name, label in ((1, 'a', 'yes'), (2, 'a', 'no'), (3, 'b', 'yes'), (4, 'b', 'no'))))
 
-add('pope', 'popular', 'coco_pope_popular.json', pope, list('1234'), ['Yes', 'No, there is not', 'no', 'yes'], dict(accuracy=.5, precision=.5, recall=.5, F1=.5, yes=.5), {
+add('pope', 'popular', 'coco_pope_popular.json', pope, list('1234'), ['Yes', 'No, none', 'no', 'It does not. Yes'], dict(accuracy=.75, precision=1, recall=.5, F1=2/3, yes=.25), {
     'another label': lambda t: t.replace('"yes"', '"maybe"', 1), 'no label': lambda t: t.replace('"label"', '"answer"', 1), 'an id twice': lambda t: t.replace('"question_id": 2', '"question_id": 1'), 'an image that is not there': lambda t: t.replace('a.jpg', 'c.jpg'),
     'half a line': lambda t: t[:-9], 'NaN': lambda t: t.replace('1', 'NaN', 1), 'a list of numbers': lambda t: '[1, 2]', 'a text': lambda t: 'yes\n' + t, 'deep': lambda t: '['*100_000})
 
@@ -320,7 +320,7 @@ add('coco-panoptic', 'val2017', 'annotations/panoptic_val2017.json', panoptic, [
 
 def narratives(folder):
     panoptic(folder)
-    parts = [('In this picture', [], False), ('a fox', ['300'], False), (', under', [], False), ('the sky', ['11'], False), ('and foxes', ['70000', '300', '5'], True)]
+    parts = [('In this picture', [], False), ('a fox', ['300'], False), (', under', [], False), ('the sky', ['11'], False), ('and foxes', ['70000', '300', '5'], False)]   # two of one image are several
     write(folder, 'annotations/png_coco_val2017.json', [dict(image_id='7', annotator_id=1, caption='', segments=[dict(utterance=text, segment_ids=ids, plural=plural, noun=bool(ids)) for text, ids, plural in parts]), dict(image_id='7', segments=[])])
 
 NARRATIVES = dict(keys=['7.0'], predictions=[[box_mask(1), encode_mask(SEGMENTS == 11), box_mask(1)]], official={'AR': (1 + 1 + 2/3)/3, 'AR, stuff': 1, 'AR, things': 5/6, 'AR, plural': 2/3, 'AR, singular': 1})
@@ -504,6 +504,27 @@ def test_clip_score_is_two_and_a_half_times_the_cosine_and_never_negative(tmp_pa
     assert np.allclose(scores, [2.5, 0, 2.5*24/25])
     assert np.allclose(clip_score(Embedding(), lambda image: torch.tensor([3., 4.]), tokenizer, images[:1], ['-3 -4']), [0])
     with pytest.raises(BadInput): clip_score(Embedding(), None, tokenizer, images, ['3 4'])
+
+
+# Splits and measures beside the reported ones
+
+def test_the_rest_of_the_validation_images_is_trained_on(tmp_path):
+    karpathy('coco', 'val2014')(tmp_path)
+    assert [item.key for item in read_benchmark('coco-karpathy', tmp_path, 'train')] == ['2.jpg', '4.jpg']
+    with pytest.raises(BadInput, match='no split'): read_benchmark('coco-karpathy', tmp_path, 'restval')
+
+
+def test_the_name_in_flickr8k_that_has_no_image(tmp_path):
+    flickr_token(tmp_path)
+    assert [item.key for item in read_benchmark('flickr8k', tmp_path, 'all')] == ['1.jpg', '2.jpg', '3.jpg']
+
+
+def test_wups_in_both_directions():
+    near = {frozenset('ab'): .95, frozenset('ac'): .5, frozenset('bc'): .2}
+    def similarity(a, b): return near[frozenset((a, b))]
+    def score(answer, truth, threshold): return questions.wups(answer, truth, similarity, threshold)
+    assert score('b', ('a',), .9) == .95 and score('c', ('a',), .9) == pytest.approx(.05) and score('c', ('a',), 0) == .5
+    assert score('a', ('a', 'c'), 0) == .5 and score('a, c', ('a',), 0) == .5 and score('c, b', ('a', 'c'), 0) == .95 and score(' , ', ('a',), 0) == 0
 
 
 # On files that were published

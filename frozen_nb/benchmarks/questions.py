@@ -7,8 +7,6 @@ __all__ = ['SQA_KINDS', 'ImageQuestion', 'kind_means', 'measure_vqa', 'exact_mat
            'says_yes', 'measure_yes_no']
 
 # %% ../../nbs/benchmarks/02_questions.ipynb #bqu00002
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from ..core.zoo import open_image
 from ..core.metrics import normalise_answer, vqa_accuracy
 from .readers import add_benchmark, Benchmark, Scores
 from frozen_nb.benchmarks.captions import (
-    entries_by_id, first_file, image_root, measure_captions,
+    comma_table, entries_by_id, first_file, image_root, measure_captions,
 )
 
 # %% ../../nbs/benchmarks/02_questions.ipynb #bqu00005
@@ -197,16 +195,8 @@ def _daquar_pairs(path):
 # %% ../../nbs/benchmarks/02_questions.ipynb #bqu00032
 def _daquar_table(path):
     "The same of a table with the columns question, answer, image_id."
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(path)), strict=True))
-    except csv.Error as error:
-        raise BadInput(f'{path}: not a table with commas ({error}); save it as CSV') from None
-    if not rows or rows[0] != ['question', 'answer', 'image_id']: raise BadInput(
-        f'{path}: the first line is not "question,answer,image_id"; give a table of DAQUAR')
-    for line, row in enumerate(rows[1:], 2):
-        if len(row) != 3: raise BadInput(
-            f'{path}: row {line} has {len(row)} columns, not three; correct it')
-        yield line, *row
+    rows = comma_table(path, ['question', 'answer', 'image_id'])
+    return [(line, *row) for line, row in rows]
 
 # %% ../../nbs/benchmarks/02_questions.ipynb #bqu00033
 def _things(text): return tuple(filter(None, (part.strip().lower() for part in text.split(','))))

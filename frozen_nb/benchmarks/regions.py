@@ -293,7 +293,7 @@ def measure_regions(
     intersection, union = pairs.T
     ious = mask_iou(intersection, union)
     official = dict(cIoU=cumulative_iou(intersection, union), mIoU=float(ious.mean()))
-    official |= {f'Pr@{level}': float((ious > level).mean()) for level in (.5, .7, .9)}
+    official |= {f'Pr@{level}': float((ious >= level).mean()) for level in (.5, .7, .9)}
     return Scores(dict(IoU=ious, intersection=intersection, union=union), official)
 
 # %% ../../nbs/benchmarks/03_regions.ipynb #brg00037
@@ -386,12 +386,12 @@ def measure_boxes(
     items: list,       # of `ReferredBox`
     predictions: list, # (x, y, width, height) for each
 ) -> Scores:           # from 0 to 1
-    "IoU of each box, its mean, and the share of boxes with an IoU above 0.5."
+    "IoU of each box, its mean, and the share of boxes with an IoU of 0.5 or more."
     for item, box in zip(items, predictions):
         error = _box_error(box, 1e6, 1e6)
         if error: raise BadInput(f'{item.key}: {error}; give x, y, width, height in pixels')
     ious = box_overlaps([item.box for item in items], predictions)
-    right = (ious > .5).astype(float)
+    right = (ious >= .5).astype(float)
     official = {'accuracy@0.5': float(right.mean()), 'mIoU': float(ious.mean())}
     return Scores({'IoU': ious, 'accuracy@0.5': right}, official)
 
