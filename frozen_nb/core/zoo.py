@@ -713,11 +713,11 @@ def has_weights(
 ) -> bool:
     """Whether a model has the weights of a fingerprint, or holds them in another precision: then
     both are loaded by name, and compared."""
-    if loaded.fingerprint == wanted or loaded.dtype == torch.float32:
-        return loaded.fingerprint == wanted
+    dtype = getattr(loaded, 'dtype', torch.float32)
+    if loaded.fingerprint == wanted or dtype == torch.float32: return loaded.fingerprint == wanted
     try:
         if load(loaded.name, None, 'cpu').fingerprint != wanted: return False
-        return load(loaded.name, loaded.dtype, 'cpu').fingerprint == loaded.fingerprint
+        return load(loaded.name, dtype, 'cpu').fingerprint == loaded.fingerprint
     except BadInput:
         return False
 
