@@ -24,7 +24,7 @@ setup(
     packages=find_packages(include=['frozen_nb', 'frozen_nb.*']) + list(data),
     package_dir={'frozen_nb': 'frozen_nb', **data},
     package_data={'frozen_nb': ['py.typed'], **{name: ['*'] for name in data}},
-    install_requires=requirements, extras_require={'dev': cfg['dev_requirements'].split()},
+    install_requires=requirements, extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'real')},
     python_requires='>=' + cfg['min_python'], zip_safe=False,
     entry_points={'console_scripts': cfg['console_scripts'].split()},
 )
