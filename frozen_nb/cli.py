@@ -7,9 +7,9 @@ __all__ = ['app', 'Methods', 'Preset', 'Seeds', 'Out', 'Jobs', 'DryRun', 'Record
            'DEFAULT_MAP', 'ImageFile', 'Device', 'Dtype', 'EncoderName', 'LMName', 'MapFolder', 'PhraseList', 'Overlay',
            'HeadFolder', 'LMMName', 'SAMName', 'IMAGE_SUFFIXES', 'CaptionFile', 'FigureFile', 'DocumentFile',
            'Questions', 'LoraFolder', 'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder',
-           'RationalizerName', 'FITS', 'METAVARS', 'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters',
-           'select_chapters', 'run_chapter', 'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate',
-           'plan']
+           'RationalizerName', 'FITS', 'METAVARS', 'Format', 'DataFolder', 'Head', 'Limit', 'EvaluationPlace',
+           'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters', 'select_chapters', 'run_chapter',
+           'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate', 'plan']
 
 # %% ../nbs/90_cli.ipynb #9ebd5008
 import asyncio
@@ -1496,6 +1496,60 @@ def _fit_entry(context: typer.Context):
     "Fit a method to your own data. Every METHOD has its own --help."
     if context.invoked_subcommand is None:
         context.fail(f"give a method: {', '.join(FITS)}")
+
+# %% ../nbs/90_cli.ipynb #evc00002
+Format = Annotated[str, typer.Option('--format', metavar='NAME[:SPLIT]', help=(
+    "Name of the data set, and its split, by default that of papers; 'list' prints all names."))]
+DataFolder = Annotated[Path, typer.Option('--data', metavar='DIR', help='Folder of the data set.')]
+Head = Annotated[Path, typer.Option(metavar='DIR', help='A trained head; by default what ships.')]
+Limit = Annotated[int, typer.Option(metavar='N', min=2, help='So many items, drawn at random.')]
+EvaluationPlace = Annotated[Path, typer.Option('--out', metavar='DIR', help=(
+    'Where predictions and scores go; by default they are not kept.'))]
+
+
+def _list_formats():
+    from frozen_nb.evaluate import all_benchmarks
+    for name, benchmark in all_benchmarks().items():
+        _say(f'{name}: {benchmark.task}; splits {", ".join(benchmark.splits)}')
+    return 0
+
+
+def _measure_line(row):
+    number = '' if row.official is None else f' {row.official:.4g}'
+    return f'{row.measure}:{number}' + (f' (items: {row.interval})' if row.interval else '')
+
+# %% ../nbs/90_cli.ipynb #evc00003
+def _run_evaluation(evaluation, out):
+    from frozen_nb.core.folders import check_place
+    from frozen_nb.evaluate import evaluate_head, holds_evaluation, predictor, save_evaluation
+    predictor(evaluation.method, evaluation.format)   # refuses what does not fit, before all else
+    if out is not None: check_place(out, 'an evaluation', holds_evaluation)
+    evaluated = evaluate_head(evaluation)
+    _say(f'{evaluation.method} on {len(evaluated.items)} items of {evaluation.format}')
+    _say(*map(_measure_line, evaluated.table().itertuples()))
+    if out is not None: _say(f'predictions and scores: {save_evaluation(evaluated, out)}')
+    return 0
+
+# %% ../nbs/90_cli.ipynb #evc00003b
+@app.command('evaluate')
+def _evaluate(
+    method: Annotated[str, typer.Argument(metavar='METHOD', help='As in limber.')],
+    data_format: Format,
+    data: DataFolder = None,
+    head: Head = None,
+    lm: LMName = None,
+    limit: Limit = None,
+    out: EvaluationPlace = None,
+    device: Device = None,
+) -> int:
+    "Measure a head on a published data set."
+    if data_format == 'list': return _list_formats()
+    from frozen_nb.core.frozen import BadInput
+    from frozen_nb.evaluate import Evaluation
+    if data is None: raise BadInput('--data is missing: give the folder of the data set')
+    name, _, split = data_format.partition(':')
+    how = dict(head=head, lm=lm, limit=limit, device=device)
+    return _run_evaluation(Evaluation(_plain_name(method), data, name, split or None, **how), out)
 
 # %% ../nbs/90_cli.ipynb #ea70dad4
 ModelName = Annotated[str, typer.Argument(
