@@ -513,7 +513,8 @@ for number in ('one', 'two'):
 
 # ---- F-LMM
 
-LlavaForConditionalGeneration = type('LlavaForConditionalGeneration', (), {})
+LlavaForConditionalGeneration = type('LlavaForConditionalGeneration', (), dict(
+    config=SimpleNamespace(vision_config=SimpleNamespace(image_size=336))))
 
 
 def lmm_of(width, depth, heads):
@@ -625,7 +626,7 @@ def refiners():
     with tempfile.TemporaryDirectory() as folder:
         save_file(flmm_file(), Path(folder)/'flmm.safetensors')
         model = flmm.read_flmm(Path(folder)/'flmm.safetensors', lmm_of(a['text_proj.weight'].shape[1], 4, 1), sam)
-    assert model.padded and model.cut == 'whole'
+    assert model.padded and model.cut == 'whole' and model.pixels == 336
     out = {'published': model.refiner}
     for what, options in (('own', {}), *((name, {name: False}) for name in ('text', 'mask', 'box'))):
         r = flmm.Refiner(sam, a['text_proj.weight'].shape[1], 4, **options).eval()
@@ -1106,10 +1107,10 @@ def test_conventions_are_saved(tmp_path):
     from frozen_nb.core.zoo import load_lmm, load_sam
     llava, sam = load_lmm('llava', device='cpu'), load_sam('sam', device='cpu')
     model = flmm.new_flmm(llava, sam, width=4, beside='call')
-    model.cut = 'whole'
+    model.cut, model.pixels = 'whole', 48
     again = flmm.load_grounder(flmm.save_flmm(model, tmp_path/'mine'), llava, sam).flmm
     assert again.head.config == model.head.config and again.head.config['divide'] == 'sum'
-    assert again.refiner.config == model.refiner.config and again.cut == 'whole'
+    assert again.refiner.config == model.refiner.config and (again.cut, again.pixels) == ('whole', 48)
     from PIL import Image
     region, = flmm.Grounder(again, llava, sam).ground(Image.new('RGB', (60, 37), 'red'), ['the red fox'])
     assert region.mask.shape == (37, 60)   # 19.73 of 32 places: 20 are cut out
@@ -1119,6 +1120,25 @@ def test_conventions_are_saved(tmp_path):
     (tmp_path/'mine'/'sha256.json').unlink(missing_ok=True)
     config.write_text(json.dumps(json.loads(config.read_text()) | dict(cut='half')))
     refused(lambda: flmm.load_grounder(tmp_path/'mine', llava, sam), "cut is 'half'")
+
+
+def test_images_for_a_head_of_the_authors_are_resized_and_then_padded():
+    from PIL import Image
+    from frozen_nb.core.zoo import load_lmm
+    llava = load_lmm('llava', device='cpu')
+    shown, = flmm._shown(llava, [Image.new('RGB', (500, 375), 'red')], 336)
+    mean = tuple(int(255*x) for x in llava.processor.image_processor.image_mean)
+    assert shown.size == (336, 336)
+    assert [shown.getpixel((9, y)) for y in (41, 42, 293, 294)] == [mean, (255, 0, 0), (255, 0, 0), mean]
+    # 42 of 336 pixels are 8 of 64 places; of the image as it is, 62 of 500 would be 7
+    class Rows(nn.Module):
+        def forward(self, maps): return torch.arange(64.)[:, None].expand(1, 64, 64)
+    tops = []
+    for pixels in (336, None):
+        model = flmm.FLMM(Rows(), padded=True, cut='whole', pixels=pixels)
+        logits, _ = model(SimpleNamespace(maps=None), None, (500, 375))
+        tops.append(logits[0, [0, -1], 0].tolist())
+    assert tops == [[8., 55.], [7., 54.]]
 
 
 def test_a_classifier_that_was_saved_before_keeps_its_last_norm(tmp_path):
