@@ -113,7 +113,19 @@ def unpad(
     return F.grid_sample(x[:, None], F.affine_grid(theta, (len(x), 1, h, w), align_corners=False), align_corners=False)[:, 0]
 
 def _padded(lmm): return type(lmm.model).__name__ == 'LlavaForConditionalGeneration'
-def _shown(lmm, images): return [pad_square(im) for im in images] if _padded(lmm) else images
+
+# %% ../nbs/12_flmm.ipynb #70e8d20a
+def _fitted(size, pixels):
+    "(width, height) with so many pixels on the longer side, rounded as the authors do."
+    return tuple(max(1, int(length*pixels/max(size))) for length in size)
+
+def _shown(lmm, images, pixels=None):
+    "Images as the LMM gets them; with `pixels` they are resized first, and padded with their mean."
+    if not _padded(lmm): return images
+    if pixels is None: return [pad_square(im) for im in images]
+    colour = tuple(int(255*x) for x in lmm.processor.image_processor.image_mean)
+    small = [to_rgb(im).resize(_fitted(im.size, pixels), Image.BICUBIC) for im in images]
+    return [pad_square(im, colour) for im in small]
 
 # %% ../nbs/12_flmm.ipynb #flm00018
 def _places(spans, text, lo, hi):
@@ -161,11 +173,12 @@ def speak(
     texts: list,                            # B texts that the LMM is made to say, or is asked
     spans: list, # B lists of (start, end): characters of the text, one pair a phrase
     question: str | list | None = QUESTION, # one or B; None: the texts are the questions
+    pixels: int | None = None,              # of an `FLMM`
 ) -> Spoken:
     """Images and texts as one batch, and where phrases and images are in it. Raises `BadInput` for a
     phrase that is not in its text and a text that is too long."""
     whole, starts = _in_chat(lmm, texts, question)
-    inputs = lmm.inputs(_shown(lmm, images), whole, return_offsets_mapping=True)
+    inputs = lmm.inputs(_shown(lmm, images, pixels), whole, return_offsets_mapping=True)
     offsets = inputs.pop('offset_mapping').cpu() # (B, L, 2)
     _check_length(lmm, inputs['input_ids'].shape[1])
     grids, tokens = image_grids(lmm, inputs), []
@@ -469,12 +482,14 @@ class FLMM(nn.Module):
         padded: bool = True,               # whether maps are of the image padded to a square
         merge: str = 'mean',               # how the rows of a phrase's tokens were merged
         cut: str = 'fractions',            # of `unpad`
+        pixels: int | None = None,         # to which the longer side is resized before padding, as
+                                           # the authors do; None: images are padded as they are
         **made_for: str, # what it belongs to: lmm, lmm_fingerprint, sam, sam_fingerprint
     ):
         super().__init__()
         _check_word('cut', cut)
         self.head, self.refiner, self.selector, self.padded, self.merge, self.made_for = head, refiner, selector, padded, merge, made_for
-        self.cut = cut
+        self.cut, self.pixels = cut, pixels
 
     def forward(
         self,
@@ -483,7 +498,7 @@ class FLMM(nn.Module):
         size: tuple,                   # (width, height) of the images
     ) -> tuple: # logits of the head (K, h, w), logits of the refiner (K, height, width) or None
         logits = self.head(phrases.maps)
-        if self.padded: logits = unpad(logits, size, self.cut)
+        if self.padded: logits = unpad(logits, _fitted(size, self.pixels or max(size)), self.cut)
         return logits, None if self.refiner is None else self.refiner(features, logits, phrases, size)
 
     @torch.no_grad()
@@ -805,7 +820,7 @@ class Grounder:
     def _find(self, image, texts, spans, question):
         "Masks for characters of texts about one image, which is encoded once: a list of `GroundedPhrase`."
         image = to_rgb(image)
-        phrases = Phrases.join(read_phrases(self.lmm, speak(self.lmm, [image]*len(texts), texts, spans, question), self.flmm.merge))
+        phrases = Phrases.join(read_phrases(self.lmm, speak(self.lmm, [image]*len(texts), texts, spans, question, self.flmm.pixels), self.flmm.merge))
         features = None if self.flmm.refiner is None else self.sam.encode(self.sam.preprocess([image])).float().cpu().expand(len(phrases), -1, -1, -1)
         coarse, fine = self.flmm.masks(phrases, features, image.size)
         p, named = (coarse if fine is None else fine).sigmoid().numpy(), [(t, span) for t, each in zip(texts, spans) for span in each]
@@ -940,7 +955,7 @@ def save_flmm(
 ) -> Path:
     """Save what was trained, in half precision; the folder appears whole or not at all. Only
     another F-LMM is replaced."""
-    config = dict(kind='FLMM', head=model.head.config, refiner=model.refiner and model.refiner.config, selector=model.selector is not None, padded=model.padded, merge=model.merge, cut=model.cut, **model.made_for)
+    config = dict(kind='FLMM', head=model.head.config, refiner=model.refiner and model.refiner.config, selector=model.selector is not None, padded=model.padded, merge=model.merge, cut=model.cut, pixels=model.pixels, **model.made_for)
     tensors = {name: t.half() for name, t in model.state_dict().items()}
     return write_folder(folder, tensors, config, 'an F-LMM', _holds_flmm, texts)
 
@@ -950,7 +965,8 @@ _refiner_schema = dict(width=int, depth=int, mask=bool, box=bool, text=bool,
                        boxes=NotRequired[str], beside=NotRequired[str])
 _flmm_schema = dict(
     head=_head_schema, refiner=dict | None, selector=bool, padded=bool, merge=str,
-    lmm=str, lmm_fingerprint=str, sam=NotRequired[str], cut=NotRequired[str])
+    lmm=str, lmm_fingerprint=str, sam=NotRequired[str], cut=NotRequired[str],
+    pixels=NotRequired[int | None])
 _unnamed = dict(divide='mean', boxes='longer', beside='own') # in configurations that are older
 
 def _size_error(config):
@@ -982,12 +998,12 @@ def _head_of(config, folder):
 # %% ../nbs/12_flmm.ipynb #flmsch02
 def _flmm_of(config, head, lmm, sam):
     "An F-LMM of this configuration, before its weights are read."
-    own = 'kind', 'head', 'refiner', 'selector', 'padded', 'merge', 'cut'
+    own = 'kind', 'head', 'refiner', 'selector', 'padded', 'merge', 'cut', 'pixels'
     made_for = {name: value for name, value in config.items() if name not in own}
     older = {name: _unnamed[name] for name in ('boxes', 'beside')}
     refiner = config['refiner'] and Refiner(sam, **older | config['refiner'])
     selector = nn.Linear(lmm.width, 1) if config['selector'] else None
-    how = config['padded'], config['merge'], config.get('cut', 'fractions')
+    how = config['padded'], config['merge'], config.get('cut', 'fractions'), config.get('pixels')
     return FLMM(head, refiner, selector, *how, **made_for)
 
 # %% ../nbs/12_flmm.ipynb #loadgroux1
@@ -1097,7 +1113,8 @@ def read_flmm(
         refiner = Refiner(sam, lmm.width, lmm.depth, boxes='probabilities', beside='call')
         _read_part(refiner, state, _refiner_names(state, refiner, path), path)
         made_for |= dict(sam=sam.name, sam_fingerprint=sam.fingerprint)
-    model = FLMM(head, refiner, None, _padded(lmm), merge, 'whole', **made_for)
+    pixels = lmm.model.config.vision_config.image_size if _padded(lmm) else None
+    model = FLMM(head, refiner, None, _padded(lmm), merge, 'whole', pixels, **made_for)
     return model.eval().to(lmm.device)
 
 # %% ../nbs/12_flmm.ipynb #flm00131
