@@ -50,7 +50,7 @@ def test_presets(monkeypatch):
         monkeypatch.setenv('FROZEN_NB_PRESET', name)
         assert by_preset(quick=1, extended=3) == value and by_preset(quick=1, full=None) is (1 if name == 'quick' else None)
     monkeypatch.setenv('FROZEN_NB_PRESET', 'Full')
-    with pytest.raises(BadInput, match='quick, full, extended, paper'): preset()
+    with pytest.raises(BadInput, match='quick, full, extended'): preset()
 
 
 @given(st.integers(0, 999), st.integers(2, 30), st.integers(1, 4))

@@ -25,7 +25,7 @@ def refused(said, *words):
 
 @pytest.mark.parametrize('line, word', [
     ('', 'reproduce, claims'), ('reprodce', 'reprodce'), ('--frozen', '--frozen'), ('caption', 'IMAGE'), ('pretrain', 'NAME'), ('reproduce --seeds two', '--seeds'), ('reproduce --seeds 0 --dry-run', '--seeds 0'),
-    ('reproduce --preset fast --dry-run', 'quick, full, extended, paper'), ('reproduce nothing_like_it --dry-run', 'nothing_like_it'), ('claims nothing_like_it', 'claims'),
+    ('reproduce --preset fast --dry-run', 'quick, full, extended'), ('reproduce nothing_like_it --dry-run', 'nothing_like_it'), ('claims nothing_like_it', 'claims'),
     ('claims --records nowhere.json', 'nowhere.json'), ('pretrain lama', 'llama'), ('pretrain llama --steps 0', '--steps 0'), (f'pretrain llama --out {__file__}', 'test_cli.py'),
     ('fit', 'give a method: limber, flmm, lm4visual, generative_adapter, pinto'), ('fit limbo --data a --out b', 'there are limber, flmm, lm4visual, generative_adapter, pinto'), ('fit flmm', '--data'), ('fit flmm --data a --images . --out b', 'a: not a JSON'), ('fit flmm --data a --images . --out b --steps 0', '--steps'), ('fit limber', '--data'), ('fit limber --data a', '--out'), ('fit limber --data nowhere.jsonl --out new', 'nowhere.jsonl'), (f'fit limber --data nowhere.jsonl --out {__file__}', 'test_cli.py'),
     ('fit limber --data a --out b --k 0', '--k'), ('fit limber --data a --out b --steps none', '--steps'), ('fit limber --data a --out b --dropout 1', '--dropout'), ('fit limber --data a --out b --optimizer sgd', 'sgd'),
@@ -236,18 +236,27 @@ def test_out_is_a_file(shell, chapters):
     Path('taken').touch()
     for dry in ([], ['--dry-run']): refused(shell('reproduce', '--out', 'taken/deeper', *dry), 'taken')
 
-def test_plan_for_the_published_models(shell, chapters, monkeypatch):
-    chapters('10_toy', '1')
-    monkeypatch.setitem(sys.modules, 'frozen_nb.toy', SimpleNamespace(paper_plan=lambda: 'GPT-J 6 B, 24 GB'))
-    said = shell('reproduce', '--preset', 'paper', '--dry-run')
-    assert said.status == 0 and 'GPT-J 6 B, 24 GB' in said.out and not Path('_out').exists()
+def test_a_scale_is_planned_without_weights(shell, monkeypatch):
+    said = shell('reproduce', '--scale', 'paper', '--dry-run')
+    assert said.status == 0 and said.err == '' and all(f'{m}, scale paper' in said.out for m in ('limber', 'ima', 'flmm', 'lm4visual', 'generative_adapter', 'pinto'))
+    counts = dict(limber='trained: map, 12,587,008', ima='trained: mapper, 7,362,048', flmm='trained: head, 7,77', lm4visual='trained: maps, 3,145,728', generative_adapter='trained: 32 layers, 537,001,984', pinto='trained: t5, 222,903,552')
+    for words in counts.values(): assert words in said.out, words
+    assert 'missing here: ' in said.out and 'hours on one H100' in said.out and '2,936 GB' in said.out and not Path('_out').exists()
+    real = shell('reproduce', 'limber', '--scale', 'real', '--dry-run').out
+    assert 'smollm2-135m' in real and 'flickr8k' in real
 
-@pytest.mark.parametrize('found, words', [(None, []), ('GPT-J 6 B', []), (SimpleNamespace(missing=['CC3M', 'GPT-J'], command='frozen-nb fit toy'), ['missing: CC3M, GPT-J', 'frozen-nb fit toy'])])
-def test_the_published_models_are_not_replaced_by_small_ones(shell, chapters, monkeypatch, found, words):
+def test_a_scale_that_a_chapter_does_not_know(shell, chapters):
     chapters('10_toy', 'open("ran", "w")')
-    monkeypatch.setitem(sys.modules, 'frozen_nb.toy', SimpleNamespace(paper_plan=lambda: found))
-    refused(shell('reproduce', '--preset', 'paper'), 'toy', '--dry-run', *words)
+    for scale in ('real', 'paper'): refused(shell('reproduce', '--scale', scale), 'toy', 'scale miniature so far')
+    refused(shell('reproduce', '--scale', 'moon'), "'moon'", 'miniature, real, paper')
+    refused(shell('reproduce', '--preset', 'paper'), "'paper'", 'quick, full, extended')
     assert not Path('_out').exists()
+
+def test_a_chapter_gets_the_scale(shell, chapters, monkeypatch):
+    chapters('10_toy', 'import os; # read_scale(\nopen("scale", "w").write(os.environ["FROZEN_NB_SCALE"])')
+    monkeypatch.setenv('FROZEN_NB_SCALE', 'miniature')
+    assert shell('reproduce', '--scale', 'real').status == 0
+    assert next(Path('_out').rglob('scale')).read_text() == 'real'
 
 REPRODUCE_HERE = 'import frozen_nb.core.frozen, pathlib, signal; signal.signal(signal.SIGINT, signal.default_int_handler); frozen_nb.core.frozen.notebooks_path = lambda *p: pathlib.Path("nbs", *p).absolute()\nfrom frozen_nb.cli import main; main()'
 

@@ -36,7 +36,7 @@ from .folders import read_json, write_whole
 from .frozen import *
 
 # %% ../../nbs/core/10_claims.ipynb #a2d284ba
-PRESETS = 'quick', 'full', 'extended', 'paper'
+PRESETS = 'quick', 'full', 'extended'
 
 def preset() -> str: # one of `PRESETS`
     "The name in `FROZEN_NB_PRESET`, or `quick`."
@@ -50,11 +50,10 @@ def by_preset(
     quick: object,          # the value in the preset `quick`
     full: object = ...,     # in `full`
     extended: object = ..., # in `extended`
-    paper: object = ...,    # in `paper`
 ) -> object:                # the value for the current preset
     "Pick a value by preset; one that is not given is that of the next smaller preset."
     value = quick
-    larger = dict(zip(PRESETS[1:], (full, extended, paper)))
+    larger = dict(zip(PRESETS[1:], (full, extended)))
     for name in PRESETS[1:PRESETS.index(preset()) + 1]:
         if larger[name] is not ...: value = larger[name]
     return value
