@@ -91,3 +91,16 @@ def test_a_file_that_is_no_gguf(tmp_path):
     (tmp_path/'m.gguf').write_bytes(b'GGUF nothing')
     with pytest.raises(BadInput, match='m.gguf') as error: load_lm(tmp_path/'m.gguf', device='cpu')
     assert '\n' not in str(error.value)
+
+@given
+def test_mobilenetv2_ships_and_knows_imagenet():
+    encoder = load_encoder('mobilenetv2', device='cpu')
+    assert encoder.grid == (7, 7) and encoder.width == 1280
+    folder = real_path('imagenet_sample')
+    wnids = [line.split('_')[0] for line in (folder/'classes.txt').read_text().splitlines() if line.strip()]
+    paths = sorted(folder.glob('*.JPEG'))[::8]
+    images = torch.cat([encoder.preprocess([open_image(p)]) for p in paths])
+    with torch.no_grad(): guess = encoder.model(images)[:, 1:].argmax(-1)
+    right = np.mean([wnids[g] == p.name.split('_')[0] for g, p in zip(guess.tolist(), paths)])
+    print(f'top-1 on {len(paths)} images: {right:.2f}')
+    assert right > .7
