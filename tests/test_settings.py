@@ -39,7 +39,7 @@ def test_a_language_model_with_other_settings_is_another(tmp_path, file, change)
     with pytest.warns(UserWarning, match='configuration, tokenizer or preprocessing'): Limber.load(lm=tmp_path/'changed'/'llama', device='cpu')
 
 def test_what_changes_nothing_is_no_setting(tmp_path):
-    def cosmetic(config): config |= dict(transformers_version='9.9', dtype='bfloat16', _name_or_path='/home/somebody')
+    def cosmetic(config): config |= dict(transformers_version='9.9', dtype='bfloat16', _name_or_path='some/folder')
     assert load_lm(changed(tmp_path, 'llama', 'config.json', cosmetic), device='cpu').settings == load_lm('llama', device='cpu').settings
     def order(config):
         for key in sorted(config): config[key] = config.pop(key)
