@@ -435,15 +435,23 @@ def converted_folder(
         with whole_folder(folder, 'a converted model') as new: write(path, new)
     return folder
 
+# %% ../../nbs/core/03_zoo.ipynb #d409bb6b
+def _gguf_at(text):
+    "A GGUF file, or the only one of a folder that holds no model of transformers; else None."
+    try:
+        path = Path(text).expanduser()
+        files = sorted(path.glob('*.gguf')) if path.is_dir() else [path]
+        is_gguf = len(files) == 1 and files[0].suffix == '.gguf' and files[0].is_file()
+        return files[0] if is_gguf and not (path/'config.json').is_file() else None
+    except (OSError, ValueError, RuntimeError): # too long for a path, a null byte, no such home
+        return None
+
 def _converted(text):
     "The folder of a packaged model, a GGUF file or a folder with nothing but one; else None."
     name = _OTHER_NAMES.get(text, text)
     if name in PACKAGED: return converted_folder(packaged_file(name))
-    path = Path(text).expanduser()
-    files = sorted(path.glob('*.gguf')) if path.is_dir() else [path]
-    is_gguf = len(files) == 1 and files[0].suffix == '.gguf' and files[0].is_file()
-    if not is_gguf or (path/'config.json').is_file(): return None
-    return converted_folder(files[0])
+    file = _gguf_at(text)
+    return None if file is None else converted_folder(file)
 
 # %% ../../nbs/core/03_zoo.ipynb #950cfdb4
 def find_model(
