@@ -31,7 +31,7 @@ from frozen_nb.core.folders import (
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
 from frozen_nb.core.zoo import (
-    image_formats, LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb,
+    check_texts, image_formats, LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb,
 )
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
@@ -822,7 +822,7 @@ class Grounder:
         return [replace(f, phrase=w) for f, w in zip(found, words)]
 
     def _words(self, phrases):
-        if not len(phrases) or not all(p.strip() for p in phrases): raise BadInput('an empty phrase has no place; give words such as "the red fox"')
+        if not len(check_texts(phrases)) or not all(p.strip() for p in phrases): raise BadInput('an empty phrase has no place; give words such as "the red fox"')
         return [p.strip() for p in phrases]
 
     @torch.no_grad()
@@ -988,7 +988,7 @@ def load_grounder(
     dtype: str | None = None,         # of models that are loaded by name
 ) -> Grounder:
     "A trained F-LMM with its frozen models. Raises `BadInput` if it was made for others, or is damaged."
-    folder = Path(folder or data_path('zoo', 'flmm'))
+    folder = data_path('zoo', 'flmm') if folder is None else Path(folder)
     config, weights = read_folder(folder, 'F-LMM')
     head = _head_of(config, folder)
     lmm = lmm or load_lmm(config['lmm'], dtype, device)

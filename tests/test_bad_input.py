@@ -301,3 +301,38 @@ def test_a_report_is_made_beside_damaged_files(tmp_path, name, data):
     run = cli.Reproduction(tmp_path)
     assert run.write_report().is_file() and (tmp_path/name).read_bytes() == data
     assert run.left_out == ([] if b'frozen_nb' in data else [tmp_path/name])
+
+
+# A blank value is no default
+
+@pytest.mark.parametrize('line', [
+    f'{command} --{name}=' for command, names in {
+        'caption a.png': 'map encoder lm device dtype', 'ask a.png why': 'map lm', 'ground a.png fox': 'model lmm sam out', 'align images': 'captions map lm out',
+        'adapt doc.txt --ask why': 'generator lm save mode', 'explain why --choices a b': 'reasoner lm', 'reproduce': 'out preset', 'claims': 'records markdown',
+        'verify': 'records', 'pretrain llama': 'out', 'fit limber --data captions.jsonl --out new': 'lm encoder', 'fit limber --data captions.jsonl': 'out',
+        'fit pinto --data questions.jsonl --out new': 't5 lm prompt'}.items() for name in names.split()])
+def test_a_blank_value_is_not_the_default(line, place, monkeypatch, shell):
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob('*'))
+    said = shell(*line.split())
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and line.split()[-1].rstrip('=') in said.err and 'blank' in said.err
+    assert sorted(place.rglob('*')) == before
+
+@pytest.mark.parametrize('words', [('claims', ''), ('pretrain', ''), ('caption', 'a.png', ''), ('align', ''), ('reproduce', '', '--dry-run'), ('adapt', '', '--ask', 'why')])
+def test_a_blank_argument_is_named(words, place, monkeypatch, shell):
+    monkeypatch.chdir(place)
+    said = shell(*words)
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and 'blank' in said.err and 'please report' not in said.err
+
+def test_a_blank_prompt_is_a_prompt(place, monkeypatch, shell):
+    "Also for `fit limber`, as the paper has none."
+    from frozen_nb.core.zoo import open_image
+    from frozen_nb.limber import Limber
+    import frozen_nb.limber as limber
+    monkeypatch.chdir(place)
+    given, captioner = [], Limber.load(device='cpu')
+    monkeypatch.setattr(limber, 'generate', lambda lm, prefix, prompt, *more, **options: given.append(prompt) or ['a fox'])
+    for prompt in ('', None): captioner.caption([open_image('a.png')], prompt=prompt)
+    assert given == ['', captioner.map.made_for['prompt']]
+    said = shell('fit', 'limber', '--data', 'nowhere.jsonl', '--out', 'new', '--prompt', '')
+    assert 'nowhere.jsonl' in said.err and 'blank' not in said.err

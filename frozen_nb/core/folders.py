@@ -131,6 +131,24 @@ def _try_to_write(folder, nearest):
         (part/rest).mkdir(parents=True)
         (part/rest/'config.json').write_text('{}')
 
+# %% ../../nbs/core/01_folders.ipynb #plcseen1
+SUMS = 'sha256.json'   # the list of hashes of a result
+_before = {}   # absolute path of a place that was checked -> the list of hashes that stood there
+
+def _sums_at(folder):
+    with suppress(OSError): return (Path(folder)/SUMS).read_bytes()
+
+def _remember(folder):
+    "Keep which result stands at a place, until this process writes there."
+    _before[Path(folder).absolute()] = _sums_at(folder)
+
+def _refuse_replaced(folder, new):
+    "Refuse to replace a result that another process has written since the place was checked."
+    now = _sums_at(folder)
+    if now in (None, _before.pop(folder.absolute(), now), _sums_at(new)): return
+    raise BadInput(f'{folder}: another process has written its result here meanwhile, and it is '
+                   'kept; give the command again with another place')
+
 # %% ../../nbs/core/01_folders.ipynb #235bff59
 def _nearest(folder):
     "The nearest folder that exists, a file that stands in its way, or a link to nothing."
@@ -156,13 +174,14 @@ def check_place(
     except OSError as error:
         raise BadInput(
             f'{folder}: {nearest} cannot be written to ({error.strerror}); {way_out}') from None
-    if holds is not None and nearest == folder and not _may_be_replaced(folder, holds):
-        raise BadInput(f'{folder}: this folder holds something else than {what}; '
-                       'choose another one')
+    if holds is None: return folder
+    if nearest == folder and not _may_be_replaced(folder, holds): raise BadInput(
+        f'{folder}: this folder holds something else than {what}; choose another one')
+    _remember(folder)
     return folder
 
 # %% ../../nbs/core/01_folders.ipynb #00a2c998
-SUMS, _READY = 'sha256.json', '.frozen_nb-ready'
+_READY = '.frozen_nb-ready'
 
 def file_hash(
     path: str | Path,  # any file
@@ -282,10 +301,21 @@ def _commit(new, folder, holds):
     "Let `new` be the result: by one renaming, and the moving of files where a folder is already."
     if not folder.is_dir() and _renamed(new, folder): return
     finish_write(folder)
+    _refuse_replaced(folder, new)
     _check_targets(new, folder, holds)
     while not _renamed(new, folder/_READY):   # another process was faster
         finish_write(folder)
     finish_write(folder)
+
+# %% ../../nbs/core/01_folders.ipynb #plcagn01
+def _check_again(folder, what, holds):
+    "`check_place`, without forgetting what stood there when it was called before the training."
+    place = Path(folder).absolute()
+    known = _before.pop(place, ...)
+    folder = check_place(folder, what, holds)
+    _before.pop(place, None)
+    if known is not ...: _before[place] = known
+    return folder
 
 # %% ../../nbs/core/01_folders.ipynb #5c01ef0b
 @contextmanager
@@ -296,7 +326,7 @@ def whole_folder(
 ):                                   # an empty folder to write the result into
     """A block that writes a folder, whole or not at all: on failure an older one stays, as do files
     of other names. Raises what `check_place` does, and `DiskError` if the disk is full."""
-    folder = check_place(folder, what, holds)
+    folder = _check_again(folder, what, holds)
     inside, name = (folder, 'frozen_nb') if folder.is_dir() else (folder.parent, folder.name)
     made = [p for p in (inside, *inside.parents) if not p.exists()]
     try:

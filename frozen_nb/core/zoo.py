@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['OWNERLESS', 'RANDOM', 'IMAGE_FORMATS', 'GREEDY', 'shipped', 'weight_files', 'configuration', 'hub_reachable',
            'cached_folder', 'hub_folder', 'ModelSource', 'find_model', 'quiet_libraries', 'load_tokenizer', 'LM',
-           'load_lm', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'image_formats', 'open_image', 'is_nf_resnet',
-           'visual_tokens', 'pool_tokens', 'Encoder', 'load_encoder', 'unit_pixels', 'clip_vision_model', 'check_texts',
-           'messages', 'check_logits', 'greedy', 'LMM', 'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM',
-           'load_sam', 'Card', 'card', 'zoo']
+           'load_lm', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'image_formats', 'check_images', 'open_image',
+           'is_nf_resnet', 'visual_tokens', 'pool_tokens', 'Encoder', 'load_encoder', 'unit_pixels',
+           'clip_vision_model', 'check_texts', 'messages', 'check_logits', 'greedy', 'LMM', 'load_lmm', 'SAMConfig',
+           'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card', 'zoo']
 
 # %% ../../nbs/core/03_zoo.ipynb #021933e7
 import difflib, hashlib, inspect, json, logging, math, re, sys, warnings
@@ -701,6 +701,16 @@ def _read_image(path):
     with warnings.catch_warnings():
         warnings.simplefilter('error', Image.DecompressionBombWarning)
         with Image.open(path, formats=image_formats()) as image: return to_rgb(image)
+
+# %% ../../nbs/core/03_zoo.ipynb #imglst01
+def check_images(
+    images: list, # PIL images, or what else an encoder takes
+) -> list:        # the same
+    "Raises `BadInput` for what is no list: an image by itself, a text, a generator."
+    single = isinstance(images, (str, bytes, Path, Image.Image))
+    if single or not hasattr(images, '__len__'): raise BadInput(
+        f'{type(images).__name__} is no list of images: put it into one')
+    return images
 
 # %% ../../nbs/core/03_zoo.ipynb #f06d75d7
 def open_image(
@@ -1667,8 +1677,9 @@ def _generate_answers(lmm, images, questions, max_new_tokens):
 
 def _one_each(images, questions):
     "One question for each image."
-    questions = [questions]*len(images) if isinstance(questions, str) else list(questions)
-    check_texts(questions)
+    check_images(images)
+    one_for_all = isinstance(questions, str)
+    questions = [questions]*len(images) if one_for_all else list(check_texts(questions))
     if questions and len(questions) == len(images): return questions
     raise BadInput(f'{len(images)} images and {len(questions)} questions: '
                    'give one question for each image, and at least one image')
