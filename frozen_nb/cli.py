@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'Methods', 'Preset', 'Seeds', 'Out', 'Jobs', 'DryRun', 'Records', 'AsJson', 'Page', 'Fresh', 'ClaimsFolder',
            'DEFAULT_MAP', 'ImageFile', 'Device', 'Dtype', 'EncoderName', 'LMName', 'MapFolder', 'PhraseList', 'Overlay',
-           'HeadFolder', 'LMMName', 'SAMName', 'IMAGE_SUFFIXES', 'CaptionFile', 'FigureFile', 'DocumentFile',
-           'Questions', 'LoraFolder', 'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder',
-           'RationalizerName', 'FITS', 'METAVARS', 'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters',
-           'select_chapters', 'run_chapter', 'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate',
-           'plan']
+           'HeadFolder', 'LMMName', 'SAMName', 'CaptionFile', 'FigureFile', 'DocumentFile', 'Questions', 'LoraFolder',
+           'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder', 'RationalizerName', 'FITS', 'METAVARS',
+           'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters', 'select_chapters', 'run_chapter',
+           'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate', 'plan']
 
 # %% ../nbs/90_cli.ipynb #9ebd5008
 import asyncio
@@ -906,13 +905,22 @@ def _reproduce(
     return int(bool(run.failures))
 
 # %% ../nbs/90_cli.ipynb #15928752
+def _harmless(segment):
+    "A piece of what rich prints, without links and with entities such as &#8238; as escapes."
+    style = segment.style and segment.style.update_link(None)
+    return segment._replace(text=_visible(segment.text), style=style)
+
+
 def _show(markdown):
-    if not sys.stdout.isatty():
-        _say(markdown.rstrip())
-        return
     from rich.console import Console
     from rich.markdown import Markdown
-    Console().print(Markdown(_visible(markdown)))
+    from rich.segment import Segments
+    console = Console()
+    if not sys.stdout.isatty() or console.width < 80:   # columns of a letter help nobody
+        _say(markdown.rstrip())
+        return
+    segments = console.render(Markdown(_visible(markdown), hyperlinks=False))
+    console.print(Segments(map(_harmless, segments)), end='')
 
 
 def _no_claims(method, methods):
@@ -1251,12 +1259,10 @@ def _write_masks(opened, phrases, out, grounder):
         _say(_grounded_line(phrase, file.name, 1 if described else presence))
 
 # %% ../nbs/90_cli.ipynb #aln00001
-IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'}
-
-
 def _images_in(folder):
     "Path -> image for a folder, and whether all could be opened. Refuses fewer than two."
     from frozen_nb.core.frozen import BadInput
+    from frozen_nb.core.zoo import IMAGE_SUFFIXES
     if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give a folder of images')
     paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
     paths = [p for p in paths if p.exists() and not p.name.startswith('.')]

@@ -31,7 +31,7 @@ from frozen_nb.core.folders import (
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
 from frozen_nb.core.zoo import (
-    check_texts, image_formats, LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb,
+    check_marks, check_texts, image_formats, LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb,
 )
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
@@ -127,6 +127,7 @@ def _places(spans, text, lo, hi):
 def _in_chat(lmm, texts, question):
     "Texts in the chat template, and where each begins there."
     one = question is None or isinstance(question, str)
+    check_marks(lmm, texts)
     questions, whole = [question]*len(texts) if one else question, []
     for text, asks in zip(texts, questions):
         chat = messages(text) if asks is None else messages(asks, text)

@@ -35,7 +35,7 @@ from .core.metrics import mentions
 from .core.prefix import MARK, sequence, target_loss
 from .core.training import train, TrainConfig
 from .core.zoo import (
-    check_images, check_texts, Encoder, LM, LMM, messages, pool_tokens)
+    check_images, check_marks, check_texts, Encoder, LM, LMM, messages, pool_tokens)
 
 # %% ../nbs/11_ima.ipynb #0446061d
 from .core.activations import (
@@ -1156,8 +1156,8 @@ def told_lmm(
 ) -> Told:
     """Images and answers in the chat template of a multimodal model; its template and question
     count as text."""
-    check_texts([question])
-    check_texts(answers)
+    check_marks(lmm, check_texts([question]))
+    check_marks(lmm, check_texts(answers))
     template = lmm.processor.apply_chat_template
     inputs = lmm.inputs(images, [template(messages(question, answer)) for answer in answers])
     visual = inputs['input_ids'] == lmm.model.config.image_token_id

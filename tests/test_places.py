@@ -155,3 +155,10 @@ def test_an_empty_list_among_the_records_stays(tmp_path):
     (tmp_path/'claims'/'mine.json').write_text('[]')
     assert cli._put_aside(tmp_path) == [] and cli._bring_back(tmp_path) == ([], [])
     assert (tmp_path/'claims'/'mine.json').read_text() == '[]'
+
+def test_a_user_without_home_is_told_of_the_cache(monkeypatch):
+    from frozen_nb.core.frozen import cache_path
+    def no_home(self): raise RuntimeError('Could not determine home directory.')
+    monkeypatch.delenv('FROZEN_NB_CACHE')
+    monkeypatch.setattr(Path, 'expanduser', no_home)
+    with pytest.raises(BadInput, match='FROZEN_NB_CACHE'): cache_path('zoo')
