@@ -84,6 +84,11 @@ def _visible(text):
     return _control.sub(lambda match: f'\\u{ord(match[0]):04x}', str(text))
 
 
+def _on_a_line(path):
+    "A name, of a file or of what a file says, that may hold line ends: these as escapes."
+    return str(path).replace('\n', '\\n').replace('\r', '\\r')
+
+
 def _say(*lines):
     "Print lines; a line end inside of one stays."
     for line in lines:
@@ -91,8 +96,8 @@ def _say(*lines):
 
 
 def _complain(*words):
-    line = ' '.join(map(str, words)).split()
-    print('frozen-nb:', _visible(' '.join(line)), file=sys.stderr, flush=True)
+    line = re.sub(r'\s*[\r\n]\s*|\t', ' ', ' '.join(map(str, words)).strip())
+    print('frozen-nb:', _visible(line), file=sys.stderr, flush=True)
 
 # %% ../nbs/90_cli.ipynb #clierr01
 _OURS = {'BadInput', 'FrozenError', 'FloatingPointError'}   # their messages are lines for people
@@ -1078,7 +1083,7 @@ MapFolder = Annotated[str, typer.Option(
 def _is_there(path):
     "Whether a file is there; if not, a line says so. Needs no torch."
     if os.path.exists(path): return True   # False for what is no path at all
-    _complain(f'{path}: no such file; check the path')
+    _complain(f'{_on_a_line(path)}: no such file; check the path')
     return False
 
 
@@ -1118,7 +1123,7 @@ def _caption(
         if limber is None: limber = _load_limber(map_folder, encoder, lm, device, dtype)
         texts = dict(zip(batch, limber.caption(list(batch.values()))))
         for path in filter(texts.__contains__, images[lo:lo + 32]):
-            _say(f'{path}: {_one_line(texts[path])}')
+            _say(f'{_on_a_line(path)}: {_one_line(texts[path])}')
             n_done += 1
     return 0 if n_done == len(images) else 2
 
@@ -1256,7 +1261,8 @@ def _write_masks(opened, phrases, out, grounder):
     files = _mask_files(out, len(phrases))
     for (phrase, described), file, presence in zip(grounded, files, presences):
         _save_ours(phrase.image, file)
-        _say(_grounded_line(phrase, file.name, 1 if described else presence))
+        line = _grounded_line(phrase, file.name, 1 if described else presence)
+        _say(_on_a_line(line))
 
 # %% ../nbs/90_cli.ipynb #aln00001
 def _images_in(folder):
@@ -1434,8 +1440,8 @@ def _use_adapter(memory, lm, questions, save):
         _say(f'Q: {question} A: {_one_line(answer)}')
     if save is not None: save_adapter(adapter, lm, save)
     kept = f'weights of rank {memory.generator.rank}, {adapter.nbytes/1000:,.0f} kilobytes'
-    place = '' if save is None else f': {save}'
-    print(f'{memory.tokens:,} tokens encoded; kept: {kept}{place}')
+    place = '' if save is None else f': {_on_a_line(save)}'
+    _say(f'{memory.tokens:,} tokens encoded; kept: {kept}{place}')
 
 # %% ../nbs/90_cli.ipynb #exp00001
 Choices = Annotated[list[str], typer.Argument(
@@ -1516,7 +1522,7 @@ def _fit_function(method):
 
     def command(**options):
         chosen = config(**options)
-        _say(*chosen.lines(fit(chosen)))
+        _say(*map(_on_a_line, chosen.lines(fit(chosen))))
         return 0
 
     comments = docments(config)

@@ -11,7 +11,7 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'FLMM_RECIPE', 'COLOURS_OF_MASKS', 'Spo
            'read_coco', 'read_refcoco', 'read_narratives', 'read_nlvr', 'FLMMFit', 'fit_grounding']
 
 # %% ../nbs/12_flmm.ipynb #flm00002
-import copy, hashlib, json, math, re
+import copy, hashlib, json, math, re, warnings
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -994,6 +994,8 @@ def load_grounder(
     head = _head_of(config, folder)
     lmm = lmm or load_lmm(config['lmm'], dtype, device)
     if config['refiner']: sam = sam or load_sam(config['sam'], dtype, device)
+    elif sam is not None: warnings.warn(
+        f'{folder}: this F-LMM was trained without a SAM, and the one that is given has no effect')
     model = _flmm_of(config, head, lmm, sam)
     grounder = Grounder(freeze(model.to(lmm.device)), lmm, sam)
     try: model.load_state_dict({k: t.float() for k, t in weights.items()})

@@ -414,7 +414,7 @@ def _tokenize(tokenizer, m, rationales, length):
     head = question + choices
     if len(head) > length: raise BadInput(
         f'{m.question[:60]!r}: question and choices take {len(head)} tokens, and {length} are '
-        'allowed; make them shorter or give a larger length')
+        'allowed; make them shorter (fit pinto trains with more by --length)')
     rows = []
     for choice, rationale in zip(m.choices, rationales or [None]*len(m.choices)):
         whole = head + (ids(f' Explanation: {rationale}') if rationale else [])
@@ -942,7 +942,7 @@ def _check_own(questions, path):
     bare = next(filter(is_bare, questions), None)
     if bare: raise BadInput(
         f'{path}: {bare.question[:60]!r} has no rationale for each of its choices, and one that '
-        'stands alone would give the answer away: write one for each, or leave out own=True to '
+        'stands alone would give the answer away: write one for each, or leave out --own to '
         'prompt for them')
 
 # %% ../nbs/15_pinto.ipynb #929a8929

@@ -162,3 +162,35 @@ def test_a_user_without_home_is_told_of_the_cache(monkeypatch):
     monkeypatch.delenv('FROZEN_NB_CACHE')
     monkeypatch.setattr(Path, 'expanduser', no_home)
     with pytest.raises(BadInput, match='FROZEN_NB_CACHE'): cache_path('zoo')
+
+def test_make_room_is_said_of_a_full_disk_only(tmp_path, monkeypatch):
+    from frozen_nb.core.folders import write_whole
+    (tmp_path/'folder').mkdir()
+    for place, reason in (('folder', 'directory'), ('x'*300, 'too long')):
+        with pytest.raises(BadInput, match=reason) as error: write_whole(tmp_path/place, 'a')
+        assert 'make room' not in str(error.value) and 'choose another place' in str(error.value)
+    monkeypatch.setattr('os.fsync', lambda fd: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(BadInput, match='make room'): write_whole(tmp_path/'a', 'a')
+
+@pytest.mark.parametrize('name', ['動'*80, 'é'*120, 'a'*250, 'name with  two spaces'])
+def test_every_name_that_is_valid_can_be_written(name, tmp_path):
+    "Up to 255 bytes: the hidden name beside it is no longer."
+    from frozen_nb.core.folders import write_folder, write_whole
+    (tmp_path/'at').mkdir()
+    write_whole(tmp_path/name, 'a')
+    write_folder(tmp_path/'at'/name, dict(w=torch.zeros(1)), {})
+    assert (tmp_path/name).read_text() == 'a' and sorted(os.listdir(tmp_path/'at'/name)) == ['config.json', 'model.safetensors', 'sha256.json']
+    assert os.listdir(tmp_path/'at') == [name]
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    "The user of the shell has not chosen the place of the checkpoints."
+    from frozen_nb.core.training import train
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    (tmp_path/'cache').mkdir(mode=0o700)
+    (tmp_path/'cache'/'runs').write_text('in the way')
+    layer = torch.nn.Linear(2, 1)
+    def fit(folder): train(layer, lambda step: torch.ones(1, 2), lambda model, batch: model(batch).sum(), TrainConfig(1), folder=folder, inputs=('a',))
+    with pytest.raises(BadInput, match='FROZEN_NB_CACHE') as error: fit(tmp_path/'cache'/'runs'/'a')
+    assert 'choose another place' not in str(error.value)
+    (tmp_path/'mine').write_text('in the way')
+    with pytest.raises(BadInput, match='choose another place'): fit(tmp_path/'mine')

@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
 
-from .folders import read_json, read_text, write_whole
+from .folders import may_be_full, read_json, read_text, write_whole
 from .frozen import *
 
 # %% ../../nbs/core/10_claims.ipynb #a2d284ba
@@ -416,8 +416,9 @@ def _write_json(path, data):
         return write_whole(path, text + '\n')
     except OSError as error:
         if isinstance(error, BadInput): raise
-        raise BadInput(f'{path}: cannot be written ({error.strerror or error}); make room or '
-                       'choose another folder. What was there is kept') from error
+        room = 'make room or ' if may_be_full(error) else ''
+        raise BadInput(f'{path}: cannot be written ({error.strerror or error}); {room}choose '
+                       'another folder. What was there is kept') from error
 
 def write_records(
     records: list,    # of records

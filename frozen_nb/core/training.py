@@ -396,7 +396,8 @@ def check_finite(
     lr = self.schedulers[0].get_last_lr()[0]
     for name, number in numbers.items():
         if not math.isfinite(number): raise FloatingPointError(
-            f'the {name} is {number} at step {self.history.steps} (lr {lr:.2g})')
+            f'the {name} is {number} at step {self.history.steps} (lr {lr:.2g}); take a lower '
+            'learning rate (--lr), or look for extreme values in the data')
 
 # %% ../../nbs/core/08_training.ipynb #b29dd42b
 @patch
@@ -580,12 +581,22 @@ class _Checkpoints:
             write_checkpoint(self.folder, run.history.steps, run.tensors(), state, info)
         run.accelerator.wait_for_everyone()
 
+# %% ../../nbs/core/08_training.ipynb #trnplc01
+def _check_checkpoint_place(folder):
+    "`check_place`; whose folder was chosen by us, in the cache, can choose another cache."
+    try:
+        check_place(folder, 'the checkpoints')
+    except BadInput as error:
+        if not _is_keyed(folder): raise
+        what = str(error).rpartition(';')[0]
+        raise BadInput(f'{what}; name a folder for the cache with FROZEN_NB_CACHE') from None
+
 # %% ../../nbs/core/08_training.ipynb #trn00004
 @patch
 def check(self: _Checkpoints):
     "Raises `BadInput` for a place that cannot be used and for checkpoints of another run."
     if self.folder is None: return
-    check_place(self.folder, 'the checkpoints')
+    _check_checkpoint_place(self.folder)
     for path in _named_steps(self.folder):
         step = int(path.name[5:])
         if _is_intact(path):

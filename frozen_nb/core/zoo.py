@@ -714,6 +714,7 @@ def _read_image(path):
     "An image file as RGB, with the errors of PIL."
     if Path(path).is_dir():
         raise BadInput(f'{path}: this is a folder; give the image files in it')
+    check_file(path, 'an image file')
     if Path(path).stat().st_size == 0:
         raise BadInput(f'{path}: this file is empty; copy it again')
     with warnings.catch_warnings():
