@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Methods', 'Preset', 'ScaleName', 'Seeds', 'Out', 'Jobs', 'DryRun', 'Records', 'AsJson', 'Page', 'Fresh',
            'ClaimsFolder', 'DEFAULT_MAP', 'ImageFile', 'Device', 'Dtype', 'EncoderName', 'LMName', 'MapFolder',
-           'PhraseList', 'Overlay', 'HeadFolder', 'LMMName', 'SAMName', 'IMAGE_SUFFIXES', 'CaptionFile', 'FigureFile',
-           'DocumentFile', 'Questions', 'LoraFolder', 'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder',
+           'PhraseList', 'Overlay', 'HeadFolder', 'LMMName', 'SAMName', 'CaptionFile', 'FigureFile', 'DocumentFile',
+           'Questions', 'LoraFolder', 'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder',
            'RationalizerName', 'FITS', 'METAVARS', 'Format', 'DataFolder', 'Head', 'Limit', 'EvaluationPlace',
            'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters', 'select_chapters', 'run_chapter',
            'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate', 'plan']
@@ -24,6 +24,7 @@ from collections import Counter
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import RLock
@@ -38,7 +39,29 @@ from . import __version__
 
 # %% ../nbs/90_cli.ipynb #8300dd91
 _settings = dict(context_settings=dict(help_option_names=['-h', '--help']), rich_markup_mode=None)
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, **_settings)
+_MAY_BE_BLANK = {('limber', 'prompt')}
+
+
+class _Command(typer.core.TyperCommand):
+    "A command for which a blank value is none, and not the default."
+    def parse_args(self, context, args):
+        values, *_ = self.make_parser(context).parse_args(args=list(args))
+        for option in self.params:
+            words = values.get(option.name)
+            words = words if isinstance(words, (list, tuple)) else [words]
+            if '' not in words or (context.info_name, option.name) in _MAY_BE_BLANK: continue
+            name = next(iter(option.opts[:option.param_type_name == 'option']), option.metavar)
+            context.fail(f'{name} is blank; give a value or leave it out')
+        return super().parse_args(context, args)
+
+
+class _App(typer.Typer):
+    def command(self, name=None, cls=_Command, **more):
+        return super().command(name, cls=cls, **more)
+
+# %% ../nbs/90_cli.ipynb #cliapp01
+_plain = dict(add_completion=False, pretty_exceptions_enable=False)
+app = _App(**_plain, **_settings)
 
 
 @app.callback(invoke_without_command=True)
@@ -62,6 +85,11 @@ def _visible(text):
     return _control.sub(lambda match: f'\\u{ord(match[0]):04x}', str(text))
 
 
+def _on_a_line(path):
+    "A name, of a file or of what a file says, that may hold line ends: these as escapes."
+    return str(path).replace('\n', '\\n').replace('\r', '\\r')
+
+
 def _say(*lines):
     "Print lines; a line end inside of one stays."
     for line in lines:
@@ -69,8 +97,8 @@ def _say(*lines):
 
 
 def _complain(*words):
-    line = ' '.join(map(str, words)).split()
-    print('frozen-nb:', _visible(' '.join(line)), file=sys.stderr, flush=True)
+    line = re.sub(r'\s*[\r\n]\s*|\t', ' ', ' '.join(map(str, words)).strip())
+    print('frozen-nb:', _visible(line), file=sys.stderr, flush=True)
 
 # %% ../nbs/90_cli.ipynb #clierr01
 _OURS = {'BadInput', 'FrozenError', 'FloatingPointError'}   # their messages are lines for people
@@ -385,7 +413,7 @@ def _client(nb, cwd, watch):
                           **hooks)
 
 
-def _plain(text):
+def _one_plain_line(text):
     "One line, without the colours of a terminal."
     return ' '.join(re.sub(r'\x1b\[[\d;]*m', '', text).split())
 
@@ -401,7 +429,7 @@ def _execute(nb, name, cwd, env, progress):
         return 'interrupted', None
     except CellExecutionError as error:
         if watch.stopped or error.ename == 'KeyboardInterrupt': return 'interrupted', None
-        what = f'{error.ename}: {_plain(error.evalue)}'
+        what = f'{error.ename}: {_one_plain_line(error.evalue)}'
         return 'failed', f'{name}.ipynb, cell [{watch.cell_number}]: {what}'
     except DeadKernelError:
         what = 'the kernel died, most often because the memory was full'
@@ -526,6 +554,11 @@ def _rename_damaged(folder):
             messages.append(str(error))
     return messages
 
+# %% ../nbs/90_cli.ipynb #clirecof
+def _records_of(file):
+    from frozen_nb.core.claims import load_records
+    return load_records(file)
+
 # %% ../nbs/90_cli.ipynb #d6e61a2d
 def _records_aside(out):
     "Where records lie during a run. Raises `BadInput` for a link, which leads elsewhere."
@@ -546,7 +579,7 @@ def _put_aside(out):
         damaged = _rename_damaged(aside) + _rename_damaged(claims)
         old = merge(_records_in(aside, every=True), _records_in(claims, every=True))
         if old: write_records(old, aside/'all.json')
-        for file in claims.glob('*.json'):
+        for file in filter(_records_of, claims.glob('*.json')):
             file.unlink()
     return damaged
 
@@ -661,7 +694,7 @@ def write_report(self: Reproduction) -> Path: # the page
     return report(self.out, records, figures, notebooks, info, findings=_tables_of(self.out))
 
 # %% ../nbs/90_cli.ipynb #2a0c5991
-def _check_run(preset, seeds, out):
+def _check_run(preset, seeds, out, notebooks=None):
     "Refuse what cannot be run, before anything is."
     from frozen_nb.core.claims import PRESETS
     from frozen_nb.core.folders import check_place
@@ -671,6 +704,33 @@ def _check_run(preset, seeds, out):
     if seeds is not None and not 1 <= seeds <= 1000:
         raise BadInput(f'--seeds {seeds}: a run has 1 to 1,000 seeds')
     check_place(out, 'a run')
+    _check_results(out, chapters(notebooks))
+
+# %% ../nbs/90_cli.ipynb #cliours1
+def _is_report(path):
+    with open(path, 'rb') as f: start = f.read(400)
+    return b'<title>frozen_nb: ' in start
+
+
+def _is_records(path):
+    from frozen_nb.core.frozen import BadInput
+    try:
+        _records_of(path)
+        return True
+    except BadInput:
+        return False
+
+
+def _check_results(out, known):
+    "Refuse a folder in which a run would replace a report or records that are not of a run."
+    from frozen_nb.core.frozen import BadInput
+    checks = {out/'report.html': _is_report, out/'claims.json': _is_records}
+    strange = [path for path in sorted((out/'claims').glob('*.json')) if path.stem not in known]
+    checks |= dict.fromkeys(strange, _is_records)
+    for path, is_ours in checks.items():
+        if not os.path.lexists(path): continue
+        if path.is_symlink() or not path.is_file() or not is_ours(path): raise BadInput(
+            f'{path}: exists, and is not of a run of frozen-nb; choose another folder with --out')
 
 # %% ../nbs/90_cli.ipynb #2f64c25f
 def _check_scale(scale, chosen):
@@ -698,7 +758,7 @@ def reproduce(
 ) -> Reproduction:
     "Run chapters and write the report. One that fails stops no other."
     chosen, run = select_chapters(methods, notebooks), Reproduction(Path(out).absolute())
-    _check_run(preset, seeds, run.out)
+    _check_run(preset, seeds, run.out, notebooks)
     jobs = min(jobs or default_jobs(preset), len(chosen))
     damaged = _put_aside(run.out)
     try:
@@ -861,13 +921,22 @@ def _tell_run(run):
     return int(bool(run.failures))
 
 # %% ../nbs/90_cli.ipynb #15928752
+def _harmless(segment):
+    "A piece of what rich prints, without links and with entities such as &#8238; as escapes."
+    style = segment.style and segment.style.update_link(None)
+    return segment._replace(text=_visible(segment.text), style=style)
+
+
 def _show(markdown):
-    if not sys.stdout.isatty():
-        _say(markdown.rstrip())
-        return
     from rich.console import Console
     from rich.markdown import Markdown
-    Console().print(Markdown(_visible(markdown)))
+    from rich.segment import Segments
+    console = Console()
+    if not sys.stdout.isatty() or console.width < 80:   # columns of a letter help nobody
+        _say(markdown.rstrip())
+        return
+    segments = console.render(Markdown(_visible(markdown), hyperlinks=False))
+    console.print(Segments(map(_harmless, segments)), end='')
 
 
 def _no_claims(method, methods):
@@ -912,9 +981,10 @@ def _claims(
     markdown: Page = None,
 ) -> int:
     "Show which claims hold. Every claim with its value, interval, threshold and verdict."
-    from frozen_nb.core.claims import by_method, ClaimsTable, claims_markdown
+    from frozen_nb.core.claims import by_method, check_page, ClaimsTable, claims_markdown
     from frozen_nb.core.findings import findings_markdown
     from frozen_nb.core.folders import write_whole
+    if markdown is not None: check_page(markdown)
     selected = _selected_records(method, records)
     if markdown is not None:
         findings = findings_markdown(_findings_in(records))
@@ -1024,7 +1094,7 @@ MapFolder = Annotated[str, typer.Option(
 def _is_there(path):
     "Whether a file is there; if not, a line says so. Needs no torch."
     if os.path.exists(path): return True   # False for what is no path at all
-    _complain(f'{path}: no such file; check the path')
+    _complain(f'{_on_a_line(path)}: no such file; check the path')
     return False
 
 
@@ -1064,7 +1134,7 @@ def _caption(
         if limber is None: limber = _load_limber(map_folder, encoder, lm, device, dtype)
         texts = dict(zip(batch, limber.caption(list(batch.values()))))
         for path in filter(texts.__contains__, images[lo:lo + 32]):
-            _say(f'{path}: {_one_line(texts[path])}')
+            _say(f'{_on_a_line(path)}: {_one_line(texts[path])}')
             n_done += 1
     return 0 if n_done == len(images) else 2
 
@@ -1118,37 +1188,34 @@ def _png_place(path, what):
         raise BadInput(f'{path.parent}: no such folder; make it first')
 
 # %% ../nbs/90_cli.ipynb #96fda2b8
-_MADE_BY = 'frozen-nb ground'
-
-
 def _mask_files(out, n): return [out.with_name(f'{out.stem}-{i}.png') for i in range(1, n + 1)]
 
 
-def _is_ours(path):
-    "Whether `ground` wrote this file."
+def _is_ours(path, verb):
+    "Whether a command wrote this PNG."
     from PIL import Image
     if path.is_symlink() or not path.is_file(): return False
     try:
         with Image.open(path, formats=['PNG']) as image: made_by = image.info.get('Software')
-        return made_by == _MADE_BY
+        return made_by == f'frozen-nb {verb}'
     except Exception:
         return False
 
 
-def _check_ours(image, files):
-    "Refuse to write over the image itself, and over anything that `ground` did not write."
+def _check_ours(verb, inputs, files):
+    "Refuse to write over what is read, and over anything that the command did not write."
     from frozen_nb.core.frozen import BadInput
     for path in files:
         if not os.path.lexists(path): continue
-        if not _is_ours(path) or os.path.samefile(path, image): raise BadInput(
-            f'{path}: exists, and ground would replace it; give another name with --out')
+        is_input = any(os.path.samefile(path, image) for image in inputs)
+        if is_input or not _is_ours(path, verb): raise BadInput(
+            f'{path}: exists, and {verb} would replace it; give another name with --out')
 
 
 def _save_ours(image, path):
-    from functools import partial
     from PIL.PngImagePlugin import PngInfo
     about = PngInfo()
-    about.add_text('Software', _MADE_BY)
+    about.add_text('Software', 'frozen-nb ground')
     _write_png(partial(image.save, pnginfo=about), path)
 
 # %% ../nbs/90_cli.ipynb #clipng02
@@ -1191,7 +1258,7 @@ def _ground(
     if opened is None: return 2
     out = out or Path(f'{Path(image).stem}-grounded.png')
     _png_place(out, 'masks and overlay are')
-    _check_ours(image, [out, *_mask_files(out, len(phrases))])
+    _check_ours('ground', [image], [out, *_mask_files(out, len(phrases))])
     _write_masks(opened, phrases, out, _load_grounder(head, lmm, sam, device, dtype))
     return 0
 
@@ -1205,15 +1272,14 @@ def _write_masks(opened, phrases, out, grounder):
     files = _mask_files(out, len(phrases))
     for (phrase, described), file, presence in zip(grounded, files, presences):
         _save_ours(phrase.image, file)
-        _say(_grounded_line(phrase, file.name, 1 if described else presence))
+        line = _grounded_line(phrase, file.name, 1 if described else presence)
+        _say(_on_a_line(line))
 
 # %% ../nbs/90_cli.ipynb #aln00001
-IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff'}
-
-
 def _images_in(folder):
     "Path -> image for a folder, and whether all could be opened. Refuses fewer than two."
     from frozen_nb.core.frozen import BadInput
+    from frozen_nb.core.zoo import IMAGE_SUFFIXES
     if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give a folder of images')
     paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
     paths = [p for p in paths if p.exists() and not p.name.startswith('.')]
@@ -1296,6 +1362,7 @@ def _align(
 ) -> int:
     "How near images come to text inside a language model: scores, and a figure by layer."
     _png_place(out, 'the figure is a')
+    _check_ours('align', [], [out])
     images, complete = _images_in(folder)
     texts = _captions_of(images, captions, folder)
     limber, texts = _captioner(images, texts, map_folder, (encoder, lm), (device, dtype))
@@ -1311,7 +1378,9 @@ def _measure_alignment(limber, images, texts, out):
     captions = [caption or '.' for caption in captions]
     alignment = align_images(chosen, captions, limber.encoder, limber.lm, limber.map)
     title = f'{limber.encoder.name} in {limber.lm.name}, {len(paths)} images'
-    _write_png(draw_alignment(alignment, title).savefig, out)
+    figure = draw_alignment(alignment, title)
+    _check_ours('align', [], [out])   # once more: it took a while
+    _write_png(partial(figure.savefig, metadata=dict(Software='frozen-nb align')), out)
     _print_alignment(alignment)
 
 # %% ../nbs/90_cli.ipynb #adp00001
@@ -1382,8 +1451,8 @@ def _use_adapter(memory, lm, questions, save):
         _say(f'Q: {question} A: {_one_line(answer)}')
     if save is not None: save_adapter(adapter, lm, save)
     kept = f'weights of rank {memory.generator.rank}, {adapter.nbytes/1000:,.0f} kilobytes'
-    place = '' if save is None else f': {save}'
-    print(f'{memory.tokens:,} tokens encoded; kept: {kept}{place}')
+    place = '' if save is None else f': {_on_a_line(save)}'
+    _say(f'{memory.tokens:,} tokens encoded; kept: {kept}{place}')
 
 # %% ../nbs/90_cli.ipynb #exp00001
 Choices = Annotated[list[str], typer.Argument(
@@ -1464,7 +1533,7 @@ def _fit_function(method):
 
     def command(**options):
         chosen = config(**options)
-        _say(*chosen.lines(fit(chosen)))
+        _say(*map(_on_a_line, chosen.lines(fit(chosen))))
         return 0
 
     comments = docments(config)
@@ -1482,7 +1551,7 @@ class _FitGroup(typer.core.TyperGroup):
 
     def get_command(self, context, name):
         if name not in FITS: return None
-        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, **_settings)
+        single = _App(**_plain, **_settings)
         single.command(name)(_fit_function(name))
         return typer.main.get_command(single)
 

@@ -11,7 +11,7 @@ __all__ = ['QUESTION', 'REFER', 'HEADS', 'FLMM_RECIPE', 'COLOURS_OF_MASKS', 'Spo
            'read_coco', 'read_refcoco', 'read_narratives', 'read_nlvr', 'FLMMFit', 'fit_grounding']
 
 # %% ../nbs/12_flmm.ipynb #flm00002
-import copy, hashlib, json, math, re
+import copy, hashlib, json, math, re, warnings
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -31,8 +31,8 @@ from frozen_nb.core.folders import (
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
 from frozen_nb.core.zoo import (
-    has_weights, image_formats, LMM, load_lmm, load_sam, messages, open_image, SAM, to_rgb,
-    warn_of_settings,
+    check_marks, check_texts, has_weights, image_formats, LMM, load_lmm, load_sam, messages,
+    open_image, SAM, to_rgb, warn_of_settings,
 )
 from .core.activations import attention_rows, hidden_states
 from .core.generation import greedy
@@ -140,6 +140,7 @@ def _places(spans, text, lo, hi):
 def _in_chat(lmm, texts, question):
     "Texts in the chat template, and where each begins there."
     one = question is None or isinstance(question, str)
+    check_marks(lmm, texts)
     questions, whole = [question]*len(texts) if one else question, []
     for text, asks in zip(texts, questions):
         chat = messages(text) if asks is None else messages(asks, text)
@@ -848,7 +849,7 @@ class Grounder:
         return [replace(f, phrase=w) for f, w in zip(found, words)]
 
     def _words(self, phrases):
-        if not len(phrases) or not all(p.strip() for p in phrases): raise BadInput('an empty phrase has no place; give words such as "the red fox"')
+        if not len(check_texts(phrases)) or not all(p.strip() for p in phrases): raise BadInput('an empty phrase has no place; give words such as "the red fox"')
         return [p.strip() for p in phrases]
 
     @torch.no_grad()
@@ -1015,11 +1016,13 @@ def load_grounder(
     dtype: str | None = None,         # of models that are loaded by name
 ) -> Grounder:
     "A trained F-LMM with its frozen models. Raises `BadInput` if it was made for others, or is damaged."
-    folder = Path(folder or data_path('zoo', 'flmm'))
+    folder = data_path('zoo', 'flmm') if folder is None else Path(folder)
     config, weights = read_folder(folder, 'F-LMM')
     head = _head_of(config, folder)
     lmm = lmm or load_lmm(config['lmm'], dtype, device)
     if config['refiner']: sam = sam or load_sam(config['sam'], dtype, device)
+    elif sam is not None: warnings.warn(
+        f'{folder}: this F-LMM was trained without a SAM, and the one that is given has no effect')
     model = _flmm_of(config, head, lmm, sam)
     grounder = Grounder(freeze(model.to(lmm.device)), lmm, sam)
     try: model.load_state_dict({k: t.float() for k, t in weights.items()})

@@ -35,7 +35,7 @@ from .core.metrics import normalise_answer
 from .core.prefix import generate
 from .core.stores import run_folder
 from .core.training import check_options, History, numeric, train, TrainConfig
-from .core.zoo import has_weights, LM, load_lm
+from .core.zoo import check_texts, has_weights, LM, load_lm
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00021
 def _kept(s, rank, floor):
@@ -481,7 +481,7 @@ def adapters_of(
 ) -> Adapter:             # for B contexts
     """An adapter of each text, all in one batch; a `Memory` is for texts that come one after the
     other. Raises `BadInput` for no texts and for an empty one."""
-    empty = [i for i, text in enumerate(texts) if not text.strip()]
+    empty = [i for i, text in enumerate(check_texts(texts)) if not text.strip()]
     if empty: raise BadInput(f'text {empty[0]} is empty: leave it out')
     if not len(texts): raise BadInput('no texts: give one or more')
     ids = [lm.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
@@ -513,11 +513,22 @@ class Memory:
         return out
 
 # %% ../nbs/14_generative_adapter.ipynb #b3364d08
+import operator
+
+def _whole_numbers(ids):
+    try:
+        if isinstance(ids, bytes): raise TypeError
+        return [operator.index(token) for token in ids]
+    except TypeError:
+        raise BadInput(f'{ids!r:.40} is neither a text nor a list of token ids: give one of '
+                       'them') from None
+
+# %% ../nbs/14_generative_adapter.ipynb #gadids01
 @patch
 def _ids(self: Memory, text):
     is_text = isinstance(text, str)
     if is_text: ids = self.lm.tokenizer(text, add_special_tokens=False).input_ids
-    if not is_text: ids = [int(token) for token in text]
+    if not is_text: ids = _whole_numbers(text)
     if not ids or is_text and not text.strip():
         raise BadInput('an empty document: there is nothing to remember')
     if self.max_tokens and len(ids) > self.max_tokens: raise BadInput(
@@ -790,6 +801,7 @@ def said_after(
                                         # of the start token
 ) -> list:                              # n texts
     "Greedy continuations, up to the end of the line."
+    check_texts(prompts)
     start, texts = lm.tokenizer.bos_token or lm.tokenizer.eos_token, []
     prompts = [start + p for p in prompts] if images is None else prompts
     for first in range(0, len(prompts), 256):
@@ -808,6 +820,8 @@ def answers(
     **more: object,                 # tokens, images
 ) -> list:                          # n texts
     "Greedy answers to questions."
+    check_texts(questions)
+    if contexts: check_texts(contexts)
     before = [f'{context}\n' for context in contexts] if contexts else ['']*len(questions)
     pairs = zip(questions, before, strict=True)
     return said_after(lm, [f'{context}Q: {q} A:' for q, context in pairs], adapter, **more)

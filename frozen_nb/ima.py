@@ -34,7 +34,8 @@ from .core.frozen import *
 from .core.metrics import mentions
 from .core.prefix import MARK, sequence, target_loss
 from .core.training import train, TrainConfig
-from .core.zoo import check_texts, Encoder, LM, LMM, messages, pool_tokens
+from .core.zoo import (
+    check_images, check_marks, check_texts, Encoder, LM, LMM, messages, pool_tokens)
 
 # %% ../nbs/11_ima.ipynb #0446061d
 from .core.activations import (
@@ -1094,6 +1095,8 @@ def chair(
 
 # %% ../nbs/11_ima.ipynb #ima00151
 def _check_images(images, captions):
+    check_images(images)
+    check_texts(captions)
     if len(images) != len(captions): raise BadInput(
         f'{len(images)} images and {len(captions)} captions: give one for each')
     if len(images) < 2: raise BadInput(
@@ -1153,8 +1156,8 @@ def told_lmm(
 ) -> Told:
     """Images and answers in the chat template of a multimodal model; its template and question
     count as text."""
-    check_texts([question])
-    check_texts(answers)
+    check_marks(lmm, check_texts([question]))
+    check_marks(lmm, check_texts(answers))
     template = lmm.processor.apply_chat_template
     inputs = lmm.inputs(images, [template(messages(question, answer)) for answer in answers])
     visual = inputs['input_ids'] == lmm.model.config.image_token_id

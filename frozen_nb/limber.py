@@ -28,8 +28,8 @@ from .core.generation import start_ids
 from .core.stores import feature_key, FeatureStore, run_folder
 from .core.training import check_options, numeric, option, train, TrainConfig
 from frozen_nb.core.zoo import (
-    cached_folder, check_texts, Encoder, LM, load_encoder, load_lm, open_image, pool_tokens,
-    visual_tokens,
+    cached_folder, check_images, check_texts, Encoder, LM, load_encoder, load_lm, open_image,
+    pool_tokens, visual_tokens,
 )
 
 # %% ../nbs/10_limber.ipynb #85495807
@@ -118,7 +118,8 @@ def fit_map(
     **kwargs: object,                    # further arguments of `LinearMap`: out_tokens ...
 ) -> tuple:                              # `LinearMap`, `History`
     "Train the one linear map. Both models are checked to be the same bytes before and after."
-    captions = [[c] if isinstance(c, str) else list(c) for c in captions]
+    if isinstance(captions, str): check_texts(captions)
+    captions = [[c] if isinstance(c, str) else check_texts(c) for c in captions]
     check_texts([text for paraphrases in captions for text in paraphrases])
     untrained = new_map(encoder, lm, features, prompt, config.seed, **kwargs)
     batches = caption_batches(features, captions, batch_size, config.seed)
@@ -187,7 +188,7 @@ def prefix(
     images: list,     # B PIL images
 ) -> torch.Tensor:    # (B, k, d)
     "The images as embeddings of the language model."
-    pixels = self.encoder.preprocess(images)
+    pixels = self.encoder.preprocess(check_images(images))
     k = min(self.map.made_for.get('k', self.encoder.k), self.encoder.k)
     features = pool_tokens(self.encoder.encode(pixels), k, self.encoder.grid)  # (B, k, e)
     return self.map(features.to(self.lm.device))
@@ -200,7 +201,7 @@ def caption(
     max_new_tokens: int = 32,  # of each caption
 ) -> list:                     # B texts
     "One caption an image, greedy."
-    prompt = prompt or self.map.made_for.get('prompt', 'A picture of')
+    if prompt is None: prompt = self.map.made_for.get('prompt', 'A picture of')
     check_texts([prompt])
     start = starts(self.map)
     texts = generate(self.lm, self.prefix(images), prompt, max_new_tokens, start=start)
@@ -216,6 +217,7 @@ def ask(
     max_new_tokens: int = 8,  # of each answer
 ) -> list:                    # B texts
     "Short answers to a question about each image, in the paper's format `Q: ... A:`."
+    check_images(images)
     questions = [question]*len(images) if isinstance(question, str) else question
     check_texts(questions)
     if len(questions) != len(images): raise BadInput(

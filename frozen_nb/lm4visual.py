@@ -33,7 +33,8 @@ from frozen_nb.core.folders import (
     check_place, read_folder, read_json, read_weights, write_folder,
 )
 from .core.stores import run_folder
-from .core.zoo import configuration, find_model, open_image, shipped
+from .core.zoo import (
+    configuration, find_model, IMAGE_SUFFIXES, open_image, shipped)
 from .core.activations import blocks, final_norm
 from .core.training import check_options, History, numeric, option, train, TrainConfig
 from .core.claims import paired_bootstrap
@@ -1007,10 +1008,20 @@ def _class_names(folder):
         'in a folder of its own')
     return names
 
+# %% ../nbs/13_lm4visual.ipynb #lmvimg01
+import warnings
+
+def _images_in(folder):
+    "The images of a folder by their names; a warning about what else is in it."
+    files = [p for p in sorted(folder.iterdir()) if p.exists() and not p.name.startswith('.')]
+    paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    others = [p for p in files if p not in set(paths)]
+    if others: warnings.warn(f'{folder}: {len(others)} left out, which are no images by their '
+                             f'names ({others[0].name} ...)', stacklevel=2)
+    return paths
+
 def _images_of_class(folder):
-    endings = '.jpg', '.jpeg', '.png', '.webp', '.bmp'
-    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in endings]
-    paths = [p for p in paths if p.exists() and not p.name.startswith('.')]
+    paths = _images_in(folder)
     if len(paths) < 2: raise BadInput(
         f'{folder}: {len(paths) or "no"} image{"s"*(len(paths) == 0)}; a class needs two or more, '
         'one to train on and one to test')
@@ -1205,6 +1216,37 @@ def _fit_arm(fit, name, classes, images, labels, progress):
                 frozen=frozen_in(model), folder=folder, progress=progress, desc=name)
     return model
 
+# %% ../nbs/13_lm4visual.ipynb #lmvdup02
+def _same_pixels(images):
+    "Lists of two or more numbers of files that hold the same image."
+    groups = {}
+    for n in np.flatnonzero(np.isin(images.checksums, _repeated(images.checksums))):
+        key = hashlib.sha256(images[int(n)].numpy().tobytes()).hexdigest()
+        groups.setdefault(key, []).append(int(n))
+    return [group for group in groups.values() if len(group) > 1]
+
+def _repeated(values):
+    different, counts = np.unique(values, return_counts=True)
+    return different[counts > 1]
+
+def _different_images(images, labels, paths):
+    "One file of each image: (n,) bool. Raises `BadInput` for an image of two classes."
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    for first, *others in _same_pixels(images):
+        other = next((n for n in others if labels[n] != labels[first]), None)
+        if other is not None: raise BadInput(
+            f'{paths[first]} and {paths[other]} are the same image in two classes; delete one')
+        kept[others] = False
+    _check_two_of_each(labels, kept, paths)
+    return kept
+
+# %% ../nbs/13_lm4visual.ipynb #lmvdup03
+def _check_two_of_each(labels, kept, paths):
+    counts = torch.bincount(labels[kept], minlength=int(labels.max()) + 1)
+    few = next((path for path, n in zip(paths, counts[labels]) if n < 2), None)
+    if few: raise BadInput(
+        f'{Path(few).parent}: one image in several files; a class needs two or more')
+
 # %% ../nbs/13_lm4visual.ipynb #lmvf104bs
 def fit_folder(
     fit: LM4VisualFit,     # data, language model, steps ...
@@ -1212,7 +1254,11 @@ def fit_folder(
 ) -> dict:                 # arm -> which of the held-out images are right, (N,)
     "Train an encoder with a frozen block on a folder of images; a tenth of each class is held out."
     check_place(fit.out, 'a classifier', _holds_classifier)
-    images, labels, names, _ = read_classes(fit.data, fit.size)
+    if Path(fit.data).resolve() in Path(fit.out).resolve().parents: raise BadInput(
+        f'{fit.out}: in the folder of the images, where it would be a class; choose another one')
+    images, labels, names, paths = read_classes(fit.data, fit.size)
+    different = _different_images(images, labels, paths)
+    if not different.all(): images, labels = images.rows(different), labels[different]
     test, right = _held_out(labels), {}
     training = images.rows(~test)
     for name in fit.arms:

@@ -36,7 +36,7 @@ from .core.generation import continuations, greedy
 from .core.stores import run_folder, TextStore
 from .core.training import check_options, numeric, remove_checkpoints, train, TrainConfig
 from .core.zoo import (
-    GREEDY, has_weights, LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq)
+    check_texts, GREEDY, has_weights, LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq)
 from .world.multiple_choice import MCQ
 
 # %% ../nbs/15_pinto.ipynb #pin00021
@@ -55,6 +55,7 @@ def check_question(
 ) -> MCQ:   # the same
     """Raises `BadInput` for a question without words, without choices, with one choice, with equal
     or blank ones, and for an answer that is none of them."""
+    check_texts([m.question])
     if not m.question.strip(): raise BadInput('a question without words: say what is asked')
     choices = [' '.join(str(c).split()) for c in m.choices]
     wrong = _wrong_choices(choices)
@@ -414,7 +415,7 @@ def _tokenize(tokenizer, m, rationales, length):
     head = question + choices
     if len(head) > length: raise BadInput(
         f'{m.question[:60]!r}: question and choices take {len(head)} tokens, and {length} are '
-        'allowed; make them shorter or give a larger length')
+        'allowed; make them shorter (fit pinto trains with more by --length)')
     rows = []
     for choice, rationale in zip(m.choices, rationales or [None]*len(m.choices)):
         whole = head + (ids(f' Explanation: {rationale}') if rationale else [])
@@ -869,7 +870,7 @@ def explain(
     choices: list,      # K texts
 ) -> Explanation:
     "Answer a question, with a rationale for each choice. Raises what `check_question` raises."
-    m = check_question(MCQ(question, tuple(choices), None, (), 'own'))
+    m = check_question(MCQ(question, tuple(check_texts(choices)), None, (), 'own'))
     rationales = reasoner.rationalize(lm, [m])[0]
     chosen = reasoner.probabilities([m], [rationales])[0]
     return Explanation(m.choices, rationales, chosen, reasoner.probabilities([m])[0])
@@ -942,7 +943,7 @@ def _check_own(questions, path):
     bare = next(filter(is_bare, questions), None)
     if bare: raise BadInput(
         f'{path}: {bare.question[:60]!r} has no rationale for each of its choices, and one that '
-        'stands alone would give the answer away: write one for each, or leave out own=True to '
+        'stands alone would give the answer away: write one for each, or leave out --own to '
         'prompt for them')
 
 # %% ../nbs/15_pinto.ipynb #929a8929

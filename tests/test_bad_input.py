@@ -301,3 +301,103 @@ def test_a_report_is_made_beside_damaged_files(tmp_path, name, data):
     run = cli.Reproduction(tmp_path)
     assert run.write_report().is_file() and (tmp_path/name).read_bytes() == data
     assert run.left_out == ([] if b'frozen_nb' in data else [tmp_path/name])
+
+
+# A blank value is no default
+
+@pytest.mark.parametrize('line', [
+    f'{command} --{name}=' for command, names in {
+        'caption a.png': 'map encoder lm device dtype', 'ask a.png why': 'map lm', 'ground a.png fox': 'model lmm sam out', 'align images': 'captions map lm out',
+        'adapt doc.txt --ask why': 'generator lm save mode', 'explain why --choices a b': 'reasoner lm', 'reproduce': 'out preset', 'claims': 'records markdown',
+        'verify': 'records', 'pretrain llama': 'out', 'fit limber --data captions.jsonl --out new': 'lm encoder', 'fit limber --data captions.jsonl': 'out',
+        'fit pinto --data questions.jsonl --out new': 't5 lm prompt'}.items() for name in names.split()])
+def test_a_blank_value_is_not_the_default(line, place, monkeypatch, shell):
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob('*'))
+    said = shell(*line.split())
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and line.split()[-1].rstrip('=') in said.err and 'blank' in said.err
+    assert sorted(place.rglob('*')) == before
+
+@pytest.mark.parametrize('words', [('claims', ''), ('pretrain', ''), ('caption', 'a.png', ''), ('align', ''), ('reproduce', '', '--dry-run'), ('adapt', '', '--ask', 'why')])
+def test_a_blank_argument_is_named(words, place, monkeypatch, shell):
+    monkeypatch.chdir(place)
+    said = shell(*words)
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and 'blank' in said.err and 'please report' not in said.err
+
+def test_a_blank_prompt_is_a_prompt(place, monkeypatch, shell):
+    "Also for `fit limber`, as the paper has none."
+    from frozen_nb.core.zoo import open_image
+    from frozen_nb.limber import Limber
+    import frozen_nb.limber as limber
+    monkeypatch.chdir(place)
+    given, captioner = [], Limber.load(device='cpu')
+    monkeypatch.setattr(limber, 'generate', lambda lm, prefix, prompt, *more, **options: given.append(prompt) or ['a fox'])
+    for prompt in ('', None): captioner.caption([open_image('a.png')], prompt=prompt)
+    assert given == ['', captioner.map.made_for['prompt']]
+    said = shell('fit', 'limber', '--data', 'nowhere.jsonl', '--out', 'new', '--prompt', '')
+    assert 'nowhere.jsonl' in said.err and 'blank' not in said.err
+
+
+# Lines that say what is true, and help
+
+def denied(monkeypatch, name):
+    "A file without permission to read, also for root."
+    access, opened = os.access, open
+    monkeypatch.setattr(os, 'access', lambda path, mode, **more: Path(path).name != name and access(path, mode, **more))
+
+def test_a_file_without_permission_is_not_damaged(place, tmp_path, monkeypatch, shell):
+    monkeypatch.chdir(place)
+    shutil.copytree(data_path('zoo', 'limber'), tmp_path/'map')
+    shutil.copytree(data_path('zoo', 'llama'), tmp_path/'llama')
+    for name, words in (('a.png', ['caption', 'a.png']), ('model.safetensors', ['caption', 'a.png', '--map', tmp_path/'map']), ('config.json', ['caption', 'a.png', '--map', tmp_path/'map']),
+                        ('model.safetensors', ['adapt', 'doc.txt', '--ask', 'why', '--lm', tmp_path/'llama'])):
+        with monkeypatch.context() as m:
+            denied(m, name)
+            said = shell(*words)
+        assert said.status == 2 and said.err.count('\n') == 1 and name in said.err and 'permission denied' in said.err and 'damaged' not in said.err and 'again' not in said.err
+
+def test_an_image_from_a_pipe_is_named(place):
+    "As by process substitution."
+    r, w = os.pipe()
+    os.write(w, (place/'a.png').read_bytes())
+    os.close(w)
+    code = 'import sys; from frozen_nb import cli; sys.exit(cli.run(sys.argv[1:]))'
+    done = subprocess.run([sys.executable, '-c', code, 'caption', f'/dev/fd/{r}'], pass_fds=[r], capture_output=True, text=True)
+    os.close(r)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'a named pipe' in done.stderr and 'empty' not in done.stderr
+
+def test_names_are_shown_as_they_are(place, tmp_path, shell):
+    from frozen_nb import cli
+    said = shell('caption', tmp_path/'two  spaces.png')
+    assert 'two  spaces.png' in said.err
+    shutil.copy(place/'a.png', tmp_path/'a\nb.png')
+    said = shell('caption', tmp_path/'a\nb.png', '--device', 'cpu')
+    assert said.status == 0 and said.out.count('\n') == 1 and 'a\\nb.png: ' in said.out
+    said = shell('caption', tmp_path/'no\nsuch.png')
+    assert said.status == 2 and said.err.count('\n') == 1
+
+def test_a_loss_that_is_no_number_names_a_way_out():
+    from frozen_nb.core.training import train, TrainConfig
+    layer = torch.nn.Linear(2, 1)
+    with pytest.raises(FloatingPointError, match='--lr'): train(layer, lambda step: torch.ones(1, 2), lambda model, batch: model(batch).sum()*float('nan'), TrainConfig(1))
+
+def test_options_that_are_named_exist(place, tmp_path, monkeypatch, shell):
+    monkeypatch.chdir(place)
+    said = shell('explain', 'why '*150, '--choices', 'a', 'b', '--device', 'cpu')
+    assert said.status == 2 and 'make them shorter' in said.err and 'give a larger length' not in said.err
+    said = shell('fit', 'pinto', '--data', 'questions.jsonl', '--out', tmp_path/'new', '--own', '--device', 'cpu')
+    assert said.status == 2 and '--own' in said.err and 'own=True' not in said.err
+    assert 'reproduce limber' in shell('pretrain', 'limber').err and 'reproduce generative_adapter' in shell('pretrain', 'adapter').err
+
+def test_a_blank_category_is_refused(place, tmp_path, shell):
+    coco = json.loads((place/'coco.json').read_text()) | dict(categories=[dict(id=1, name=' ')])
+    (tmp_path/'coco.json').write_text(json.dumps(coco))
+    said = shell('fit', 'flmm', '--data', tmp_path/'coco.json', '--images', place/'images', '--out', tmp_path/'new')
+    assert said.status == 2 and said.err.count('\n') == 1 and 'blank' in said.err and not (tmp_path/'new').exists()
+
+def test_a_sam_without_effect_is_said(tmp_path):
+    from frozen_nb.core.zoo import load_lmm, load_sam
+    from frozen_nb.flmm import load_grounder, new_flmm, save_flmm
+    lmm, sam = load_lmm('llava', device='cpu'), load_sam('sam', device='cpu')
+    save_flmm(new_flmm(lmm, None, 0, width=4, upsample=8), tmp_path/'head')
+    with pytest.warns(UserWarning, match='has no effect'): load_grounder(tmp_path/'head', lmm, sam)

@@ -412,3 +412,27 @@ def test_fit_a_generator(shell, tmp_path, monkeypatch):
     refused(shell(*fit), 'texts: 1 different text')
     Path('texts/0.txt').write_text(TOLD*60); Path('texts/1.txt').write_text(TOLD); refused(shell(*fit), '0.txt (1,', '8 to 1,024')
     refused(shell(*fit[:5], 'texts', *fit[6:]), 'something else')
+
+# --- what a terminal is sent
+
+def shown(text, columns):
+    "What `_show` prints on a terminal of so many columns."
+    code = f'from frozen_nb import cli; cli._show({text!r})'
+    screen, terminal = pty.openpty()
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=terminal, env=os.environ | dict(COLUMNS=str(columns), TERM='xterm-256color'))
+    os.close(terminal)
+    out = b''
+    try:
+        while chunk := os.read(screen, 65536): out += chunk
+    except OSError: pass
+    assert p.wait() == 0
+    return out.decode()
+
+def test_a_statement_sends_no_link_and_no_hidden_character():
+    text = '| id | statement |\n|---|---|\n| a | ![i](http://e.x/y) [l](http://e.x/z) &#8238;gpj.exe &#27;]0;title&#7; &amp; |\n'
+    out = shown(text, 120)
+    assert '\x1b]' not in out and '\u202e' not in out and '\x07' not in out and '\\u202e' in out and '&' in out
+
+def test_a_narrow_terminal_shows_words():
+    text = '| id | statement | value | threshold | verdict |\n|---|---|---|---|---|\n| limber.captions | It holds. | 0.52 | 0.5 | holds |\n'
+    for columns in (20, 60): assert 'limber.captions' in shown(text, columns) and '…' not in shown(text, columns)

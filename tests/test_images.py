@@ -156,3 +156,81 @@ def test_wrapped_checkpoints(key, tmp_path):
     model = sam_model(size=64, patch=16, width=32, depth=2, heads=2, out=32, window=2, global_blocks=(1,), mask_channels=4, mlp=32, iou_width=16)
     torch.save({key: model.state_dict()}, tmp_path/'wrapped.pth')
     assert load_sam(tmp_path/'wrapped.pth', device='cpu').size == 64
+
+
+# Images, texts and folders that were a mistake of the library
+
+@pytest.mark.parametrize('size', [(3000, 10), (1, 3000)])
+def test_an_image_too_narrow_for_sam(size, tmp_path, shell):
+    Image.new('RGB', size).save(tmp_path/'strip.png')
+    said = shell('ground', tmp_path/'strip.png', 'fox', '--out', tmp_path/'o.png')
+    assert said.status == 2 and said.err.count('\n') == 1 and 'too narrow' in said.err and not (tmp_path/'o.png').exists()
+
+
+def test_the_mark_of_an_image_in_a_text(tmp_path, shell):
+    from frozen_nb.core.zoo import load_lmm
+    from frozen_nb.ima import told_lmm
+    image = random_images(1)[0]
+    image.save(tmp_path/'a.png')
+    said = shell('ground', tmp_path/'a.png', 'the <image>', '--out', tmp_path/'o.png')
+    assert said.status == 2 and said.err.count('\n') == 1 and 'the mark of an image' in said.err
+    lmm = load_lmm('llava', device='cpu')
+    one_line(lambda: lmm.answer([image], 'what is <image>?'), '<image>')
+    one_line(lambda: told_lmm(lmm, [image], ['<image>']), '<image>')
+
+
+LLAVA = [('processor_config.json', dict(patch_size=3), 'patch_size'), ('config.json', dict(vision_feature_select_strategy='full'), 'select_strategy'),
+         ('processor_config.json', dict(vision_feature_select_strategy='full'), 'select_strategy'), ('config.json', dict(vision_feature_layer=-99), 'vision_feature_layer')]
+
+@pytest.mark.parametrize('file, change, word', LLAVA, ids=[f'{word} in {file}' for file, _, word in LLAVA])
+def test_a_llava_whose_parts_count_differently(file, change, word, tmp_path):
+    import json, shutil
+    from frozen_nb.core.frozen import data_path
+    from frozen_nb.core.zoo import load_lmm
+    shutil.copytree(data_path('zoo', 'llava'), tmp_path/'llava')
+    path = tmp_path/'llava'/file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    one_line(lambda: load_lmm(tmp_path/'llava', device='cpu'), word)
+
+
+def test_weights_in_whole_numbers(tmp_path):
+    import shutil
+    from safetensors.torch import load_file, save_file
+    from frozen_nb.core.frozen import data_path
+    from frozen_nb.core.zoo import load_lm
+    shutil.copytree(data_path('zoo', 'llama'), tmp_path/'int8')
+    path = tmp_path/'int8'/'model.safetensors'
+    state = {name: (t*50).to(torch.int8) if t.ndim == 2 else t for name, t in load_file(path).items()}
+    save_file(state, path, dict(format='pt'))
+    one_line(lambda: load_lm(tmp_path/'int8', device='cpu'), 'whole numbers', 'quantized')
+
+
+def test_a_model_is_no_name_of_a_model():
+    from frozen_nb.core.zoo import load_lm, load_lmm
+    lm = load_lm('llama', device='cpu')
+    for load in (load_lm, load_lmm, load_encoder, load_sam):
+        for what in (lm, None, 5, ['llama']): one_line(lambda: load(what), 'no name of a model')
+
+
+@pytest.mark.parametrize('name', ['timm', 'sam'])
+def test_weights_in_shards(name, tmp_path):
+    import json, shutil
+    from safetensors.torch import load_file, save_file
+    from frozen_nb.core.frozen import data_path
+    source = data_path('zoo', 'beit' if name == 'timm' else 'sam')
+    load = load_encoder if name == 'timm' else load_sam
+    shutil.copytree(source, tmp_path/name)
+    path = tmp_path/name/'model.safetensors'
+    state = load_file(path)
+    path.unlink()
+    halves = {f'model-0000{i}-of-00002.safetensors': {k: t for n, (k, t) in enumerate(state.items()) if n % 2 == i - 1} for i in (1, 2)}
+    for file, half in halves.items(): save_file(half, tmp_path/name/file)
+    index = dict(metadata={}, weight_map={k: file for file, half in halves.items() for k in half})
+    (tmp_path/name/'model.safetensors.index.json').write_text(json.dumps(index))
+    assert load(tmp_path/name, device='cpu').fingerprint == load(source, device='cpu').fingerprint
+
+
+def test_encoders_of_something_else_are_named():
+    one_line(lambda: load_encoder('llava', device='cpu'), 'multimodal model')
+    ast = load_encoder('ast', device='cpu')
+    one_line(lambda: ast.preprocess(random_images()), 'takes sounds')

@@ -1,5 +1,5 @@
 "A block of every family in a visual encoder, what is read of a checkpoint, and bad input."
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 
 import numpy as np
 import pytest
@@ -335,3 +335,44 @@ def test_another_model_is_another_training(classes, tmp_path, runs, monkeypatch)
             fitted(classes, tmp_path/f'out {n}', **change)
         ours, anew = load_file(tmp_path/'out'/'model.safetensors'), load_file(tmp_path/f'out {n}'/'model.safetensors')
         assert ours.keys() == anew.keys() and all(torch.equal(v, anew[k]) for k, v in ours.items())
+
+# --- folders of classes as users have them
+
+def photos(folder, suffix='.png', n=6):
+    for k, name in enumerate(('cats', 'dogs')):
+        (folder/name).mkdir(parents=True)
+        for i in range(n): Image.fromarray(np.random.default_rng(100*k + i).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder/name/f'{i}{suffix}')
+    return folder
+
+def test_an_image_that_is_there_twice_counts_once(tmp_path, runs):
+    "Also under another name and in another format: no image is trained on and held out."
+    once, twice = photos(tmp_path/'once'), photos(tmp_path/'twice')
+    for i in range(6): Image.open(twice/'cats'/f'{i}.png').save(twice/'cats'/f'copy of {i}.bmp')
+    right = [fitted(data, tmp_path/'out')['pretrained'].tolist() for data in (once, twice)]
+    assert right[0] == right[1] and len(right[0]) == 2
+    shutil.copy(twice/'cats'/'3.png', twice/'dogs'/'mine.png')
+    with pytest.raises(BadInput, match='same image in two classes') as e: fitted(twice, tmp_path/'out')
+    assert '3' in str(e.value) and 'mine.png' in str(e.value) and '\n' not in str(e.value)
+    for i in range(1, 6): (once/'cats'/f'{i}.png').unlink()
+    shutil.copy(once/'cats'/'0.png', once/'cats'/'1.png')
+    with pytest.raises(BadInput, match='cats: one image in several files'): fitted(once, tmp_path/'out')
+
+@pytest.mark.parametrize('suffix', ['.gif', '.tif', '.TIFF', '.jfif', '.avif'])
+def test_every_reader_of_a_folder_takes_the_same_images(suffix, tmp_path, shell):
+    from frozen_nb import cli
+    from frozen_nb.benchmarks.classes import image_files
+    from frozen_nb.core.zoo import image_formats
+    if suffix == '.avif' and 'AVIF' not in image_formats(): pytest.skip('this PIL has no AVIF')
+    folder = photos(tmp_path/'c', suffix)
+    assert len(read_classes(folder)[0]) == 12 and len(image_files(folder/'cats')) == 6 and len(cli._images_in(folder/'cats')[0]) == 6
+
+def test_what_is_left_out_is_said(tmp_path):
+    folder = photos(tmp_path/'c')
+    (folder/'cats'/'photo.heic').write_bytes(b'x')
+    with pytest.warns(UserWarning, match='cats: 1 left out.*photo.heic'): read_classes(folder)
+
+def test_a_result_in_its_own_data_is_refused(tmp_path, runs):
+    folder = photos(tmp_path/'c')
+    for out in (folder/'model', folder/'cats'/'model'):
+        with pytest.raises(BadInput, match='in the folder of the images'): fitted(folder, out)
+    assert sorted(os.listdir(folder)) == ['cats', 'dogs']

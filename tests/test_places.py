@@ -1,8 +1,10 @@
 """What a user has in the folder that is given for a result: it stays, or the command is refused in one line before anything is trained."""
-import json, os
+import json, os, subprocess, sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from frozen_nb.core.frozen import BadInput
 from frozen_nb.core.training import TrainConfig
@@ -86,3 +88,109 @@ def test_a_fit_does_not_go_on_with_the_run_of_another(tmp_path, monkeypatch, cha
     write(0)
     fit()
     assert steps == [2]   # the run that was stopped is still there
+
+# Results of two at once, and files that a user wrote
+
+def test_a_result_that_another_process_wrote_meanwhile_is_kept(tmp_path):
+    "Two fits with one place: the second to end is refused; one after the other replaces its own."
+    from frozen_nb.core.folders import check_place, holds_result, write_folder
+    def save(seed): return write_folder(tmp_path/'g', dict(w=torch.full((2,), float(seed))), dict(seed=seed))
+    def other(seed):
+        code = f'from frozen_nb.core.folders import write_folder; import torch; write_folder({str(tmp_path/"g")!r}, dict(w=torch.full((2,), {seed}.)), dict(seed={seed}))'
+        subprocess.run([sys.executable, '-c', code], check=True)
+    check_place(tmp_path/'g', 'a result', holds_result)
+    other(1)                                            # it was not there at the start
+    before = contents(tmp_path)
+    with pytest.raises(BadInput, match='another process has written') as error: save(2)
+    assert '\n' not in str(error.value) and contents(tmp_path) == before
+    for seed in (2, 3):                                  # begun when a result was there: it may be replaced
+        check_place(tmp_path/'g', 'a result', holds_result)
+        save(seed)
+    check_place(tmp_path/'g', 'a result', holds_result)
+    other(4)
+    with pytest.raises(BadInput, match='another process has written'): save(5)
+    assert json.loads((tmp_path/'g'/'config.json').read_text())['seed'] == 4
+
+def png(path): Image.new('RGB', (8, 8), 'blue').save(path)
+
+def test_align_writes_over_no_file_of_others(tmp_path, shell):
+    for i in range(2): png(tmp_path/f'{i}.png')
+    before = contents(tmp_path)
+    (tmp_path/'link.png').symlink_to(tmp_path/'gone.png')
+    for name in ('0.png', 'link.png'):
+        said = shell('align', tmp_path, '--out', tmp_path/name, '--lm', 'nowhere')
+        assert said.status == 2 and said.err.count('\n') == 1 and 'align would replace it' in said.err
+    assert contents(tmp_path) == before and (tmp_path/'link.png').is_symlink()
+    (tmp_path/'link.png').unlink()
+    from frozen_nb import cli
+    import matplotlib.pyplot as plt
+    from functools import partial
+    cli._write_png(partial(plt.figure().savefig, metadata=dict(Software='frozen-nb align')), tmp_path/'mine.png')
+    assert 'nowhere' in shell('align', tmp_path, '--out', tmp_path/'mine.png', '--lm', 'nowhere').err   # its own is replaced
+
+def test_the_page_of_claims_replaces_no_notes(tmp_path, shell):
+    notes = tmp_path/'notes.md'
+    notes.write_text('# Claims\n\nwhat I want to claim')
+    (tmp_path/'link.md').symlink_to(notes)
+    for name in ('notes.md', 'link.md', '.'):
+        said = shell('claims', '--records', tmp_path/'nowhere', '--markdown', tmp_path/name)
+        assert said.status == 2 and said.err.count('\n') == 1 and str(tmp_path) in said.err and 'nowhere' not in said.err
+    assert notes.read_text().endswith('claim') and (tmp_path/'link.md').is_symlink()
+    for _ in range(2): assert shell('claims', '--markdown', tmp_path/'page.md').status == 0     # its own is replaced
+
+@pytest.mark.parametrize('name, text', [('report.html', '<html>mine</html>'), ('claims.json', '{"mine": 1}'), ('claims/mine.json', 'mine')])
+def test_a_run_replaces_no_report_of_others(tmp_path, monkeypatch, shell, name, text):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path/'o'/name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    for dry in (['--dry-run'], []):
+        said = shell('reproduce', 'limber', '--out', 'o', *dry)
+        assert said.status == 2 and said.err.count('\n') == 1 and name in said.err and 'not of a run' in said.err
+    assert contents(tmp_path) == {path.relative_to(tmp_path): text.encode()}
+
+def test_an_empty_list_among_the_records_stays(tmp_path):
+    from frozen_nb import cli
+    (tmp_path/'claims').mkdir()
+    (tmp_path/'claims'/'mine.json').write_text('[]')
+    assert cli._put_aside(tmp_path) == [] and cli._bring_back(tmp_path) == ([], [])
+    assert (tmp_path/'claims'/'mine.json').read_text() == '[]'
+
+def test_a_user_without_home_is_told_of_the_cache(monkeypatch):
+    from frozen_nb.core.frozen import cache_path
+    def no_home(self): raise RuntimeError('Could not determine home directory.')
+    monkeypatch.delenv('FROZEN_NB_CACHE')
+    monkeypatch.setattr(Path, 'expanduser', no_home)
+    with pytest.raises(BadInput, match='FROZEN_NB_CACHE'): cache_path('zoo')
+
+def test_make_room_is_said_of_a_full_disk_only(tmp_path, monkeypatch):
+    from frozen_nb.core.folders import write_whole
+    (tmp_path/'folder').mkdir()
+    for place, reason in (('folder', 'directory'), ('x'*300, 'too long')):
+        with pytest.raises(BadInput, match=reason) as error: write_whole(tmp_path/place, 'a')
+        assert 'make room' not in str(error.value) and 'choose another place' in str(error.value)
+    monkeypatch.setattr('os.fsync', lambda fd: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(BadInput, match='make room'): write_whole(tmp_path/'a', 'a')
+
+@pytest.mark.parametrize('name', ['動'*80, 'é'*120, 'a'*250, 'name with  two spaces'])
+def test_every_name_that_is_valid_can_be_written(name, tmp_path):
+    "Up to 255 bytes: the hidden name beside it is no longer."
+    from frozen_nb.core.folders import write_folder, write_whole
+    (tmp_path/'at').mkdir()
+    write_whole(tmp_path/name, 'a')
+    write_folder(tmp_path/'at'/name, dict(w=torch.zeros(1)), {})
+    assert (tmp_path/name).read_text() == 'a' and sorted(os.listdir(tmp_path/'at'/name)) == ['config.json', 'model.safetensors', 'sha256.json']
+    assert os.listdir(tmp_path/'at') == [name]
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    "The user of the shell has not chosen the place of the checkpoints."
+    from frozen_nb.core.training import train
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    (tmp_path/'cache').mkdir(mode=0o700)
+    (tmp_path/'cache'/'runs').write_text('in the way')
+    layer = torch.nn.Linear(2, 1)
+    def fit(folder): train(layer, lambda step: torch.ones(1, 2), lambda model, batch: model(batch).sum(), TrainConfig(1), folder=folder, inputs=('a',))
+    with pytest.raises(BadInput, match='FROZEN_NB_CACHE') as error: fit(tmp_path/'cache'/'runs'/'a')
+    assert 'choose another place' not in str(error.value)
+    (tmp_path/'mine').write_text('in the way')
+    with pytest.raises(BadInput, match='choose another place'): fit(tmp_path/'mine')

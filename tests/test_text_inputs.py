@@ -183,3 +183,73 @@ def test_a_folder_with_bin_only(tmp_path):
     torch.save(load_file(path), tmp_path/'m'/'pytorch_model.bin')
     path.unlink()
     assert continuations(load_lm(tmp_path/'m', device='cpu'), 'Q:', ['who?']) == expected
+
+
+# A text where a list belongs, and what is no text
+
+@pytest.fixture(scope='module')
+def told():
+    from frozen_nb.generative_adapter import load_generator, Memory
+    lm = load_lm('llama', device='cpu')
+    memory = Memory(lm, load_generator(data_path('zoo', 'adapter'), lm))
+    return lm, memory, memory.add('Bruno is a zebra.').adapter()
+
+
+@pytest.mark.parametrize('questions', ['what is Bruno?', [None], None, 5, b'why', (q for q in ['why?'])], ids=['text', 'None in a list', 'None', 'number', 'bytes', 'generator'])
+def test_answers_takes_a_list_of_texts(questions, told):
+    lm, _, adapter = told
+    with pytest.raises(BadInput, match='list of texts|is no text') as error: answers(lm, questions, adapter)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('texts', ['abc', [5], None, [], [' ']], ids=str)
+def test_adapters_of_takes_a_list_of_texts(texts, told):
+    from frozen_nb.generative_adapter import adapters_of
+    lm, memory, _ = told
+    with pytest.raises(BadInput): adapters_of(lm, memory.generator, texts)
+
+
+@pytest.mark.parametrize('document', [b'Bruno', [3.7, 4.2], ['a'], None, 5, []], ids=str)
+def test_a_memory_takes_a_text_or_token_ids(document, told):
+    lm, memory, _ = told
+    from frozen_nb.generative_adapter import Memory
+    with pytest.raises(BadInput): memory.add(document)
+    ids = TOKENIZER('Bruno is a zebra.', add_special_tokens=False).input_ids
+    same = [Memory(lm, memory.generator).add(x).state for x in (ids, torch.tensor(ids), [*torch.tensor(ids).numpy()])]
+    assert all(torch.equal(state, same[0]) for state in same)
+
+
+def test_explain_takes_a_list_of_choices():
+    from frozen_nb.pinto import explain
+    for question, choices in (('which animal?', 'goat'), ('which animal?', [1, 2]), ('which animal?', None), (5, ['a', 'b']), (None, ['a', 'b'])):
+        with pytest.raises(BadInput, match='list of texts|is no text'): explain(None, None, question, choices)
+
+
+def test_captions_are_a_list_of_texts():
+    from frozen_nb.ima import align_images
+    from frozen_nb.limber import fit_map
+    images = [draw(scene(i, 'test'), 32) for i in range(4)]
+    for captions in ('abcd', [None]*4, None):
+        with pytest.raises(BadInput, match='list of texts|is no text'): align_images(images, captions, None, None, None)
+    for captions in ('abcd', [5], [None]):
+        with pytest.raises(BadInput, match='list of texts|is no text'): fit_map(None, None, torch.zeros(4, 1, 2), captions)
+    with pytest.raises(BadInput, match='no list of images'): align_images(images[0], ['a'], None, None, None)
+
+
+def test_phrases_are_a_list_of_texts():
+    from frozen_nb.flmm import ground_named, load_grounder
+    grounder, image = load_grounder(device='cpu'), draw(scene(0, 'test'), 64)
+    for phrases in ([5], 'fox', None, [None]):
+        with pytest.raises(BadInput, match='list of texts|is no text'): ground_named(grounder, image, phrases)
+
+
+def test_images_are_a_list():
+    "A single image and a generator, for a captioner and for a multimodal model."
+    image = draw(scene(0, 'test'), 64)
+    captioner, lmm = limber.Limber.load(device='cpu'), load_lmm('llava', device='cpu')
+    for images in (image, 'a.png', None, (image for _ in range(2))):
+        for call in (lambda: captioner.caption(images), lambda: captioner.ask(images, 'what is it?'), lambda: lmm.answer(images, 'what is it?')):
+            with pytest.raises(BadInput, match='no list of images'): call()
+    for questions in (None, 5, [None]):
+        with pytest.raises(BadInput): lmm.answer([image], questions)
+        with pytest.raises(BadInput): captioner.ask([image], questions)

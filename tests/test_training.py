@@ -326,3 +326,20 @@ def test_two_processes_stop_together_and_resume(two):
         assert out['resumed'] == out['whole'] and out['same']
 
 if __name__ == '__main__': globals()[sys.argv[1]](Path(sys.argv[2]))
+
+
+# Numbers of NumPy, and what is no number
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    import json
+    import numpy as np
+    from dataclasses import asdict
+    from pathlib import Path
+    from frozen_nb.core.frozen import BadInput
+    from frozen_nb.limber import LimberFit
+    fit = LimberFit(data=Path('a'), out=Path('b'), steps=np.int64(2), lr=np.float32(.5))
+    assert (type(fit.steps), type(fit.lr)) == (int, float) and json.dumps(asdict(fit.train_config))
+    for value in (True, '2', 2.5, [2]):
+        with pytest.raises(BadInput, match='whole number'): LimberFit(data=Path('a'), out=Path('b'), steps=value)
+    for value in (None, '2', [2]):
+        with pytest.raises(BadInput, match='give a number'): TrainConfig(steps=value)

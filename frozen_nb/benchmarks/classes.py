@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..core.folders import read_text
 from ..core.frozen import *
-from ..core.zoo import open_image
+from ..core.zoo import IMAGE_SUFFIXES, open_image
 from .readers import Benchmark, Scores, add_benchmark, published_file
 
 # %% ../../nbs/benchmarks/04_classes.ipynb #2c2ddf9c
@@ -80,7 +80,7 @@ def imagenet_classes() -> dict: # number in WordNet -> (index, name)
     names = [(wnid, info.label_name_to_description(wnid)) for wnid in info.label_names()]
     return {wnid: (i, name) for i, (wnid, name) in enumerate(names)}
 
-_endings = '.jpg', '.jpeg', '.png', '.webp', '.bmp'
+_endings = tuple(sorted(IMAGE_SUFFIXES))
 
 # %% ../../nbs/benchmarks/04_classes.ipynb #94940c12
 def _check_folder(folder, what):

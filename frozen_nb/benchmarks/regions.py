@@ -130,6 +130,9 @@ class CocoInstances:
         self.images = entries_by_id(path, 'images', content['images'], _image_entry)
         categories = entries_by_id(path, 'categories', content['categories'], _category_entry)
         self.names = {key: category['name'] for key, category in categories.items()}
+        blank = next((key for key, name in self.names.items() if not name.strip()), None)
+        if blank is not None: raise BadInput(
+            f'{path}: the name of category {blank} is blank; say what it is')
         self.annotations = entries_by_id(
             path, 'annotations', content['annotations'], _annotation_entry)
         for key, entry in self.annotations.items():

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'VERDICTS', 'KEYS', 'HEADLINES', 'preset', 'by_preset', 'seed_range', 'number', 'Interval',
            'paired_bootstrap', 'bootstrap', 'verdict', 'Claim', 'measure', 'check_record', 'write_records',
            'load_records', 'merge', 'records_lock', 'update_records', 'Ledger', 'Tables', 'unmet', 'stale',
-           'ClaimsTable', 'versions', 'by_method', 'report', 'claims_markdown']
+           'ClaimsTable', 'versions', 'by_method', 'report', 'claims_markdown', 'check_page']
 
 # %% ../../nbs/core/10_claims.ipynb #f9012418
 import base64
@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
 
-from .folders import read_json, write_whole
+from .folders import may_be_full, read_json, read_text, write_whole
 from .frozen import *
 
 # %% ../../nbs/core/10_claims.ipynb #a2d284ba
@@ -415,8 +415,9 @@ def _write_json(path, data):
         return write_whole(path, text + '\n')
     except OSError as error:
         if isinstance(error, BadInput): raise
-        raise BadInput(f'{path}: cannot be written ({error.strerror or error}); make room or '
-                       'choose another folder. What was there is kept') from error
+        room = 'make room or ' if may_be_full(error) else ''
+        raise BadInput(f'{path}: cannot be written ({error.strerror or error}); {room}choose '
+                       'another folder. What was there is kept') from error
 
 def write_records(
     records: list,    # of records
@@ -1308,3 +1309,17 @@ def claims_markdown(
     parts += [_PREFACE, _FIRST, _RULE.strip(), _overview(methods)]
     parts += [_section(*method) for method in methods.items()]
     return '\n\n'.join(part.rstrip() for part in parts) + '\n'
+
+# %% ../../nbs/core/10_claims.ipynb #clmpage1
+def check_page(
+    path: str | Path, # where the page of claims is going to be
+) -> Path:            # the same
+    "Raises `BadInput` for a folder, a link, and a file that is no page of `claims_markdown`."
+    path, other = Path(path), 'give a name that is free'
+    if path.is_symlink(): raise BadInput(f'{path}: this is a link, which stays; {other}')
+    if not os.path.lexists(path): return path
+    text = read_text(path, 'a file')
+    starts = '# Claims\n\n# Findings\n\n', f'# Claims\n\n{_PREFACE}'
+    if text.strip() and not text.startswith(starts):
+        raise BadInput(f'{path}: exists, and is no page of claims; {other}')
+    return path

@@ -432,13 +432,22 @@ def _others_can_write(folder):
     if there.st_uid not in (user, 0) or there.st_mode & stat.S_IWOTH: return True
     return bool(there.st_mode & stat.S_IWGRP) and _other_members(there.st_gid, user)
 
+# %% ../../nbs/core/00_frozen.ipynb #frzhome1
+def _cache_root():
+    place = os.environ.get('FROZEN_NB_CACHE') or '~/.cache/frozen_nb'
+    try:
+        return Path(place).expanduser().absolute()
+    except RuntimeError:   # neither HOME nor an entry of the user
+        raise BadInput(f'{place}: this user has no home directory; name a folder for the cache '
+                       'with FROZEN_NB_CACHE') from None
+
 # %% ../../nbs/core/00_frozen.ipynb #6247e89e
 def cache_path(
     *parts: str, # path below the cache
 ) -> Path:       # absolute path; only the cache itself is made, with mode 700
     """A path in the cache: the folder named by `$FROZEN_NB_CACHE`, else `~/.cache/frozen_nb`.
     Raises `BadInput` if other users can write to the cache, or to what is there of the path."""
-    cache = Path(os.environ.get('FROZEN_NB_CACHE') or '~/.cache/frozen_nb').expanduser().absolute()
+    cache = _cache_root()
     with suppress(OSError):    # who is going to write there says so
         cache.mkdir(mode=0o700, parents=True)
     path = cache.joinpath(*parts)

@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'learning_rates', 'History', 'split_batch', 'has_bf16'
            'read_checkpoint', 'recomputing', 'train', 'numeric', 'option', 'check_options']
 
 # %% ../../nbs/core/08_training.ipynb #5050d7d5
-import json, math, os, re, signal, threading, time, warnings
+import json, math, numbers, os, re, signal, threading, time, warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -58,6 +58,10 @@ class TrainConfig:
 def _check_config(config):
     if config.precision not in ('fp32', 'bf16', 'auto'):
         raise BadInput(f"precision {config.precision!r} is unknown; use 'fp32', 'bf16' or 'auto'")
+    for name in ('steps', 'accumulate', 'lr'):
+        value = getattr(config, name)
+        if not isinstance(value, numbers.Real):
+            raise BadInput(f'{name}={value!r}: give a number')
     if config.steps < 0: raise BadInput(f'steps={config.steps} is negative')
     if config.accumulate < 1:
         raise BadInput(f'accumulate={config.accumulate}: a batch has one part or more')
@@ -392,7 +396,8 @@ def check_finite(
     lr = self.schedulers[0].get_last_lr()[0]
     for name, number in numbers.items():
         if not math.isfinite(number): raise FloatingPointError(
-            f'the {name} is {number} at step {self.history.steps} (lr {lr:.2g})')
+            f'the {name} is {number} at step {self.history.steps} (lr {lr:.2g}); take a lower '
+            'learning rate (--lr), or look for extreme values in the data')
 
 # %% ../../nbs/core/08_training.ipynb #b29dd42b
 @patch
@@ -576,12 +581,22 @@ class _Checkpoints:
             write_checkpoint(self.folder, run.history.steps, run.tensors(), state, info)
         run.accelerator.wait_for_everyone()
 
+# %% ../../nbs/core/08_training.ipynb #trnplc01
+def _check_checkpoint_place(folder):
+    "`check_place`; whose folder was chosen by us, in the cache, can choose another cache."
+    try:
+        check_place(folder, 'the checkpoints')
+    except BadInput as error:
+        if not _is_keyed(folder): raise
+        what = str(error).rpartition(';')[0]
+        raise BadInput(f'{what}; name a folder for the cache with FROZEN_NB_CACHE') from None
+
 # %% ../../nbs/core/08_training.ipynb #trn00004
 @patch
 def check(self: _Checkpoints):
     "Raises `BadInput` for a place that cannot be used and for checkpoints of another run."
     if self.folder is None: return
-    check_place(self.folder, 'the checkpoints')
+    _check_checkpoint_place(self.folder)
     for path in _named_steps(self.folder):
         step = int(path.name[5:])
         if _is_intact(path):
@@ -778,8 +793,8 @@ def _kind_of(field):
     return kinds[0] if kinds else field.type
 
 def _is_number(value, kind):
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole or (kind is float and isinstance(value, float))
+    if isinstance(value, bool): return False
+    return isinstance(value, numbers.Real if kind is float else numbers.Integral)
 
 # %% ../../nbs/core/08_training.ipynb #optlim03
 def _fault(one, value):
@@ -799,3 +814,5 @@ def check_options(
         if value is None or 'min' not in one.metadata: continue
         fault = _fault(one, value)
         if fault: raise BadInput(f'{one.name} {str(value)[:40]}: {fault}')
+        plain = int if isinstance(value, numbers.Integral) else float   # also of NumPy's
+        object.__setattr__(fit, one.name, plain(value))

@@ -377,7 +377,10 @@ def pretrain(
     """Remake a model of the zoo, from random weights: its folder, with weights, configuration and
     card. Goes on where an earlier run of the same folder stopped."""
     if name not in RECIPES:
-        raise BadInput(f'no recipe for {name!r}: choose from {", ".join(RECIPES)}')
+        chapter = dict(adapter='generative_adapter').get(name, name)
+        trained = chapter in ('limber', 'flmm', 'lm4visual', 'generative_adapter', 'pinto')
+        more = f' (its chapter trains it: frozen-nb reproduce {chapter})' if trained else ''
+        raise BadInput(f'no recipe for {name!r}{more}: choose from {", ".join(RECIPES)}')
     recipe = RECIPES[name]
     config = replace(recipe.train, steps=steps or recipe.train.steps)
     run = _Run(name, Path(folder or cache_path('zoo', name)), config, items or recipe.items, zoo)
