@@ -538,7 +538,7 @@ def test_wups_in_both_directions():
     ('coco-instances', 'coco', 'val2017', 98, lambda x: len(x.data.annotations) == 213), ('coco-instances', 'coco_panoptic', 'train2017', None, lambda x: len(x.data.annotations) == 747),
     ('sunspot', 'sunspot', 'train', None, lambda x: len(x.box) == 4 and x.phrase),
     ('daquar', 'daquar', 'all', 7245, lambda x: x.image.suffix == '.jpg'),
-], ids=str)
+], ids=lambda x: getattr(x, "__name__", None) and "check" or str(x))
 def test_published_files(name, part, split, items, check):
     folder = real_path(part)
     if folder is None: pytest.skip(f'not run: FROZEN_NB_REAL has no {part}')
