@@ -30,7 +30,7 @@ from torch import nn
 
 from .core.frozen import *
 from frozen_nb.core.folders import (
-    check_place, read_folder, read_json, read_weights, write_folder,
+    as_path, check_place, read_folder, read_json, read_weights, write_folder,
 )
 from .core.stores import run_folder
 from .core.zoo import (
@@ -1125,7 +1125,7 @@ def read_classes(
 ) -> tuple: # (n, 3, H, W) uint8, (n,) numbers of classes, names of the classes, n paths
     """Images by class, as `ImageFiles`. Raises `BadInput` for images of several sizes, a class with
     one image, and files that are no images."""
-    folder = Path(folder)
+    folder = as_path(folder, 'a folder of classes')
     names, paths, labels = _class_names(folder), [], []
     for k, name in enumerate(names):
         of_class = [str(path) for path in _images_of_class(folder/name)]

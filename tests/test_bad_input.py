@@ -401,3 +401,18 @@ def test_a_sam_without_effect_is_said(tmp_path):
     lmm, sam = load_lmm('llava', device='cpu'), load_sam('sam', device='cpu')
     save_flmm(new_flmm(lmm, None, 0, width=4, upsample=8), tmp_path/'head')
     with pytest.warns(UserWarning, match='has no effect'): load_grounder(tmp_path/'head', lmm, sam)
+
+def test_what_is_no_path_is_named(tmp_path):
+    "None and numbers where a file, a folder or a place belongs."
+    from frozen_nb.core.folders import check_place, read_folder, read_text, write_folder
+    from frozen_nb.core.frozen import BadInput
+    from frozen_nb.flmm import load_grounder
+    from frozen_nb.generative_adapter import load_generator, read_document, read_texts
+    from frozen_nb.limber import read_captions
+    from frozen_nb.lm4visual import load_classifier, read_classes
+    from frozen_nb.pinto import load_reasoner, read_prompt, read_questions
+    readers = [read_text, read_captions, read_document, read_texts, read_classes, read_questions, read_prompt, load_reasoner, load_classifier, lambda x: load_generator(x, None),
+               lambda x: read_folder(x, 'map'), lambda x: check_place(x, 'a map'), lambda x: write_folder(x, {}, {}), lambda x: load_grounder(5)]
+    for reader in readers:
+        for what in (None, 5, ['a']):
+            with pytest.raises(BadInput, match='is no path'): reader(what)

@@ -138,7 +138,8 @@ def _prefix_and_prompts(lm, prefix, prompts, max_new_tokens):
     longest = max(map(len, tails), default=0)
     if limit and len(head) + longest + max_new_tokens > limit: raise BadInput(
         f'a prefix of {len(head)} tokens, a prompt of {longest} and a continuation of up to '
-        f'{max_new_tokens} do not fit into the {limit} of {lm.name}: take fewer examples')
+        f'{max_new_tokens} do not fit into the {limit} of {lm.name}: take fewer examples '
+        'or shorter texts')
     return head, tails
 
 def _rows(lm, head, tails, inside):
