@@ -27,7 +27,7 @@ from torch import nn
 # %% ../nbs/12_flmm.ipynb #flm0002bs
 from .core.frozen import *
 from frozen_nb.core.folders import (
-    check_place, read_folder, read_weights, schema_error, write_folder,
+    as_path, check_place, read_folder, read_weights, schema_error, write_folder,
 )
 from .core.stores import encode_images, feature_key, FeatureStore, run_folder
 from frozen_nb.core.zoo import (
@@ -1016,7 +1016,7 @@ def load_grounder(
     dtype: str | None = None,         # of models that are loaded by name
 ) -> Grounder:
     "A trained F-LMM with its frozen models. Raises `BadInput` if it was made for others, or is damaged."
-    folder = data_path('zoo', 'flmm') if folder is None else Path(folder)
+    folder = data_path('zoo', 'flmm') if folder is None else as_path(folder)
     config, weights = read_folder(folder, 'F-LMM')
     head = _head_of(config, folder)
     lmm = lmm or load_lmm(config['lmm'], dtype, device)

@@ -28,7 +28,7 @@ from torch import nn
 from .core.activations import blocks, hidden_states, is_linear, matrix_of, parts_of
 from .core.claims import bootstrap, number
 from frozen_nb.core.folders import (
-    check_place, finish_write, read_folder, verify_folder, whole_folder, write_folder,
+    as_path, check_place, finish_write, read_folder, verify_folder, whole_folder, write_folder,
 )
 from .core.frozen import *
 from .core.metrics import normalise_answer
@@ -973,7 +973,7 @@ def read_texts(
 ) -> dict:              # path -> text, in the order of the names
     """Texts of a folder, each of them once. Raises `BadInput` for fewer than two and for a file
     that is empty or no text."""
-    folder, paths = Path(folder), {}
+    folder, paths = as_path(folder, 'a folder of texts'), {}
     if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give one with .txt files')
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() != '.txt' or path.name.startswith('.'): continue

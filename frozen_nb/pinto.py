@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .core.claims import paired_bootstrap
 from frozen_nb.core.folders import (
-    check_place, finish_write, read_json, schema_error, verify_folder, whole_folder,
+    as_path, check_place, finish_write, read_json, schema_error, verify_folder, whole_folder,
 )
 from .core.frozen import *
 from .core.generation import continuations, greedy
@@ -218,7 +218,7 @@ def read_questions(
 ) -> list:                 # of `MCQ`
     """Questions from a file. A line that cannot be used is said in a warning and passed over.
     Raises `BadInput` if none is left."""
-    questions, wrong, kind = [], [], Path(path).suffix
+    questions, wrong, kind = [], [], as_path(path).suffix
     for i, row in enumerate(_rows_of(path), 1):
         if isinstance(row, str) and not row.strip(): continue
         try:
@@ -302,7 +302,7 @@ def read_prompt(
 ) -> Prompt:
     "A prompt from a file. Raises `BadInput` for a missing file and for missing places."
     path = data_path('prompts', f'{source}.json')
-    if not path.is_file(): path = Path(source)
+    if not path.is_file(): path = as_path(source)
     if not path.is_file():
         names = ', '.join(sorted(p.stem for p in data_path('prompts').glob('*.json')))
         raise BadInput(f'{source}: no such prompt; give a file, or one of {names}')
@@ -840,7 +840,7 @@ def load_reasoner(
     device: str | None = None, # 'cpu', 'cuda' ...
 ) -> Reasoner:
     "A saved reasoning model, frozen. Raises `BadInput` if it is not there or damaged."
-    path = Path(folder)/'pinto.json'
+    path = as_path(folder, 'a reasoning model')/'pinto.json'
     finish_write(folder)
     if not path.is_file(): raise BadInput(f'no reasoning model in {folder}: it is a folder with '
                                           'pinto.json, as frozen-nb fit pinto makes it')
