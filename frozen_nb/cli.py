@@ -1586,16 +1586,21 @@ EvaluationPlace = Annotated[Path, typer.Option('--out', metavar='DIR', help=(
     'Where predictions and scores go; by default they are not kept.'))]
 
 
-def _list_formats():
-    from frozen_nb.evaluate import all_benchmarks
+def _list_formats(method):
+    "The data sets that a method has an answer to."
+    from frozen_nb.evaluate import all_benchmarks, PREDICTORS
+    tasks = [task for name, task in PREDICTORS if name == method]
     for name, benchmark in all_benchmarks().items():
+        if benchmark.task not in tasks: continue
         _say(f'{name}: {benchmark.task}; splits {", ".join(benchmark.splits)}')
     return 0
 
 
 def _measure_line(row):
-    number = '' if row.official is None else f' {row.official:.4g}'
-    return f'{row.measure}:{number}' + (f' (items: {row.interval})' if row.interval else '')
+    from pandas import notna
+    number = f' {row.official:.4g}' if notna(row.official) else ''
+    mean = f' (mean of items: {row.mean_of_items})' if row.mean_of_items else ''
+    return f'{row.measure}:{number}{mean}'
 
 # %% ../nbs/90_cli.ipynb #evc00003
 def _run_evaluation(evaluation, out):
@@ -1622,7 +1627,7 @@ def _evaluate(
     device: Device = None,
 ) -> int:
     "Measure a head on a published data set."
-    if data_format == 'list': return _list_formats()
+    if data_format == 'list': return _list_formats(_plain_name(method))
     from frozen_nb.core.frozen import BadInput
     from frozen_nb.evaluate import Evaluation
     if data is None: raise BadInput('--data is missing: give the folder of the data set')

@@ -11,7 +11,7 @@ __all__ = ['PREDICTORS', 'all_benchmarks', 'Evaluation', 'captions_by_limber', '
 import importlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ class Evaluation:
     head: Path | None = None # folder of a trained head; None: the one that ships
     lm: str | None = None    # a language model in place of the head's own
     limit: int | None = None # so many items, drawn at random; None: all
+    classes: dict | None = None # name -> number, of the whole split
     device: str | None = None
     dtype: str | None = None
 
@@ -106,9 +107,9 @@ def labels_by_lm4visual(
     if evaluation.head is None: raise BadInput(
         'no classifier ships: train one with frozen-nb fit lm4visual, and give it with --head')
     model = load_classifier(evaluation.head, evaluation.device)
-    numbers = {item.name: item.label for item in items}
+    numbers = evaluation.classes
     known = [numbers.get(name) for name in model.names]
-    missing = sorted(set(numbers) - set(model.names))
+    missing = sorted({item.name for item in items} - set(model.names))
     if missing: raise BadInput(f'{evaluation.head}: it does not know the class {missing[0]!r}')
     size = model.made_for['image']
     images = ImageFiles([str(item.path) for item in items], size)
@@ -130,9 +131,15 @@ def answers_by_generative_adapter(
     for item in items:
         if item.context and item.context not in adapters:
             adapters[item.context] = Memory(lm, generator).add(item.context).adapter()
-    def answer(item): return answers(lm, [item.question], adapters.get(item.context))[0]
+    def answer(item): return answers(lm, [_with_options(item)], adapters.get(item.context))[0]
     return [answer(item) for item in items]
 
+def _with_options(item):
+    "A question, and the answers to choose from, if it has some."
+    options = ', '.join(getattr(item, 'options', ()))
+    return f'{item.question} ({options})' if options else item.question
+
+# %% ../nbs/80_evaluate.ipynb #eva00012b
 def choices_by_pinto(
     evaluation: Evaluation, # of pinto
     items: list,            # of `MCQ`
@@ -179,21 +186,31 @@ class Evaluated:
     scores: Scores
 
     def table(self) -> pd.DataFrame: # measure, official number, mean of the items and interval
-        "The measures, one row each."
+        "The data set's own numbers, and the mean of the items with its interval, one row each."
         rows = []
         for name in dict.fromkeys([*self.scores.official, *self.scores.by_item]):
             values = self.scores.by_item.get(name)
-            interval = None if values is None else _over_items(np.asarray(values, float))
+            interval = None if values is None else self._over_items(np.asarray(values, float))
             rows.append(dict(measure=name, official=self.scores.official.get(name),
-                             items=len(self.items), interval=interval))
+                             items=len(self.items), mean_of_items=interval))
         return pd.DataFrame(rows)
 
-def _over_items(values):
-    "A mean with its interval; items without a score are left out."
-    values = values[np.isfinite(values)]
-    return hierarchical_bootstrap(values) if len(values) > 1 else None
+    def _over_items(self, values):
+        "A mean with its interval over images or passages; items without a score are left out."
+        cluster, there = np.array([_cluster(item) for item in self.items]), np.isfinite(values)
+        if len({*cluster[there]}) < 2: return None
+        return hierarchical_bootstrap(values[there], cluster=cluster[there])
 
 # %% ../nbs/80_evaluate.ipynb #eva00016
+def _classes(items):
+    "name -> number of every class in a split."
+    return {item.name: item.label for item in items if hasattr(item, 'label')}
+
+def _cluster(item):
+    "What an item shares with others: its image, its passage; else nothing."
+    shared = getattr(item, 'image', None) or getattr(item, 'context', '')
+    return str(shared or getattr(item, 'scene', '') or item.key)
+
 def _some(items, limit):
     if limit is None or limit >= len(items): return items
     chosen = np.random.default_rng(0).choice(len(items), limit, replace=False)
@@ -205,6 +222,7 @@ def evaluate_head(
     "Predict and measure. Raises `BadInput` for what cannot be read, or is of another task."
     predict = predictor(evaluation.method, evaluation.format)
     items = read_benchmark(evaluation.format, evaluation.data, evaluation.split)
+    evaluation = replace(evaluation, classes=_classes(items))
     items = _some(items, evaluation.limit)
     with torch.no_grad(): predictions = predict(evaluation, items)
     scores = measure_predictions(evaluation.format, items, predictions)
@@ -215,7 +233,8 @@ def holds_evaluation(
     folder: str | Path, # to be written to
 ) -> bool:
     "Whether a folder holds an evaluation, which may be replaced."
-    return (Path(folder)/'predictions.jsonl').is_file()
+    names = 'predictions.jsonl', 'scores.csv', 'measures.csv', 'sha256.json'
+    return all((Path(folder)/name).is_file() for name in names)
 
 def save_evaluation(
     evaluated: Evaluated,  # of `evaluate_head`

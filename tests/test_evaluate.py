@@ -53,11 +53,12 @@ def test_from_the_shell(data, tmp_path, shell, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = shell('evaluate', 'limber', '--data', data/'flickr', '--format', 'flickr8k:all', '--limit', 3, '--out', 'result', '--device', 'cpu')
     assert said.status == 0 and said.out.startswith('limber on 3 items of flickr8k') and 'CIDEr-D: ' in said.out and len((tmp_path/'result'/'predictions.jsonl').read_text().splitlines()) == 3
-    assert 'commonsenseqa: choice' in shell('evaluate', 'pinto', '--format', 'list').out
+    listed = shell('evaluate', 'pinto', '--format', 'list').out
+    assert 'commonsenseqa: choice' in listed and 'flickr8k' not in listed
 
 @pytest.mark.parametrize('line, words', [
     ('limber --data . --format flicker8k', 'flickr8k'), ('pinto --data . --format flickr8k', 'answers to choice'), ('ima --data . --format flickr8k', 'no method that can be evaluated'), ('limber --format flickr8k', '--data'),
-    ('limber --data nowhere --format flickr8k', 'no such folder'), ('limber --data . --format flickr8k:summer', "no split 'summer'"), ('lm4visual --data . --format imagenet', ''), ('limber --data .', '--format'), ('limber --data . --format ""', 'benchmark')])
+    ('limber --data nowhere --format flickr8k', 'no such folder'), ('limber --data . --format flickr8k:summer', "no split 'summer'"), ('lm4visual --data . --format imagenet', ''), ('limber --data .', '--format'), ('limber --data . --format ""', 'blank')])
 def test_what_is_refused(shell, tmp_path, monkeypatch, line, words):
     import shlex
     monkeypatch.chdir(tmp_path)

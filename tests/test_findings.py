@@ -80,7 +80,7 @@ def test_one_cluster_of_all_items_is_not_many_items():
     assert wide.high - wide.low > 2*(narrow.high - narrow.low)
 
 @pytest.mark.parametrize('scores, more, words', [
-    ([[1., np.nan]], {}, 'NaN'), ([1.], {}, 'two items'), ('abc', {}, 'array'), ([[1, 2]], dict(against=[[1, 2, 3]], statistic='difference'), 'same items'), ([[1, 2]], dict(statistic='median'), 'no statistic'),
+    ([[1., np.nan]], {}, 'NaN'), ([1.], {}, 'two items'), ('abc', {}, 'array'), ([[1, 2j]], {}, 'array'), (np.ma.masked_array([1., 2, 99], mask=[0, 0, 1]), {}, 'array'), ([['1', '2']], {}, 'array'), ([[1, 2]]*3, {}, 'runs of 2 items'), ([[1, 2, 3]], dict(against=[[0, 0, 1]], statistic='ratio'), 'not finite'), ([[1, 2]], dict(cluster=[[0, 1]]), 'one number or name'), ([[1, 2]], dict(against=[[1, 2, 3]], statistic='difference'), 'same items'), ([[1, 2]], dict(statistic='median'), 'no statistic'),
     ([[1, 2]], dict(statistic='difference'), '2 arms'), ([[1, 2]], dict(against=[[1, 2]]), '1 arm'), ([[1, 2]], dict(cluster=[0, 0]), 'one cluster'), ([[1, 2]], dict(cluster=[0, 1, 2]), 'same items'), ([[[1, 2]]], {}, 'shape')])
 def test_scores_that_cannot_be_used(scores, more, words):
     with pytest.raises(BadInput, match=words) as error: hierarchical_bootstrap(scores, **more)
@@ -95,7 +95,10 @@ CLEAR, NOISE = Interval(.3, .2, .4), Interval(0, -.1, .1)
     (CLEAR, dict(runs=3), 3, NOISE, .5, 'holds'), (CLEAR, dict(runs=3), 2, NOISE, .5, 'inconclusive'), (CLEAR, dict(runs=0), 1, NOISE, .5, 'holds'), (CLEAR, dict(runs=3), 3, CLEAR, .5, 'inconclusive'),
     (CLEAR, dict(runs=3), 3, Interval(.25, -.2, .5), .5, 'inconclusive'), (CLEAR, dict(runs=3, better='lower'), 3, NOISE, .5, 'fails'), (Interval(-.3, -.4, -.2), dict(runs=3, better='lower'), 3, NOISE, .5, 'holds'),
     (NOISE, dict(runs=3), 3, NOISE, .5, 'inconclusive'), (NOISE, dict(runs=3, margin=.1), 3, NOISE, .5, 'equal'), (NOISE, dict(runs=3, ceiling=.9), 3, NOISE, .95, 'ceiling'), (CLEAR, dict(runs=3, ceiling=.9), 3, NOISE, .95, 'holds'),
-    (Interval(0, 0, 0), dict(runs=3), 3, NOISE, .5, 'fails'), (CLEAR, dict(runs=3, threshold=.35), 3, NOISE, .5, 'inconclusive'), (CLEAR, dict(runs=5), 1, NOISE, .5, 'inconclusive')])
+    (Interval(0, 0, 0), dict(runs=3), 3, NOISE, .5, 'fails'), (CLEAR, dict(runs=3, threshold=.35), 3, NOISE, .5, 'inconclusive'), (CLEAR, dict(runs=5), 1, NOISE, .5, 'inconclusive'),
+    (Interval(-.3, -.4, -.2), dict(runs=3), 1, NOISE, .5, 'inconclusive'), (NOISE, dict(runs=3, margin=.1), 1, NOISE, .5, 'inconclusive'), (Interval(-.2, -.25, -.15), dict(runs=3, ceiling=.99), 3, NOISE, 1., 'fails'),
+    (Interval(.03, .01, .055), dict(runs=3, margin=.05), 3, Interval(0, -.01, .01), .5, 'inconclusive'), (Interval(.08, .01, .15), dict(runs=3, margin=.05), 3, Interval(0, -.01, .01), .5, 'holds'),
+    (CLEAR, dict(runs=3), 3, Interval(.1, -.5, .7), .5, 'inconclusive'), (Interval(-.3, -.4, -.2), dict(runs=3, better='lower'), 3, Interval(-.1, -.7, .5), .5, 'inconclusive')])
 def test_verdicts(interval, terms, runs, null, against, verdict): assert judge(interval, Terms(**terms), runs, null, against)[0] == verdict
 
 
@@ -131,7 +134,7 @@ def test_amendments_that_do_not_fit(protocol, tmp_path):
         content = json.loads(path.read_text())
     with pytest.raises(BadInput): amend_protocol(path, 'none', 'unit', 'x', 'why', False)
 
-@pytest.mark.parametrize('change', [dict(origin='theirs'), dict(better='more'), dict(margin=-1), dict(runs=1), dict(statistic='median'), dict(null=''), dict(cluster=''), dict(not_testable=dict(moon='x')), dict(threshold='0'), dict(statement=3)])
+@pytest.mark.parametrize('change', [dict(origin='theirs'), dict(better='more'), dict(margin=-1), dict(runs=1), dict(statistic='median'), dict(null=''), dict(cluster=''), dict(not_testable=dict(moon='x')), dict(threshold='0'), dict(statement=3), dict(treshold=1)])
 def test_findings_that_are_none(tmp_path, change):
     with pytest.raises(BadInput, match='p.json') as error: write_protocol(tmp_path/'p.json', 'toy', 'none', dict(a=FINDING | change))
     assert '\n' not in str(error.value) and not (tmp_path/'p.json').exists()
@@ -303,3 +306,52 @@ def test_findings_stand_on_the_page_of_claims_and_in_the_report(shipped, tmp_pat
 def test_verify_refuses(shell, line):
     said = shell(*line.split())
     assert said.status == 2 and said.err.count('\n') == 1 and said.err.startswith('frozen-nb: ')
+
+
+@pytest.mark.parametrize('scores, threshold', [(np.ones((3, 5)), .95), (np.ones((2, 2)), .5), (np.zeros((1, 40)), -.01)])
+def test_scores_that_all_agree_are_not_certain(scores, threshold):
+    interval = hierarchical_bootstrap(scores)
+    assert interval.low < interval.high and 0 <= interval.low and interval.high <= 1
+    assert interval.low < threshold or threshold < 0
+
+def test_a_high_share_of_few_is_held():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(200): hits += .99 in hierarchical_bootstrap((rng.random((1, 40)) < .99).astype(int), n=200)
+    assert hits/200 > .9
+
+@pytest.mark.parametrize('name', ['../../evil', '/evil', 'a/b', '', 'A b', 'ä'])
+def test_names_that_lead_elsewhere(tmp_path, name):
+    with pytest.raises(BadInput, match='no name'): write_protocol(tmp_path/'p.json', 'toy', 'none', {name: FINDING})
+    with pytest.raises(BadInput, match='no name'): write_protocol(tmp_path/'p.json', name, 'none', dict(a=FINDING))
+
+def test_recorded_again_with_the_same_scores(protocol, tmp_path):
+    for seconds in (1, 2):
+        findings = Findings(protocol, seconds=seconds)
+        findings.record('animal', answers(0, .8), null=answers(1, .3), against=answers(2, .3), cluster=SCENE)
+        findings.save(tmp_path)
+    assert (verify_findings('toy', tmp_path, protocol).fault == '').all() and scores_of(tmp_path).is_file()
+
+@pytest.mark.parametrize('scores', [1e-9, 3000., 1e6])
+def test_what_is_stored_is_what_was_measured(protocol, tmp_path, scores):
+    rng = np.random.default_rng(0)
+    base = rng.normal(scores, scores/100, (3, 60))
+    record = Findings(protocol).record('animal', base*1.001, null=base, against=base, cluster=SCENE)
+    assert abs(record['value']/(scores*.001) - 1) < .02
+
+def test_refused_before_anything_is_written(protocol, tmp_path):
+    findings, real = Findings(protocol), Findings(protocol, 'real')
+    good = dict(scores=answers(0, .8), null=answers(1, .3), against=answers(2, .3), cluster=SCENE)
+    for findings, id, change, words in ((findings, 'animal', dict(cluster=None), 'cluster'), (findings, 'animal', dict(null=None), 'null arm'), (findings, 'animal', dict(seconds=float('nan')), 'beside the scores'), (findings, 'animal', dict(seconds=np.float32(1)), 'beside the scores'), (real, 'colour', {}, 'not testable')):
+        with pytest.raises(BadInput, match=words): findings.record(id, **good | change)
+
+def test_records_of_a_protocol_that_was_amended_meanwhile(protocol, tmp_path):
+    findings = Findings(read_protocol(tmp_path/'toy.json'))
+    findings.record('animal', answers(0, .8), null=answers(1, .3), against=answers(2, .3), cluster=SCENE)
+    now = amend_protocol(tmp_path/'toy.json', 'animal', 'margin', .03, 'a reason', True)
+    with pytest.raises(BadInput, match='amended'): findings.save(tmp_path)
+    measured(now, tmp_path)
+    assert findings_table(amend_protocol(tmp_path/'toy.json', 'animal', 'runs', 2, 'a reason', True), read_findings(tmp_path/'findings'/'toy.json')).miniature[0].startswith('stale')
+
+def test_an_amendment_of_a_field_that_was_not_there(protocol, tmp_path):
+    now = amend_protocol(tmp_path/'toy.json', 'animal', 'ceiling', .9, 'a reason', False)
+    assert now.terms('animal').ceiling == .9 and amend_protocol(tmp_path/'toy.json', 'animal', 'ceiling', None, 'back', True).terms('animal').ceiling is None

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -62,26 +63,35 @@ def _widened(value, together, variance, freedom, level):
     "The percentile interval of the draws, scaled to a variance and to Student's t."
     tail = (1 - level)/2
     low, high = np.quantile(together, [tail, 1 - tail])
-    if not together.var() > 0: return Interval(value, value, value, level)
     scale = t.ppf(1 - tail, freedom)/norm.ppf(1 - tail)*math.sqrt(variance/together.var())
     return Interval(value, float(value + scale*(low - value)), float(value + scale*(high - value)),
                     level)
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00015
+def _ratio(scores, against):
+    with np.errstate(divide='ignore', invalid='ignore'): return scores/against
+
 STATISTICS: dict[str, Callable] = dict(
     mean=lambda scores: scores,
     difference=lambda scores, against: scores - against,
-    ratio=lambda scores, against: scores/against,
+    ratio=_ratio,
 )
+
+# %% ../../nbs/core/13_findings.ipynb #fnd00015b
+def _as_numbers(x, name):
+    "An array of real numbers (S, N) as float64."
+    x = np.asarray([] if x is None else x) if not np.ma.is_masked(x) else np.array('masked')
+    if x.dtype.kind not in 'biuf' or not x.size: raise BadInput(
+        f'{name}: not an array of numbers; give (runs, items)')
+    return np.atleast_2d(x.astype(np.float64))
 
 def _scores(x, name):
     "Scores as float64 (S, N). Raises `BadInput` for what is no such array."
-    try:
-        x = np.atleast_2d(np.asarray(x, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise BadInput(f'{name}: not an array of numbers; give (runs, items)') from None
+    x = _as_numbers(x, name)
     if x.ndim != 2 or x.shape[1] < 2 or not len(x): raise BadInput(
         f'{name} has shape {x.shape}: give (runs, items) or (items,), with two items or more')
+    if len(x) > x.shape[1]: raise BadInput(
+        f'{name}: {len(x)} runs of {x.shape[1]} items; give (runs, items), not (items, runs)')
     bad = ~np.isfinite(x)
     if bad.any(): raise BadInput(
         f'{name}: {bad.sum()} of {x.size} scores are NaN or infinite; decide what such an item '
@@ -104,6 +114,17 @@ def _check_arms(statistic, arms, cluster):
         'all items are in one cluster: an interval needs two or more')
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00017
+def _checked_arms(scores, against, cluster, statistic):
+    "Arms as (S, N) each, and the cluster of each item."
+    named = dict(scores=scores) | ({} if against is None else dict(against=against))
+    arms = [_scores(x, name) for name, x in named.items()]
+    cluster = np.arange(arms[0].shape[1]) if cluster is None else np.asarray(cluster)
+    if cluster.ndim != 1 or cluster.dtype.kind not in 'biuUSf': raise BadInput(
+        'clusters: give one number or name for each item')
+    _check_arms(statistic, arms, cluster)
+    return arms, cluster
+
+# %% ../../nbs/core/13_findings.ipynb #fnd00017b
 def hierarchical_bootstrap(
     scores: ArrayLike,                 # (S, N), or (N,) of a single run
     against: ArrayLike | None = None,  # (S', N) of the other arm, runs of its own
@@ -114,18 +135,29 @@ def hierarchical_bootstrap(
 ) -> Interval:
     """An interval over runs and clusters. A single run is not drawn: then the interval says
     nothing about other runs."""
-    named = dict(scores=scores) | ({} if against is None else dict(against=against))
-    arms = [_scores(x, name) for name, x in named.items()]
-    cluster = np.arange(arms[0].shape[1]) if cluster is None else np.asarray(cluster)
-    _check_arms(statistic, arms, cluster)
+    arms, cluster = _checked_arms(scores, against, cluster, statistic)
     sums, n_items = zip(*(_by_cluster(arm, cluster) for arm in arms))
     sizes = [*map(len, sums), len(n_items[0])]
     def value_of(weights):
         means = [_means(x, n_items[0], w, weights[-1]) for x, w in zip(sums, weights)]
         return STATISTICS[statistic](*means)
     value, together, apart = _draws(value_of, sizes, n)
+    if not np.isfinite(together).all(): raise BadInput(
+        f'the {statistic} is not finite in some draws, in which the other arm is zero')
+    if not together.var() > 0: return _unseen(value, arms, sizes[-1], level)
     variance, freedom = _spread(value, together, apart, sizes)
     return _widened(value, together, variance, freedom, level)
+
+# %% ../../nbs/core/13_findings.ipynb #fnd00018u
+def _unseen(value, arms, n_clusters, level):
+    """An interval where all clusters agree: so many of another kind may be there, unseen, as none
+    of n were (Clopper and Pearson 1934). Scores lie in a range of 1, or in that of the arms."""
+    lowest, highest = min(arm.min() for arm in arms), max(arm.max() for arm in arms)
+    of_one = 0 <= lowest and highest <= 1
+    width = (1 if of_one else highest - lowest or 1)*(1 - ((1 - level)/2)**(1/n_clusters))
+    low, high = value - width, value + width
+    if of_one and len(arms) == 1: low, high = max(low, 0.), min(high, 1.)
+    return Interval(value, float(low), float(high), level)
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00018
 def _draws(value_of, sizes, n, seed=0):
@@ -163,13 +195,14 @@ def _side(interval, terms):
     sign = 1 if terms.better == 'higher' else -1
     low, high = sorted(sign*(end - terms.threshold) for end in (interval.low, interval.high))
     if terms.margin > 0 and -terms.margin <= low and high <= terms.margin: return 'within'
-    if low > 0: return 'beyond'
+    if low > 0 and sign*(interval.value - terms.threshold) > terms.margin: return 'beyond'
     return 'short' if high <= 0 else 'across'
 
 def _passes(null, interval, terms):
-    "Whether a null arm lies beyond the threshold too, or gets as far as the finding."
+    "Whether a null arm lies beyond the threshold too, or may get as far as the finding."
     if _side(null, terms) == 'beyond': return True
-    return null.value >= interval.low if terms.better == 'higher' else null.value <= interval.high
+    if terms.better == 'higher': return null.value >= interval.low or null.high >= interval.value
+    return null.value <= interval.high or null.low <= interval.value
 
 def _at_ceiling(terms, against):
     "Whether the other arm leaves no room for a better one."
@@ -186,14 +219,14 @@ def judge(
 ) -> tuple:                        # one of `SEVEN_VERDICTS`, and why where it needs a word
     "What a measurement says about a finding."
     side = _side(interval, terms)
-    if side == 'within': return 'equal', ''
-    if side != 'beyond' and _at_ceiling(terms, against):
+    if side == 'across' and _at_ceiling(terms, against):
         return 'ceiling', f'what it is compared with is at {number(against)}'
-    if side == 'beyond' and runs < max(terms.runs, 2*bool(terms.runs)):
+    if runs < max(terms.runs, 2*bool(terms.runs)):
         return 'inconclusive', f'{runs} of {terms.runs} runs'
     if side == 'beyond' and null is not None and _passes(null, interval, terms):
         return 'inconclusive', f'the null arm gets to {null}'
-    return dict(beyond='holds', short='fails', across='inconclusive')[side], ''
+    verdicts = dict(within='equal', beyond='holds', short='fails', across='inconclusive')
+    return verdicts[side], ''
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00031
 SCALES = 'miniature', 'real', 'paper'
@@ -224,6 +257,8 @@ def _wrong_finding(finding):
     for name, allowed in _CHOICES.items():
         if name in finding and finding[name] not in allowed:
             return f'{name} is {finding[name]!r}, not {" or ".join(allowed)}'
+    unknown = sorted(set(finding) - set(_finding_schema))
+    if unknown: return f'no field {unknown[0]!r}'
     empty = [name for name in ('statement', 'measure', 'null', 'cluster') if not finding[name]]
     return f'{empty[0]} is empty' if empty else _wrong_numbers(finding)
 
@@ -244,11 +279,22 @@ def _first_version(protocol):
         now = findings.get(id, {}).get(field)
         if id not in findings or now != amendment['to']: raise BadInput(
             f'amendment of {id}.{field}: it says {amendment["to"]!r}, the finding {now!r}')
-        findings[id][field] = amendment['from']
-        if amendment['from'] is None: del findings[id][field]
+        del findings[id][field]
+        if 'from' in amendment: findings[id][field] = amendment['from']
     return findings
 
+# %% ../../nbs/core/13_findings.ipynb #fnd00034b
+def _is_name(text): return re.fullmatch(r'[a-z0-9][\w-]*', str(text), re.ASCII) is not None
+
+def _check_names(protocol, where):
+    names = [protocol['method'], *protocol['findings']]
+    odd = [name for name in names if not _is_name(name)]
+    if odd: raise BadInput(f'{where}: {odd[0][:40]!r} is no name; use a to z, digits, _ and -')
+    silent = [a['finding'] for a in protocol.get('amendments', []) if not a['why'].strip()]
+    if silent: raise BadInput(f'{where}: the amendment of {silent[0]} says no reason')
+
 def _check_protocol(protocol, where):
+    _check_names(protocol, where)
     for id, finding in protocol['findings'].items():
         wrong = _wrong_finding(finding)
         if wrong: raise BadInput(f'{where}, finding {id}: {wrong}')
@@ -269,6 +315,7 @@ class Protocol:
     written: str      # date
     findings: dict    # id -> what the file says of it
     amendments: tuple # in the order in which they were made
+    path: Path | None = None # its file
 
     def terms(self,
         id: str, # of a finding
@@ -301,7 +348,7 @@ def read_protocol(
     _check_protocol(content, path)
     amendments = tuple(content.get('amendments', ()))
     return Protocol(content['method'], content['paper'], content['written'], content['findings'],
-                    amendments)
+                    amendments, path)
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00037
 def _write_protocol(path, content):
@@ -338,22 +385,23 @@ def amend_protocol(
     read_protocol(Path(path))
     content = read_json(path, 'a protocol')
     if finding not in content['findings']: raise BadInput(f'{path}: no finding {finding!r}')
-    if not why.strip(): raise BadInput('an amendment without a reason: say why')
-    was = content['findings'][finding].get(field)
-    content['findings'][finding][field] = to
+    if not str(why).strip(): raise BadInput('an amendment without a reason: say why')
+    now = content['findings'][finding]
+    was = {'from': now[field]} if field in now else {}
+    now[field] = to
     amendment = dict(finding=finding, field=field, why=why, results_seen=results_seen,
                      date=date.today().isoformat())
-    amendment |= {'from': was, 'to': to}
+    amendment |= was | {'to': to}
     content.setdefault('amendments', []).append(amendment)
     return _write_protocol(path, content)
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00042
 def _compact(x):
-    "Scores as uint8 where they are small whole numbers, else as float16, or float32 beyond that."
+    "Scores as uint8 or float16 where these hold them exactly, else as float32."
     x = np.atleast_2d(np.asarray(x, dtype=np.float64))
     if np.isin(x, np.arange(256)).all(): return x.astype(np.uint8)
-    small = np.abs(x) < np.finfo(np.float16).max
-    return x.astype(np.float16 if small.all() else np.float32)
+    with np.errstate(over='ignore'): half = x.astype(np.float16)
+    return half if (half == x).all() else x.astype(np.float32)
 
 def _compact_clusters(cluster, n_items):
     "Clusters as the smallest whole numbers that tell them apart."
@@ -386,8 +434,10 @@ def read_items(
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise BadInput(f'{path}: not a file of scores ({type(error).__name__}); measure the '
                        'finding again') from None
-    if not {'scores', 'cluster'} <= items.keys() <= {*ITEM_ARMS, 'cluster'}: raise BadInput(
-        f'{path}: it holds {", ".join(items)}; scores and cluster are needed')
+    shapes = {name: x.ndim for name, x in items.items()}
+    if not {'scores', 'cluster'} <= items.keys() <= {*ITEM_ARMS, 'cluster'} or any(
+            n != 2 - (name == 'cluster') for name, n in shapes.items()): raise BadInput(
+        f'{path}: it holds {", ".join(items)}; scores (runs, items) and clusters are needed')
     return items
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00045
@@ -429,7 +479,10 @@ def _wrong_record(record):
     if record['scale'] not in SCALES: return f'no scale {record["scale"]!r}'
     if record['preset'] not in PRESETS: return f'no preset {record["preset"]!r}'
     measured = record['verdict'] not in ('not run', 'not testable here')
-    if measured and not {'value', 'ci', 'scores'} <= record.keys(): return 'it has no value'
+    has = {'value', 'ci', 'scores'} & record.keys()
+    if measured != bool(has) or measured and len(has) < 3: return 'it lacks its value'
+    if len(record.get('ci', '..')) != 2: return 'its interval has no two ends'
+    if not _is_name(record['method']) or not _is_name(record['finding']): return 'its name is none'
     return ''
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00047b
@@ -439,9 +492,11 @@ def read_findings(
     "Records of findings. Raises `BadInput` for a damaged one."
     schema = list[_record_schema | dict(sha256=str)]
     records = read_json(path, 'a list of findings', schema, 'measure them again', finite=True)
+    seen = set()
     for i, record in enumerate(records):
-        checksum = record.pop('sha256')
-        wrong = _wrong_record(record)
+        checksum, key = record.pop('sha256'), (record['finding'], record['scale'])
+        wrong = 'it is there twice' if key in seen else _wrong_record(record)
+        seen.add(key)
         if not wrong and checksum != content_hash(record): wrong = 'it is not what was written'
         if wrong: raise BadInput(f'{path}, record {i}: {wrong}; measure it again')
     return records
@@ -486,6 +541,30 @@ class Findings:
                     protocol=self.protocol.hash(id), verdict=verdict, why=why)
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00050
+#| export
+
+# %% ../../nbs/core/13_findings.ipynb #fnd00050c
+@patch
+def _testable(self: Findings, id):
+    why = self._known(id).get('not_testable', {}).get(self.scale)
+    if why: raise BadInput(f'{id} is not testable at the scale {self.scale}: {why}')
+    return self.protocol.findings[id]
+
+def _check_facts(about, cluster, finding, null):
+    "Refuse what lacks, and facts that JSON cannot hold, before anything is written."
+    if null is None: raise BadInput('a finding without its null arm: give its scores')
+    _check_cluster(cluster, finding)
+    try:
+        json.dumps(about, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f'what is told beside the scores: {error}; give texts and plain '
+                       'numbers') from None
+
+def _check_cluster(cluster, finding):
+    if cluster is None and finding['cluster'] != 'item': raise BadInput(
+        f'its protocol says that items come in clusters ({finding["cluster"]}): give the cluster '
+        'of each item')
+
 def _as_items(arms, cluster):
     "Scores of all arms, and clusters, as they are kept."
     items = {name: _compact(_scores(x, name)) for name, x in arms.items() if x is not None}
@@ -502,14 +581,16 @@ def record(
     scores: ArrayLike,                     # (S, N), of S trainings on N items
     null: ArrayLike,                       # (S', N) of the null arm
     against: ArrayLike | None = None,      # (S', N) of what it is compared with
-    cluster: ArrayLike | None = None,      # (N,) the cluster of each item
+    cluster: ArrayLike | None = None,      # (N,) of each item; None if the protocol says 'item'
     null_against: ArrayLike | None = None, # what the null arm is compared with, if it is another
     **about: object,                       # models, seconds ..., beside those of all findings
 ) -> dict:                                 # the record
     "Record what a run gave."
+    finding = self._testable(id)
+    _check_facts(about, cluster, finding, null)
     arms = dict(scores=scores, against=against, null=null, null_against=null_against)
     items = _as_items(arms, cluster)
-    summary = _summary(items, self._known(id), self.protocol.terms(id))
+    summary = _summary(items, finding, self.protocol.terms(id))
     base = self._base(id, summary.pop('verdict'), summary.pop('why'))
     about = self.about | about | _circumstances()
     self.measured[id], self.items[id] = base | summary | dict(about=about), items
@@ -524,7 +605,7 @@ def not_run(
 ) -> dict:      # the record
     "Record that a finding was not measured, and why."
     self._known(id)
-    self.measured[id] = self._base(id, 'not run', why)
+    self.measured[id] = self._base(id, 'not run', str(why))
     return self.measured[id]
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00051b
@@ -535,7 +616,7 @@ def records(self: Findings) -> list: # one a finding, in the order of the protoc
     for id, finding in self.protocol.findings.items():
         why = finding.get('not_testable', {}).get(self.scale)
         nothing = self._base(id, 'not testable here' if why else 'not run',
-                             why or f'not part of the preset {preset()}')
+                             why or f'not recorded at the preset {preset()}')
         out.append(nothing if why else self.measured.get(id, nothing))
     return out
 
@@ -569,6 +650,7 @@ def save(
 ) -> Path:              # the file of records
     "Write records and scores, merged with those that are there."
     folder, protocol = Path(folder), self.protocol
+    self._check_current()
     path = folder/'findings'/f'{protocol.method}.json'
     with records_lock(folder):
         old = read_findings(path) if path.exists() else []
@@ -577,10 +659,23 @@ def save(
             write_whole(_items_path(folder, record), _items_bytes(self.items[record['finding']]))
         checked = [r | dict(sha256=content_hash(r)) for r in records]
         write_whole(path, json.dumps(checked, indent=1, ensure_ascii=False) + '\n')
-        for record in old:
-            if 'scores' in record and record not in records:
-                _items_path(folder, record).unlink(missing_ok=True)
+        kept = {_items_path(folder, r) for r in records if 'scores' in r}
+        for replaced in {_items_path(folder, r) for r in old if 'scores' in r} - kept:
+            replaced.unlink(missing_ok=True)
     return path
+
+# %% ../../nbs/core/13_findings.ipynb #fnd00053c
+@patch
+def _check_current(self: Findings):
+    "Refuse to write records of a protocol that was amended meanwhile."
+    path = self.protocol.path
+    if path is None or not path.is_file(): return
+    now = read_protocol(path)
+    old = [id for id in self.measured if id not in now.findings
+           or now.hash(id) != self.protocol.hash(id)]
+    if old: raise BadInput(
+        f'{path}: {old[0]} was amended after this protocol was read; measure it again under the '
+        'new one')
 
 @patch
 def _is_new(self: Findings, record):
@@ -637,9 +732,10 @@ def fresh_value(
     return new, bool(new.value in old or apart <= math.hypot(*halves))
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00065
-def _shown(record):
+def _shown(record, protocol):
     "A record in a cell of a table."
     if record is None: return 'not run'
+    if record['protocol'] != protocol: return 'stale: the protocol was amended'
     if 'value' not in record: return record['verdict'] + f' ({record["why"]})'*bool(record['why'])
     interval = Interval(record['value'], *record['ci'])
     null = record.get('null')
@@ -649,13 +745,13 @@ def _shown(record):
 def findings_table(
     protocol: Protocol, # of a method
     records: list,      # of this method, of any scale
-) -> pd.DataFrame:      # finding, source, unit, paper, miniature, real, paper scale
+) -> pd.DataFrame:      # finding, source, unit, paper's number, miniature, real
     "Findings of a method side by side with what the paper says."
-    by_key = {(r['finding'], r['scale']): r for r in records
-              if r['protocol'] == protocol.hash(r['finding'])}
+    by_key = {(r['finding'], r['scale']): r for r in records}
     rows = []
     for id, finding in protocol.findings.items():
-        cells = {scale: _shown(by_key.get((id, scale))) for scale in SCALES[:2]}
+        kept = {scale: by_key.get((id, scale)) for scale in SCALES[:2]}
+        cells = {scale: _shown(record, protocol.hash(id)) for scale, record in kept.items()}
         origin = finding['source'] if finding['origin'] == 'paper' else 'ours'
         rows.append(dict(finding=finding['statement'], source=origin, unit=finding['unit'],
                          paper=finding.get('paper_value', '–')) | cells)

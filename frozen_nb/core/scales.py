@@ -141,9 +141,9 @@ def _part(role, build, scale):
     width, layers = _sizes(model)
     kept = recipe.get('micro_batch', 1)*positions*width*(2*layers + 34)
     return dict(
-        role=role, model=scale.models.get(role, role), parameters=_count(model),
+        role=role, model=scale.models[build.get('of', role)], parameters=_count(model),
         weights_gb=2*_count(model)/1e9, activations_gb=kept*backward/1e9,
-        operations=operations*(1 + backward)*examples)
+        operations=operations*(1 + 2*backward)*examples)
 
 # %% ../../nbs/core/14_scales.ipynb #scl00014
 PEAK, UTILISATION = 989e12, .4 # operations a second of an H100 or H200 in bf16, and the share
@@ -201,8 +201,8 @@ def plan_lines(
     lines.append(f'  memory of one GPU: about {plan.memory_gb:.0f} GB '
                  f'({recipe.get("micro_batch", 1)} examples at once, with checkpoints), of which '
                  f'{16*sum(plan.trained.values())/1e9:.1f} GB for what is trained')
-    lines.append(f'  time: about {plan.hours:,.0f} hours on one H100 or H200, '
-                 f'{plan.hours/8:,.0f} on eight ({UTILISATION:.0%} of the peak in bf16)')
+    lines.append(f'  time: about {plan.hours:,.1f} hours on one H100 or H200, '
+                 f'{plan.hours/8:,.1f} on eight (at {UTILISATION:.0%} of the peak in bf16)')
     if plan.store_gb: lines.append(
         f'  features: {plan.store_gb:,.0f} GB in bf16; pooled features take '
         f'{plan.store_gb/scale.store["tokens"]:,.0f} GB')

@@ -415,8 +415,10 @@ def _write_gguf(path, folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     if importlib.util.find_spec('gguf') is None: raise BadInput(
         f'{path}: a GGUF file is read with the package gguf: pip install gguf')
+    from gguf import GGUFReader
     where = dict(gguf_file=path.name, local_files_only=True)
     try:
+        if not GGUFReader(path).tensors: raise ValueError('it holds no weights')
         with quiet_libraries():
             model = AutoModelForCausalLM.from_pretrained(path.parent, **where)
             _without_quantizer(model).save_pretrained(folder)
@@ -625,11 +627,14 @@ def load_tokenizer(
     return tokenizer
 
 # %% ../../nbs/core/03_zoo.ipynb #0b04669a
-_SETTINGS = ('config.json', 'open_clip_config.json', 'tokenizer.json', 'tokenizer.model',
-             'vocab.json', 'merges.txt', 'spiece.model', 'preprocessor_config.json',
-             'processor_config.json', 'chat_template.jinja')
+_SETTINGS = ('config.json', 'open_clip_config.json', 'tokenizer.json', 'tokenizer_config.json',
+             'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model', 'vocab.json',
+             'merges.txt', 'spiece.model', 'sentencepiece.bpe.model', 'preprocessor_config.json',
+             'processor_config.json', 'video_preprocessor_config.json', 'chat_template.json',
+             'chat_template.jinja')
 _COSMETIC = {'transformers_version', 'dtype', 'torch_dtype', '_name_or_path', 'name_or_path',
-             'architectures', 'padding', 'truncation', 'pretrained_cfg'}
+             'architectures', 'padding', 'truncation', 'pretrained_cfg', 'padding_side',
+             'tokenizer_class', 'processor_class', 'backend', 'is_local'}
 
 def _without_cosmetics(value):
     "A JSON value without what changes nothing of what a model computes."
@@ -641,7 +646,7 @@ def _file_settings(path):
     if path.suffix != '.json': return hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         return _without_cosmetics(json.loads(path.read_text(encoding='utf-8-sig')))
-    except ValueError:
+    except (ValueError, RecursionError):
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 # %% ../../nbs/core/03_zoo.ipynb #28f7ff2c
