@@ -238,7 +238,7 @@ def test_a_smaller_preset_replaces_nothing_but_stale_records(protocol, tmp_path,
 
 def test_two_processes_lose_nothing(tmp_path):
     names = [f'finding-{i}' for i in range(40 if whole_form else 8)]
-    write_protocol(tmp_path/'toy.json', 'toy', 'none', {name: FINDING for name in names})
+    write_protocol(tmp_path/'toy.json', 'toy', 'none', {name: FINDING | dict(cluster='item') for name in names})
     code = textwrap.dedent(f'''
         import sys
         from pathlib import Path

@@ -280,12 +280,12 @@ def test_the_published_models_without_their_weights():
     text = str(plan)
     for words in ('0.9 and 0.95', '8e-4', '2,048', '15,000', 'dropout 0.1', 'CC3M', 'frozen-nb fit limber', 'EleutherAI/gpt-j-6b', 'Missing here'): assert words in text
 
-def test_the_preset_paper_never_runs_the_miniature(shell, tmp_path, monkeypatch):
+def test_the_paper_scale_never_runs_the_miniature(shell, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = shell('reproduce', 'limber', '--preset', 'paper')
-    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and not any(tmp_path.iterdir())
-    for words in ('the weights of EleutherAI/gpt-j-6b', 'CC3M', 'frozen-nb fit limber', '--dry-run'): assert words in said.err
-    assert '12,587,008' in shell('reproduce', 'limber', '--preset', 'paper', '--dry-run').out
+    said = shell('reproduce', 'limber', '--scale', 'paper')
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and '--dry-run' in said.err and not any(tmp_path.iterdir())
+    plan = shell('reproduce', 'limber', '--scale', 'paper', '--dry-run').out
+    for words in ('12,587,008', 'the weights of EleutherAI/gpt-j-6b', 'CC3M'): assert words in plan
 
 def test_the_command_of_the_plan_is_one_that_can_be_given(shell, tmp_path, monkeypatch):
     import shlex

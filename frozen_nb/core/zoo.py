@@ -415,10 +415,10 @@ def _write_gguf(path, folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     if importlib.util.find_spec('gguf') is None: raise BadInput(
         f'{path}: a GGUF file is read with the package gguf: pip install gguf')
-    from gguf import GGUFReader
+    reader = importlib.import_module('gguf').GGUFReader
     where = dict(gguf_file=path.name, local_files_only=True)
     try:
-        if not GGUFReader(path).tensors: raise ValueError('it holds no weights')
+        if not reader(path).tensors: raise ValueError('it holds no weights')
         with quiet_libraries():
             model = AutoModelForCausalLM.from_pretrained(path.parent, **where)
             _without_quantizer(model).save_pretrained(folder)
