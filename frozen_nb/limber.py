@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMBER_RECIPE', 'image_features', 'new_map', 'caption_batches', 'fit_map', 'Limber', 'shot_prompt', 'first_answer',
-           'read_captions', 'LimberFit', 'fit_captions', 'read_projection', 'PaperPlan', 'paper_plan']
+           'read_captions', 'LimberFit', 'fit_captions', 'read_projection']
 
 # %% ../nbs/10_limber.ipynb #ffef462c
 import hashlib, json, re, warnings
@@ -28,7 +28,7 @@ from .core.generation import start_ids
 from .core.stores import feature_key, FeatureStore, run_folder
 from .core.training import check_options, numeric, option, train, TrainConfig
 from frozen_nb.core.zoo import (
-    cached_folder, check_images, check_texts, Encoder, LM, load_encoder, load_lm, open_image,
+    check_images, check_texts, Encoder, LM, load_encoder, load_lm, open_image,
     pool_tokens, visual_tokens,
 )
 
@@ -507,44 +507,3 @@ def read_projection(
     linear_map = LinearMap(encoder.width, lm.width, len(bias) // lm.width, **about)
     linear_map.linear.load_state_dict(dict(weight=weight, bias=bias))
     return freeze(linear_map).to(lm.device)
-
-# %% ../nbs/10_limber.ipynb #pap3r001
-@dataclass
-class PaperPlan:
-    "What the published experiment needs."
-    models: pd.DataFrame # one row a model
-    recipe: str
-    missing: list        # weights and data that are not on this machine
-    command: str         # that runs it where they are
-    def __str__(self):
-        lines = ['Recipe: ' + self.recipe, f"Missing here: {', '.join(self.missing)}", 'To run: ' + self.command]
-        return '\n'.join([self.models.to_string(index=False), *lines])
-
-def _meta_models():
-    "The published models without weights: (name, hub repository, pixels, model), the language model last."
-    import open_clip, timm, transformers as T
-    large = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, use_relative_position_bias=True, layer_scale_init_value=.1)
-    with torch.device('meta'):
-        clip = open_clip.CLIP(**open_clip.get_model_config('RN50x16')).visual
-        clip.attnpool = torch.nn.Identity()
-        yield 'RN50x16/openai', 'timm/resnet50x16_clip.openai', 384, clip
-        yield (beit := 'microsoft/beit-large-patch16-224-pt22k'), beit, 224, T.BeitModel(T.BeitConfig(**large), add_pooling_layer=False)
-        yield (nf := 'timm/nf_resnet50.ra2_in1k'), nf, 384, timm.create_model('nf_resnet50')
-        yield (gptj := 'EleutherAI/gpt-j-6b'), gptj, None, T.AutoModelForCausalLM.from_config(T.GPTJConfig(), dtype=torch.bfloat16)
-
-@torch.no_grad()
-def paper_plan()->PaperPlan:
-    "The published models, built without weights or network, with what has to be trained between them and what is missing to do so."
-    *encoders, (name, repo, _, gptj) = _meta_models()
-    width, million = gptj.get_input_embeddings().embedding_dim, lambda model: sum(p.numel() for p in model.parameters()) / 1e6
-    size = lambda model: {'parameters (M)': f'{million(model):,.1f}', 'bf16 (GB)': f'{million(model) * 2 / 1000:.2f}'}
-    rows, missing = [], ['CC3M as JSON lines (3.3 million pictures with captions)'] + [f'the weights of {name}'] * (cached_folder(repo) is None)
-    for encoder, at, pixels, model in encoders:
-        x, _ = visual_tokens(model.eval(), torch.empty(1, 3, pixels, pixels, device='meta'))   # (1, k, e)
-        rows.append({'model': encoder, 'pixels': pixels, 'visual tokens': f'{x.shape[1]} x {x.shape[2]}', 'map': f'{x.shape[2]} -> {width}', 'trained': f'{x.shape[2] * width + width:,}', **size(model)})
-        if cached_folder(at) is None: missing.append(f'the weights of {encoder}')
-    rows.append({'model': name, 'pixels': '', 'visual tokens': f'{gptj.config.n_layer} layers', 'map': f'width {width}', 'trained': '0', **size(gptj)})
-    recipe = ('AdamW with betas 0.9 and 0.95, no weight decay, rate 8e-4, gradients clipped at 1, bf16, dropout 0.1 on the projected tokens, 15,000 steps of 2,048 captions (16 GPUs x 16 x 8) on CC3M, no words between image and caption. '
-              'Different here: the rate falls on a cosine (the authors: almost flat), an end token follows every caption, a batch goes through in one piece (lower --batch where it does not fit), and the NF-ResNet is loaded with the transform of its card.')
-    command = f"frozen-nb fit limber --data cc3m.jsonl --out maps/clip --encoder {encoders[0][0]} --k 144 --lm {name} --dtype bf16 --prompt '' --steps 15000 --batch 2048 --optimizer adamw --lr 8e-4 --dropout 0.1"
-    return PaperPlan(pd.DataFrame(rows), recipe, missing, command)

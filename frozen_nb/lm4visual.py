@@ -1254,7 +1254,7 @@ def fit_folder(
 ) -> dict:                 # arm -> which of the held-out images are right, (N,)
     "Train an encoder with a frozen block on a folder of images; a tenth of each class is held out."
     check_place(fit.out, 'a classifier', _holds_classifier)
-    if Path(fit.data).resolve() in Path(fit.out).resolve().parents: raise BadInput(
+    if Path(fit.data).absolute() in Path(fit.out).absolute().parents: raise BadInput(
         f'{fit.out}: in the folder of the images, where it would be a class; choose another one')
     images, labels, names, paths = read_classes(fit.data, fit.size)
     different = _different_images(images, labels, paths)

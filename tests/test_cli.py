@@ -237,7 +237,10 @@ def test_out_is_a_file(shell, chapters):
     for dry in ([], ['--dry-run']): refused(shell('reproduce', '--out', 'taken/deeper', *dry), 'taken')
 
 def test_a_scale_is_planned_without_weights(shell, monkeypatch):
+    import torch
+    before = torch.get_rng_state()
     said = shell('reproduce', '--scale', 'paper', '--dry-run')
+    assert torch.equal(before, torch.get_rng_state())
     assert said.status == 0 and said.err == '' and all(f'{m}, scale paper' in said.out for m in ('limber', 'ima', 'flmm', 'lm4visual', 'generative_adapter', 'pinto'))
     counts = dict(limber='trained: map, 12,587,008', ima='trained: mapper, 7,362,048', flmm='trained: head, 7,77', lm4visual='trained: maps, 3,145,728', generative_adapter='trained: 32 layers, 537,001,984', pinto='trained: t5, 222,903,552')
     for words in counts.values(): assert words in said.out, words

@@ -4,6 +4,7 @@ import csv, json, os
 import numpy as np
 import pytest
 
+from frozen_nb.benchmarks.readers import measure_predictions
 from frozen_nb.core.frozen import BadInput, real_path
 from frozen_nb.evaluate import all_benchmarks, evaluate_head, Evaluation, PREDICTORS, predictor, save_evaluation
 from frozen_nb.world.captions import captions
@@ -40,6 +41,9 @@ def test_shipped_heads_on_published_formats(data, tmp_path, method):
     evaluated = evaluate_head(Evaluation(method, data/folder, name, split, device='cpu'))
     official = {k.lower(): v for k, v in evaluated.scores.official.items()}
     assert official[measure.lower()] > least, official
+    if method != 'pinto':   # predictions for other items are worse
+        others = measure_predictions(name, evaluated.items, evaluated.predictions[2:] + evaluated.predictions[:2]).official
+        assert official[measure.lower()] > 1.5*{k.lower(): v for k, v in others.items()}[measure.lower()]
     saved = save_evaluation(evaluated, tmp_path/'out')
     lines = [json.loads(line) for line in (saved/'predictions.jsonl').read_text().splitlines()]
     assert [line['key'] for line in lines] == [item.key for item in evaluated.items] and [line['prediction'] for line in lines] == evaluated.predictions
@@ -78,4 +82,7 @@ def test_every_predictor_is_of_a_task_that_has_data():
 def test_boxes_of_real_expressions():
     "The shipped miniature on SUNSPOT: it knows nothing of rooms, and its boxes are measured all the same."
     evaluated = evaluate_head(Evaluation('flmm', real_path('sunspot'), 'sunspot', limit=2, device='cpu'))
-    assert len(evaluated.predictions) == 2 and np.isfinite(evaluated.scores.official['mIoU'])
+    for item, (x, y, w, h) in zip(evaluated.items, evaluated.predictions):
+        width, height = item.open().size
+        assert 0 <= x < x + w <= width and 0 <= y < y + h <= height
+    assert evaluated.scores.official['mIoU'] == evaluated.scores.by_item['IoU'].mean() and (evaluated.scores.by_item['IoU'] <= 1).all()

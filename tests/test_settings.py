@@ -73,7 +73,8 @@ def test_shipped_heads_in_half_precision(dtype):
     image = draw(scene(3, 'test', n_animals=1), 64)
     species = scene(3, 'test', n_animals=1).animals[0].species
     assert species in Limber.load(dtype=dtype, device='cpu').caption([image])[0]
-    assert load_grounder(device='cpu', dtype=dtype).ground(image, ['the animal'])[0].mask.any()
+    half, whole = (load_grounder(device='cpu', dtype=t).ground(image, ['the animal'])[0].mask for t in (dtype, None))
+    assert (half & whole).sum() > .8*(half | whole).sum()
 
 def test_other_weights_are_still_refused():
     with pytest.raises(BadInput, match='made for the lm'): Limber.load(lm='llama-random', dtype='bf16', device='cpu')

@@ -8,8 +8,6 @@ __all__ = ['ChoiceItem', 'choice_item', 'measure_choices']
 # %% ../../nbs/benchmarks/07_choices.ipynb #a903717f
 import re
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import NotRequired
 
 import numpy as np
@@ -17,8 +15,9 @@ import numpy as np
 from ..core.folders import read_json
 from ..core.frozen import *
 from ..world.multiple_choice import MCQ, MCQ_SETS
-from .readers import Benchmark, Scores, add_benchmark, published_file
-from .texts import json_lines, mean_scores, read_lines, score_groups, table_rows
+from .readers import (
+    Benchmark, Scores, add_benchmark, json_lines, published_file, read_lines, table_rows)
+from .texts import mean_scores, score_groups
 
 # %% ../../nbs/benchmarks/07_choices.ipynb #25e4db0b
 @dataclass(frozen=True)

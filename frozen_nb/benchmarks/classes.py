@@ -10,7 +10,7 @@ __all__ = ['ALEXNET_ERRORS', 'LabelItem', 'measure_labels_ranked', 'rank_classes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np

@@ -4,14 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODELNET10', 'SCANOBJECTNN', 'MSR_ACTIONS', 'SCENES_ETH_UCY', 'CloudItem', 'measure_shapes', 'filled_points',
-           'h5_points', 'read_numbers', 'SkeletonItem', 'FramesItem', 'csv_rows', 'PathItem', 'measure_paths',
-           'path_windows']
+           'h5_points', 'read_numbers', 'SkeletonItem', 'FramesItem', 'PathItem', 'measure_paths', 'path_windows']
 
 # %% ../../nbs/benchmarks/05_motion.ipynb #693af1f2
-import csv
 import gzip
 import math
-import os
 import re
 import warnings
 import zlib
@@ -22,13 +19,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ..core.folders import check_file, read_json, read_text
 from ..core.frozen import *
 from .classes import image_files, measure_labels_ranked
 from .readers import (
-    Benchmark, Scores, add_benchmark, optional_module, published_file)
+    Benchmark, Scores, add_benchmark, csv_rows, optional_module, published_file)
 
 # %% ../../nbs/benchmarks/05_motion.ipynb #3c33fa5b
 @dataclass(slots=True)
@@ -291,25 +287,6 @@ def _read_ssv2(folder, split):
     rows = read_json(path, 'clips of Something-Something', _clip_schema, 'get it again', True)
     if not rows: raise BadInput(f'{path}: no clips in it; get it again')
     return [_ssv2_item(path, row, labels) for row in rows]
-
-# %% ../../nbs/benchmarks/05_motion.ipynb #cb4022de
-def csv_rows(
-    path: str | Path, # with the names of the columns in the first line
-    columns: tuple,   # that have to be there
-) -> Iterator:        # (number of the line, name -> text)
-    "Rows of a CSV file, one after the other. Raises `BadInput` that names the line."
-    path = check_file(path, 'a CSV file')
-    try:
-        with open(path, encoding='utf-8-sig', newline='') as f:
-            table = csv.DictReader(f, strict=True)
-            missing = set(columns) - set(table.fieldnames or ())
-            if missing: raise BadInput(f'{path}: no column {min(missing)!r}; get the file again')
-            for row in table:
-                if None in row or None in row.values(): raise BadInput(
-                    f'{path}, line {table.line_num}: not {len(table.fieldnames)} cells')
-                yield table.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f'{path}: no CSV in UTF-8 ({str(error)[:60]}); get it again') from None
 
 # %% ../../nbs/benchmarks/05_motion.ipynb #0482b0a6
 _kinetics_columns = 'label', 'youtube_id', 'time_start', 'time_end'

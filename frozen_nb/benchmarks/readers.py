@@ -4,19 +4,24 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'BENCHMARKS', 'Scores', 'Benchmark', 'add_benchmark', 'find_benchmark', 'read_benchmark',
-           'measure_predictions', 'published_file', 'optional_module']
+           'measure_predictions', 'published_file', 'optional_module', 'read_lines', 'json_lines', 'table_rows',
+           'csv_rows']
 
 # %% ../../nbs/benchmarks/00_readers.ipynb #bmk00002
+import csv
 import difflib
+import gzip
 import importlib
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..core.folders import check_file
+from ..core.folders import check_file, parse_json, schema_error
 from ..core.frozen import *
 
 # %% ../../nbs/benchmarks/00_readers.ipynb #bmk00005
@@ -127,3 +132,79 @@ def optional_module(
     except ImportError:
         package = name.partition('.')[0]
         raise BadInput(f'{why} needs {package}: pip install {package}') from None
+
+# %% ../../nbs/benchmarks/00_readers.ipynb #2118150c
+def _open_text(path):
+    is_gzip = Path(path).suffix == '.gz'
+    return gzip.open(path, 'rt', encoding='utf-8') if is_gzip else open(path, encoding='utf-8-sig')
+
+def read_lines(
+    path: str | Path, # a text file in UTF-8, or one that gzip has compressed (.gz)
+) -> Iterator:        # (number from 1, line without its end)
+    "Lines of a file, one after the other. Raises `BadInput` for what is no text."
+    path = check_file(path, 'a text file')
+    number = 0
+    try:
+        with _open_text(path) as f:
+            for number, line in enumerate(f, 1):
+                if '\0' in line: raise BadInput(f'{path}, line {number}: this is no text')
+                yield number, line.rstrip('\n')
+    except UnicodeDecodeError:
+        raise BadInput(f'{path}: not a text file in UTF-8; save it as plain text') from None
+    except (EOFError, zlib.error, OSError) as error:
+        raise BadInput(f'{path}: cannot be read ({error}); get it again') from None
+    if not number: raise BadInput(f'{path}: this file is empty; get it again')
+
+# %% ../../nbs/benchmarks/00_readers.ipynb #e27878f8
+def json_lines(
+    path: str | Path,   # a file with a JSON object in each line; may be compressed
+    schema: Any = dict, # as for `read_json`
+) -> Iterator:          # of objects
+    "Objects of a file, one after the other. Raises `BadInput` that names the line."
+    for number, line in read_lines(path):
+        if not line.strip(): continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise BadInput(
+                f'{path}, line {number}: no JSON ({error}); get the file again') from None
+        error = schema_error(row, schema)
+        if error: raise BadInput(f'{path}, line {number}: {error}; this is another format')
+        yield row
+
+# %% ../../nbs/benchmarks/00_readers.ipynb #c58a3cd2
+def table_rows(
+    path: str | Path,      # lines with cells
+    columns: int,          # cells in each
+    delimiter: str = '\t', # between them; ',' is quoted CSV
+) -> Iterator:             # (number from 1, cells)
+    "Rows of a table, one after the other. Raises `BadInput` for another number of cells."
+    quoting = csv.QUOTE_MINIMAL if delimiter == ',' else csv.QUOTE_NONE
+    lines = (f'{line}\n' for _, line in read_lines(path))
+    rows = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+    try:
+        for number, cells in enumerate(rows, 1):
+            if cells and len(cells) != columns: raise BadInput(
+                f'{path}, line {number}: {len(cells)} columns where {columns} belong')
+            if cells: yield number, cells
+    except csv.Error as error:
+        raise BadInput(f'{path}: no table ({error}); get the file again') from None
+
+# %% ../../nbs/benchmarks/00_readers.ipynb #cb4022de
+def csv_rows(
+    path: str | Path, # with the names of the columns in the first line
+    columns: tuple,   # that have to be there
+) -> Iterator:        # (number of the line, name -> text)
+    "Rows of a CSV file, one after the other. Raises `BadInput` that names the line."
+    path = check_file(path, 'a CSV file')
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as f:
+            table = csv.DictReader(f, strict=True)
+            missing = set(columns) - set(table.fieldnames or ())
+            if missing: raise BadInput(f'{path}: no column {min(missing)!r}; get the file again')
+            for row in table:
+                if None in row or None in row.values(): raise BadInput(
+                    f'{path}, line {table.line_num}: not {len(table.fieldnames)} cells')
+                yield table.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f'{path}: no CSV in UTF-8 ({str(error)[:60]}); get it again') from None

@@ -29,8 +29,8 @@ from ..core.zoo import open_image
 from frozen_nb.core.metrics import (
     average_recall, cumulative_iou, mask_iou, mask_overlap,
 )
-from .readers import add_benchmark, Benchmark, Scores
-from .captions import entries_by_id, first_file, image_root
+from .readers import add_benchmark, Benchmark, published_file, Scores
+from .captions import entries_by_id, image_root
 
 # %% ../../nbs/benchmarks/03_regions.ipynb #brg00011
 def _run_lengths(counts):
@@ -233,7 +233,8 @@ class ImageRegion:
 
 # %% ../../nbs/benchmarks/03_regions.ipynb #brg00032
 def _read_instances(folder, split):
-    path = first_file(folder, (f'annotations/instances_{split}.json', f'instances_{split}.json'))
+    name = f'instances_{split}.json'
+    path = published_file(folder, (f'annotations/{name}', name))
     data = CocoInstances(path, folder)
     groups = instances_by_category(data)
     places = split, f'images/{split}', 'images', '.'
@@ -248,7 +249,7 @@ _mscoco = ('images/mscoco/images/train2014', '../images/mscoco/images/train2014'
 
 def _read_refcoco(name, author, folder, split):
     files = f'refs({author}).p', f'refs({author}).json'
-    refs = first_file(folder, (*files, *(f'{name}/{file}' for file in files)))
+    refs = published_file(folder, (*files, *(f'{name}/{file}' for file in files)))
     instances = refs.parent/'instances.json'
     data = CocoInstances(instances, folder)
     rows = references_of_split(refs, data.annotations, split)
@@ -369,7 +370,7 @@ _sunspot_places = 'data/images', 'images', '../images', '../../images', '.'
 def _read_sunspot(folder, split):
     files = 'refs(boulder).p', 'refs(boulder).json'
     below = '', 'sunspot/', 'data/sunspot/'
-    refs = first_file(folder, tuple(f'{b}{file}' for b in below for file in files))
+    refs = published_file(folder, tuple(f'{b}{file}' for b in below for file in files))
     path = refs.parent/'instances.json'
     images, annotations = _boxed_annotations(path)
     rows = references_of_split(refs, annotations, split)
@@ -487,7 +488,8 @@ def _crowds(annotation):
 
 def _panoptic_of(folder, split, names):
     "The segments of a split, all of whose files are there."
-    path = first_file(folder, tuple(f'{a}{name}' for name in names for a in ('annotations/', '')))
+    places = [f'{a}{name}' for name in names for a in ('annotations/', '')]
+    path = published_file(folder, places)
     data = CocoPanoptic(path, folder, folder)
     images = [data.files[key]['file_name'] for key in data.annotations]
     places = split, f'images/{split}', 'images', '.'
@@ -670,7 +672,7 @@ class GroundedNarrative:
 # %% ../../nbs/benchmarks/03_regions.ipynb #brg00083
 def _read_narratives(folder, split):
     name = f'png_coco_{split}.json'
-    path = first_file(folder, (f'annotations/{name}', name))
+    path = published_file(folder, (f'annotations/{name}', name))
     data = _panoptic_of(folder, split, (f'panoptic_{split}.json',))
     items = []
     for n, row in enumerate(read_narrative_rows(path)):

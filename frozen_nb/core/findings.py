@@ -17,7 +17,7 @@ import math
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import NotRequired
@@ -416,6 +416,7 @@ def _items_bytes(items):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **items)
     return buffer.getvalue()
+
 def _items_hash(items): return hashlib.sha256(_items_bytes(items)).hexdigest()
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00043
@@ -539,9 +540,6 @@ class Findings:
     def _base(self, id, verdict, why):
         return dict(finding=id, method=self.protocol.method, scale=self.scale, preset=preset(),
                     protocol=self.protocol.hash(id), verdict=verdict, why=why)
-
-# %% ../../nbs/core/13_findings.ipynb #fnd00050
-#| export
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00050c
 @patch

@@ -232,14 +232,19 @@ def _write_sums(folder):
     (folder/SUMS).write_text(json.dumps(sums, indent=1) + '\n', encoding='utf-8')
 
 # %% ../../nbs/core/01_folders.ipynb #4e11d727
+def _kind_of_path(path):
+    "The kind of what a path leads to; a file of the kernel, which may never end, is a device."
+    kind = stat.S_IFMT(path.stat().st_mode)
+    of_kernel = kind == stat.S_IFREG and path.resolve().parts[1:2] in (('proc',), ('sys',))
+    return stat.S_IFCHR if of_kernel else kind
+
 def _is_intact(path, digest):
     "Whether a file is what it was; pipes, devices and gigabytes of nothing are not even read."
     with suppress(OSError):
         about = path.stat()
         is_hollow = about.st_size > 2**30 and about.st_blocks*512 < about.st_size//2
-        if not stat.S_ISREG(about.st_mode) or is_hollow: return False
-        if not about.st_size: return digest == hashlib.sha256().hexdigest()  # as of /proc/kmsg
-        return file_hash(path) == digest
+        is_file = _kind_of_path(path) == stat.S_IFREG
+        return is_file and not is_hollow and file_hash(path) == digest
     return False
 
 def _damaged_file(folder):
@@ -440,8 +445,6 @@ def schema_error(
 
 # %% ../../nbs/core/01_folders.ipynb #flsrd002
 import math
-import re
-import stat
 
 _kinds_of_paths = {
     stat.S_IFIFO: 'a named pipe', stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device',
@@ -449,12 +452,6 @@ _kinds_of_paths = {
 }
 
 # %% ../../nbs/core/01_folders.ipynb #flsrd009
-def _kind_of_path(path):
-    "The kind of what a path leads to; a file of the kernel, which may never end, is a device."
-    kind = stat.S_IFMT(path.stat().st_mode)
-    of_kernel = kind == stat.S_IFREG and path.resolve().parts[1:2] in (('proc',), ('sys',))
-    return stat.S_IFCHR if of_kernel else kind
-
 def check_file(
     path: str | Path,                 # what is going to be read
     what: str = 'a file',             # what it should be, with its article: 'a text file'

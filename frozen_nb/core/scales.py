@@ -33,9 +33,10 @@ def scale_name() -> str: # one of `SCALES`
 _scale_schema = dict(
     models=dict[str, str], data=dict[str, str], recipe=dict, build=NotRequired[dict[str, dict]],
     trained=NotRequired[dict], store=NotRequired[dict | None],
-    missing=NotRequired[list[str]], sources=NotRequired[list[str]])
+    missing=NotRequired[list[str]], sources=NotRequired[list[str]], command=NotRequired[str])
 _scales_schema = dict(method=str, paper=str, scales=dict[str, _scale_schema])
 
+# %% ../../nbs/core/14_scales.ipynb #4692578a
 @dataclass(frozen=True)
 class Scale:
     "What an experiment of one method runs on."
@@ -46,9 +47,10 @@ class Scale:
     recipe: dict        # steps, batch ...
     missing: tuple = () # what cannot be had
     build: dict | None = None   # role -> how it is built without weights
-    trained: dict | None = None # part -> shapes, or a class with its arguments
+    trained: dict | None = None # part -> shapes (`times` so many), or a class with its arguments
     store: dict | None = None   # items, tokens and width of the features that are kept
     sources: tuple = () # where this is from
+    command: str = ''   # that trains it where all is there
 
 # %% ../../nbs/core/14_scales.ipynb #scl00007
 def read_scale(
@@ -99,8 +101,10 @@ def trained_parameters(
     counts = {}
     for part, what in (scale.trained or {}).items():
         with torch.device('meta'): made = _made(what)
+        if isinstance(made, list): made = dict(times=1, shapes=made)
         is_model = isinstance(made, nn.Module)
-        counts[part] = _count(made) if is_model else sum(map(math.prod, made))
+        counts[part] = (_count(made) if is_model
+                        else made['times']*sum(map(math.prod, made['shapes'])))
     return counts
 
 def _empty_input(model, build, positions):
@@ -197,7 +201,7 @@ def plan_lines(
     scale, recipe = plan.scale, plan.scale.recipe
     lines = [f'{scale.method}, scale {scale.name}: {recipe["steps"]:,} steps of {recipe["batch"]}']
     lines += map(_part_line, plan.parts.itertuples())
-    lines += [f'  trained: {name}, {n:,}' for name, n in _grouped(plan.trained).items()]
+    lines += [f'  trained: {name}, {n:,}' for name, n in plan.trained.items()]
     lines.append(f'  memory of one GPU: about {plan.memory_gb:.0f} GB '
                  f'({recipe.get("micro_batch", 1)} examples at once, with checkpoints), of which '
                  f'{16*sum(plan.trained.values())/1e9:.1f} GB for what is trained')
@@ -206,18 +210,13 @@ def plan_lines(
     if plan.store_gb: lines.append(
         f'  features: {plan.store_gb:,.0f} GB in bf16; pooled features take '
         f'{plan.store_gb/scale.store["tokens"]:,.0f} GB')
-    return lines + [f'  missing here: {what}' for what in plan.missing]
+    lines += [f'  missing here: {what}' for what in plan.missing]
+    return lines + [f'  to run: {scale.command}']*bool(scale.command)
 
 # %% ../../nbs/core/14_scales.ipynb #scl00016b
 def _part_line(part):
     return (f'  {part.role}: {part.model}, {part.parameters/1e6:,.1f} M parameters, frozen; '
             f'{part.weights_gb:.1f} GB in bf16')
-
-def _grouped(trained):
-    "Parts that are one for each layer as one."
-    layers = [n for name, n in trained.items() if name.startswith('layer')]
-    rest = {name: n for name, n in trained.items() if not name.startswith('layer')}
-    return rest | ({f'{len(layers)} layers': sum(layers)} if layers else {})
 
 # %% ../../nbs/core/14_scales.ipynb #scl00016c
 def scale_lines(
