@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCENE_SPLITS', 'N_EXAMPLES', 'QUESTION_KINDS', 'SceneImage', 'scene_images', 'split_by_hash', 'captioned_images',
-           'as_continuation', 'AskedImage', 'asked_images', 'answer_accuracy']
+           'as_continuation', 'AskedImage', 'asked_images', 'answer_accuracy', 'question_images']
 
 # %% ../../nbs/benchmarks/08_sets.ipynb #set00002
 import hashlib
@@ -33,6 +33,13 @@ class SceneImage:
 
     @property
     def captions(self) -> tuple: return tuple(captions(self.scene))
+
+    def word(self,
+        what: str, # 'habitat', or 'species', 'colour' or 'size' of the first animal
+    ) -> str:
+        "The one word of a caption that says this."
+        if what == 'habitat': return self.scene.habitat
+        return getattr(self.scene.animals[0], what)
 
 SCENE_SPLITS = dict( # name -> split of the world, and how many animals (None: one to three)
     train=('train', None), dev=('val', None), test=('test', 1), pairs=('test', 2),
@@ -204,3 +211,16 @@ def answer_accuracy(
         texts = [text.replace('_', ' ') for text in texts]
         return measure_predictions(items[0].benchmark, items, texts).by_item['accuracy']
     return np.array([vqa_accuracy(text, item.answer) for text, item in zip(texts, items)])
+
+# %% ../../nbs/benchmarks/08_sets.ipynb #setqimg0
+def question_images(
+    items: list, # of `AskedImage`
+    shots: int,  # examples in front of each
+) -> tuple:      # all images that are shown, once each, and (N, shots + 1) indices into them
+    "The images of questions behind so many examples, the one that is asked about last."
+    shown = [(*item.examples[:shots], item) for item in items]
+    images = {each.image.key: each.image for row in shown for each in row}
+    place = {key: i for i, key in enumerate(images)}
+    rows = [place[each.image.key] for row in shown for each in row]
+    return list(images.values()), np.array(rows).reshape(len(items), -1)
+

@@ -4,27 +4,33 @@
 
 # %% auto #0
 __all__ = ['MARK', 'LinearMap', 'save_map', 'load_map', 'Sequence', 'sequence', 'target_loss', 'target_log_likelihood', 'starts',
-           'generate', 'choose']
+           'generate', 'choose', 'image_features', 'caption_lists', 'caption_batches', 'caption_nll', 'shot_prompt',
+           'first_answer', 'about_models', 'captioner_models']
 
 # %% ../../nbs/core/06_prefix.ipynb #3bae2dc8
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
 from .frozen import *
-from .folders import read_folder, write_folder
+from .folders import read_folder, schema_error, write_folder
 from frozen_nb.core.generation import (
     choice_log_likelihoods, last_position, log_likelihoods, position_arguments, start_ids,
     target_logits,
 )
-from .zoo import (
-    check_texts, Encoder, greedy, has_weights, LM, load_encoder, load_lm, warn_of_settings)
+from .stores import feature_key, FeatureStore
+from frozen_nb.core.zoo import (
+    check_texts, Encoder, greedy, has_weights, LM, load_encoder, load_lm, pool_tokens,
+    warn_of_settings)
 
 # %% ../../nbs/core/06_prefix.ipynb #a181ee6c
 class LinearMap(nn.Module):
@@ -345,3 +351,108 @@ def choose(
         score = choice_log_likelihoods(lm.model, n_choices=C, normalise=normalise, **vars(seq))
         scores.append(score)                                                   # (n, C)
     return torch.cat(scores)
+
+# %% ../../nbs/core/06_prefix.ipynb #limfeat0
+def image_features(
+    encoder: Encoder,                   # of images
+    image_of: Callable,                 # i -> PIL image
+    items: list,                        # n names, one for each image; they are keys in the store
+    k: int = 16,                        # visual tokens kept, or all if the encoder gives fewer
+    store: FeatureStore | None = None,  # None: the one in the cache
+    progress: bool = True,              # show a bar where someone can see it
+) -> torch.Tensor:                      # (n, k, e)
+    "Visual tokens of images, computed once and kept."
+    k = min(k, encoder.k)
+    def encode(indices):
+        pixels = encoder.preprocess([image_of(i) for i in indices])
+        return pool_tokens(encoder.encode(pixels), k, encoder.grid).cpu()
+
+    def compute(todo):
+        batches = [todo[start:start + 64] for start in range(0, len(todo), 64)]
+        return torch.cat([encode(batch) for batch in batches])
+
+    store, key = store or FeatureStore(), feature_key(encoder, k=k)
+    return store.features(key, items, compute, progress=progress)[:]
+
+# %% ../../nbs/core/06_prefix.ipynb #limlist0
+def caption_lists(
+    captions: list, # n times a text, or a list of one or more
+) -> list:          # n lists of texts
+    "The captions of each image as a list. Raises `BadInput` for what is no text."
+    if isinstance(captions, str): check_texts(captions)   # one text is no list of texts
+    lists = [[c] if isinstance(c, str) else check_texts(c) for c in captions]
+    check_texts([text for texts in lists for text in texts])
+    return lists
+
+# %% ../../nbs/core/06_prefix.ipynb #limbtch0
+def caption_batches(
+    features: torch.Tensor,  # (n, k, e)
+    captions: list,          # n lists of paraphrases
+    batch_size: int = 32,    # images in a batch
+    seed: int = 0,           # of their order
+) -> Callable:               # step -> a batch of features and of one paraphrase each
+    "Batches as a function of the step, so that a resumed run sees the same ones."
+    def batch(step):
+        rng = np.random.default_rng([seed, step])
+        i = rng.choice(len(features), min(batch_size, len(features)), replace=False)
+        texts = [' ' + captions[j][rng.integers(len(captions[j]))] for j in i]
+        return {'features': features[torch.from_numpy(i)], 'texts': texts}
+    return batch
+
+# %% ../../nbs/core/06_prefix.ipynb #limnll00
+@torch.no_grad()
+def caption_nll(
+    lm: LM,                  # frozen
+    linear_map: nn.Module,   # features (B, k, e) -> (B, k, d)
+    features: torch.Tensor,  # (n, k, e), of the images or of others
+    prompt: str,             # between image and caption
+    captions: list,          # n lists of captions
+    batch_size: int = 32,    # captions in a batch
+) -> np.ndarray:             # (n,) nats a token, over all captions of an image
+    "Negative log-likelihood of captions behind images."
+    pairs = [(i, f' {text}') for i, texts in enumerate(captions) for text in texts]
+    nats, tokens = np.zeros(len(captions)), np.zeros(len(captions))
+    for first in range(0, len(pairs), batch_size):
+        i, texts = map(list, zip(*pairs[first:first + batch_size]))
+        prefix = linear_map(features[i].to(lm.device))
+        seq = sequence(lm, prefix, prompt, texts, start=starts(linear_map))
+        log_likelihood, length = target_log_likelihood(lm, seq)
+        np.add.at(nats, i, -log_likelihood.double().cpu().numpy())
+        np.add.at(tokens, i, length.cpu().numpy())
+    return nats / tokens
+
+# %% ../../nbs/core/06_prefix.ipynb #limshot0
+def shot_prompt(
+    question: str,        # about the last image
+    examples: tuple = (), # (question, answer) about the images before it
+) -> str:
+    "The paper's format, with a mark for every image: `<image> Q: ... A: ...`, then the question."
+    shots = [f'{MARK} Q: {q} A: {a}' for q, a in examples]
+    return '\n'.join([*shots, f'{MARK} Q: {question} A:'])
+
+def first_answer(
+    text: str, # what a language model goes on to say
+) -> str:
+    "The answer, without what comes after it."
+    return re.split(r'\n| Q:|' + re.escape(MARK), text)[0].strip()
+
+# %% ../../nbs/core/06_prefix.ipynb #limabou0
+def about_models(
+    encoder: Encoder | None, # None: there is no image
+    lm: LM,                  # that the map writes for
+) -> dict:                   # names, fingerprints and settings
+    "What a map says of the models that it is for."
+    about = dict(lm=lm.name, lm_fingerprint=lm.fingerprint, lm_settings=lm.settings)
+    if encoder is None: return about | dict(encoder='blind', encoder_fingerprint='')
+    return about | dict(encoder=encoder.name, encoder_fingerprint=encoder.fingerprint,
+                        encoder_settings=encoder.settings)
+
+def captioner_models(
+    folder: str | Path, # of a map
+) -> dict:              # `made_for` of the map
+    "What a map was made for. Raises `BadInput` for a map that names no models."
+    made_for = load_map(folder).made_for
+    error = schema_error(made_for, dict(encoder=str, lm=str))
+    if error: raise BadInput(
+        f'{folder}/config.json is not of a captioner ({error}): train the map again')
+    return made_for
