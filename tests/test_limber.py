@@ -9,8 +9,10 @@ import pytest, torch
 from PIL import Image
 from torch import nn
 
+import frozen_nb.fits.limber as fits
 import frozen_nb.limber as module
 from frozen_nb.core.frozen import BadInput, fingerprint, real_path
+from frozen_nb.fits.limber import *
 from frozen_nb.limber import *
 from frozen_nb.world.captions import captions
 from frozen_nb.world.drawing import draw
@@ -177,7 +179,7 @@ def test_the_same_bytes_are_never_on_both_sides(menagerie, root, tmp_path, monke
         for name in (f'{i}.png', f'copy-{i}.png'): shutil.copy(menagerie/f'{i}.png', tmp_path/name)
     lines, seen = [dict(image=f'{name}{i}.png', caption=f'{i} {name}') for name in ('', 'copy-') for i in range(20)], []
     def fit(encoder, lm, features, captions, *args, **kwargs): seen.append([{*texts} for texts in captions]); raise InterruptedError
-    monkeypatch.setattr(module, 'fit_map', fit)
+    monkeypatch.setattr(fits, 'fit_map', fit)
     for order in (lines, lines[::-1]):
         with pytest.raises(InterruptedError): fit_captions(LimberFit(write(tmp_path, *order), tmp_path/'map', encoder_in(root/'clip_vit'), lm_in(root/'llama')))
     assert len(seen[0]) == 18 and seen[0] == seen[1] and all(len(texts) == 2 and len({t.split()[0] for t in texts}) == 1 for texts in seen[0])
@@ -200,7 +202,7 @@ def test_nothing_is_written_for_what_cannot_be_used(menagerie, root, tmp_path, m
     given.update(data=tmp_path/given['data'], out=tmp_path/given['out'], device='cpu')
     if change.get('data') == 'long':
         given['lm'] = load_lm('llama', device='cpu')
-        monkeypatch.delattr(module, 'image_features')   # it is said before anything is encoded
+        monkeypatch.delattr(fits, 'image_features')   # it is said before anything is encoded
     refused(lambda: fit_captions(LimberFit(**given)), *words)
     assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*')) == before
 
