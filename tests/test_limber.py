@@ -19,7 +19,7 @@ from frozen_nb.world.drawing import draw
 from frozen_nb.world.scenes import scene
 from frozen_nb.core.prefix import LinearMap, load_map, save_map
 from frozen_nb.core.scales import read_scale
-from frozen_nb.core.training import TrainConfig
+from frozen_nb.core.training import learning_rates, TrainConfig
 from frozen_nb.core.zoo import load_encoder, load_lm, open_image, pool_tokens, unit_pixels
 from tiny_models import LMS, make_encoders, make_lms
 
@@ -284,6 +284,44 @@ def test_the_command_of_the_plan_is_one_that_can_be_given(shell, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     said = shell(*shlex.split(read_scale('limber', 'paper').command)[1:])
     assert said.status == 2 and said.err == 'frozen-nb: cc3m.jsonl: no such file; check the path\n'
+
+def test_the_command_of_the_plan_trains_by_the_recipe_of_the_paper(shell, monkeypatch):
+    import shlex
+    given, scale = [], read_scale('limber', 'paper')
+    monkeypatch.setattr(fits, 'fit_captions', lambda fit: given.append(fit) or 1/0)
+    shell(*shlex.split(scale.command)[1:])
+    (fit,), recipe = given, scale.recipe
+    config, rates = fit.train_config, learning_rates(fit.train_config)
+    assert {name: getattr(config, name) for name in ('steps', 'optimizer', 'lr', 'schedule', 'warmup')} == {name: recipe[name] for name in ('steps', 'optimizer', 'lr', 'schedule', 'warmup')}
+    assert (fit.batch, fit.batch//fit.accumulate, fit.prompt, fit.dropout) == (recipe['batch'], recipe['micro_batch'], '', .1)
+    assert config.weight_decay == 0 and config.betas == (.9, .95) and config.clip == 1
+    assert rates[0] == 0 and rates.index(max(rates)) == 100 and rates[100] == 8e-4 and np.allclose(np.diff(rates[100:]), -8e-4/14_900) and rates[-1] < 1e-7   # to 0, in a line
+
+def test_a_map_trains_by_its_schedule(menagerie, root, tmp_path, monkeypatch):
+    "Another schedule and another warm-up are other trainings; without a word they are the recipe's, so that checkpoints of earlier runs stay valid."
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    runs, trained = {}, fits.fit_map
+    def fit_map(encoder, lm, features, captions, config, *args, **kwargs):
+        runs[config.schedule, config.warmup] = trained(encoder, lm, features, captions, config, *args, **kwargs)[1].losses
+        raise InterruptedError
+    monkeypatch.setattr(fits, 'fit_map', fit_map)
+    given = dict(data=menagerie/'data.jsonl', out=tmp_path/'map', encoder=encoder_in(root/'clip_vit'), lm=lm_in(root/'llama'), k=4, steps=20)
+    for options in (dict(), dict(schedule='linear'), dict(schedule='linear', warmup=10), dict(warmup=0)):
+        with pytest.raises(InterruptedError): fit_captions(LimberFit(**given, **options))
+    assert list(runs) == [('cosine', 2), ('linear', 2), ('linear', 10), ('cosine', 0)]
+    assert len({losses[-1] for losses in runs.values()}) == 4 and len({losses[0] for losses in runs.values()}) == 1
+    assert LimberFit(**given).train_config == replace(LIMBER_RECIPE, steps=20, warmup=2, checkpoint_every=100)
+
+@pytest.mark.parametrize('options, words', [
+    (dict(schedule='cosin'), ["schedule 'cosin'", 'linear', 'cosine']), (dict(schedule='greedy'), ['validation loss']), (dict(schedule=5), ['schedule=5', 'name']), (dict(schedule='constant', warmup=10), ['constant_with_warmup']),
+    (dict(warmup=800), ['warmup 800', '800 steps']), (dict(steps=10, warmup=10), ['10 steps']), (dict(warmup=-1), ['warmup -1', '0 or more']), (dict(warmup=2.5), ['whole number'])])
+def test_a_schedule_that_there_is_not(options, words): refused(lambda: LimberFit(Path('a'), Path('b'), **options), *words)
+
+@pytest.mark.parametrize('line, word', [('--schedule cosin', "schedule 'cosin'"), ('--warmup -1', '--warmup'), ('--schedule constant --warmup 5', 'constant_with_warmup'), ('--warmup 40 --steps 40', 'warmup 40')])
+def test_a_schedule_that_there_is_not_is_a_line_of_the_shell(shell, tmp_path, monkeypatch, line, word):
+    monkeypatch.chdir(tmp_path)
+    said = shell('fit', 'limber', '--data', 'nowhere.jsonl', '--out', 'new', *line.split())
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and word in said.err and 'nowhere' not in said.err and not any(tmp_path.iterdir())
 
 # --- real weights, real photographs
 

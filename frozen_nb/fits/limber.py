@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_captions', 'CaptionData', 'LimberFit', 'fit_captions', 'read_projection']
 
-# %% ../../nbs/fits/limber.ipynb #00384dcd
+# %% ../../nbs/fits/limber.ipynb #94738e83
 import hashlib
 import json
 import warnings
@@ -23,7 +23,9 @@ from frozen_nb.core.prefix import (
     LinearMap, load_map, save_map, sequence, starts, target_log_likelihood,
 )
 from ..core.stores import FeatureStore, run_folder
-from ..core.training import check_options, numeric, option, TrainConfig
+from frozen_nb.core.training import (
+    check_options, check_schedule, learning_rates, numeric, option, TrainConfig,
+)
 from frozen_nb.core.zoo import (
     Encoder, is_nf_resnet, LM, load_encoder, load_lm, open_image, pool_tokens,
 )
@@ -79,7 +81,7 @@ def read_captions(
         f'{path}: this file is empty; it takes lines such as {_EXAMPLE}')
     return list(captions), list(captions.values())
 
-# %% ../../nbs/fits/limber.ipynb #4c15c72d
+# %% ../../nbs/fits/limber.ipynb #e7e31727
 @dataclass
 class CaptionData:
     "Captioned images, and the two models that a map is trained between."
@@ -107,24 +109,28 @@ class LimberFit(CaptionData):
     gradient_checkpointing: bool = False
     lr: float | None = numeric(None, 1e-12) # Highest learning rate; by default the recipe's, 0.01.
     optimizer: str | None = option(None, 'muon|adamw')            # By default the recipe's, muon.
+    # How the learning rate falls; by default the recipe's, cosine. Also other schedules of
+    # transformers, such as constant_with_warmup.
+    schedule: str | None = option(None, 'cosine|linear|...')
+    # Steps in which the rate rises; by default 30, or a tenth of the steps where that is less.
+    warmup: int | None = numeric(None, 0)
     dropout: float = numeric(0., 0, max=.99, metavar='P')        # On the projected tokens.
     # On the encoder's features: 0.5 and more where images are few and features wide.
     feature_dropout: float = numeric(0., 0, max=.99, metavar='P')
     seed: int = numeric(0, 0)              # Of the start and of the order of the images.
 
-    def __post_init__(self):
-        check_options(self)
-        self.train_config # refuses an optimizer that there is not
+    def __post_init__(self): _check_fit(self)
 
 # %% ../../nbs/fits/limber.ipynb #72d622eb
 @patch(as_prop=True)
 def train_config(self: LimberFit) -> TrainConfig:
-    "The recipe with these steps."
-    steps = self.steps or LIMBER_RECIPE.steps
-    warmup = min(LIMBER_RECIPE.warmup, steps // 10)
-    lr, optimizer = self.lr or LIMBER_RECIPE.lr, self.optimizer or LIMBER_RECIPE.optimizer
-    return replace(LIMBER_RECIPE, steps=steps, warmup=warmup, seed=self.seed, lr=lr,
-                   optimizer=optimizer, checkpoint_every=100, accumulate=self.accumulate,
+    "The recipe, with what was chosen in place of its own."
+    names = 'steps', 'lr', 'optimizer', 'schedule', 'warmup'
+    chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+    steps = chosen.get('steps', LIMBER_RECIPE.steps)
+    chosen.setdefault('warmup', min(LIMBER_RECIPE.warmup, steps // 10))
+    return replace(LIMBER_RECIPE, **chosen, seed=self.seed, checkpoint_every=100,
+                   accumulate=self.accumulate,
                    gradient_checkpointing=self.gradient_checkpointing)
 
 @patch(as_prop=True)
@@ -132,6 +138,18 @@ def map_options(self: LimberFit) -> dict:
     "Further arguments of `LinearMap`."
     names = 'out_tokens', 'dropout', 'feature_dropout'
     return {name: getattr(self, name) for name in names}
+
+# %% ../../nbs/fits/limber.ipynb #91c11f3a
+def _check_fit(fit):
+    "Refuse numbers outside their limits, and an optimizer or a schedule that there is not."
+    check_options(fit)
+    config = fit.train_config
+    check_schedule(config)
+    if config.schedule == 'constant' and fit.warmup: raise BadInput(
+        f"warmup {fit.warmup}: the schedule 'constant' has none; use 'constant_with_warmup'")
+    if config.warmup >= config.steps and fit.warmup: raise BadInput(
+        f'warmup {fit.warmup}: the rate would rise in all of the {config.steps:,} steps; '
+        'give fewer, or more steps')
 
 # %% ../../nbs/fits/limber.ipynb #422f0940
 def _read_images(data):
@@ -178,7 +196,7 @@ def _held_out(lm, linear_map, features, prompt, captions):
                      difference=paired_bootstrap(another, right))
     return {name: dict(value=i.value, ci=[i.low, i.high]) for name, i in intervals.items()}
 
-# %% ../../nbs/fits/limber.ipynb #093d66d5
+# %% ../../nbs/fits/limber.ipynb #ac0306ef
 def _open_image(data, path):
     "Open an image; where that fails, the line that names it is named, too."
     try:
