@@ -1088,7 +1088,7 @@ EncoderName = Annotated[str, typer.Option(
     metavar='E', help=f'Image encoder: a shipped name, a folder or a hub id; {DEFAULT_MAP}.')]
 LMName = Annotated[str, typer.Option(metavar='L', help='Language model, likewise.')]
 MapFolder = Annotated[str, typer.Option(
-    '--map', metavar='DIR', help='A linear map; by default the shipped one.')]
+    '--map', metavar='M', help='A linear map: a shipped name or a folder; by default limber.')]
 
 # %% ../nbs/90_cli.ipynb #acef6942
 def _is_there(path):

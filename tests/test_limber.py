@@ -11,7 +11,7 @@ from torch import nn
 
 import frozen_nb.fits.limber as fits
 import frozen_nb.limber as module
-from frozen_nb.core.frozen import BadInput, fingerprint, real_path
+from frozen_nb.core.frozen import BadInput, data_path, fingerprint, real_path
 from frozen_nb.fits.limber import *
 from frozen_nb.limber import *
 from frozen_nb.world.captions import captions
@@ -94,6 +94,37 @@ def test_one_text_for_an_image_is_not_a_list_of_characters(root, paths):
     features, texts = image_features(encoder, lambda i: open_image(paths[i]), paths, k=4), [texts[0] for texts in SAID]
     losses = [fit_map(encoder, lm, features, captions, FEW)[1].losses for captions in (texts, [[t] for t in texts], [texts[0], *([t] for t in texts[1:])])]
     assert losses[0] == losses[1] == losses[2] and losses[0] != fit_map(encoder, lm, features, [list(t) for t in texts], FEW)[1].losses
+
+# --- the names of maps
+
+def test_a_map_that_ships_is_found_by_its_name(shell, paths, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = open_image(paths[0])
+    named = Limber.load(map='limber', device='cpu')
+    assert torch.equal(named.map.linear.weight, Limber.load(device='cpu').map.linear.weight) and fingerprint(named.map) == fingerprint(load_map('limber'))
+    said = shell('caption', paths[0], '--map', 'limber', '--device', 'cpu')
+    assert said.status == 0 and said.out == f'{paths[0]}: {named.caption([image])[0]}\n'
+    for name in ('limbo', 'clip', 'flmm'):   # a model that ships is no map
+        refused(lambda: Limber.load(map=name), f"no map is called '{name}'", 'those that ship: limber', 'fit limber')
+        line = shell('caption', paths[0], '--map', name)
+        assert line.status == 2 and line.out == '' and line.err.count('\n') == 1 and name in line.err and 'limber' in line.err
+    for name in ('', ' '): refused(lambda: Limber.load(map=name), 'map is blank')
+    refused(lambda: Limber.load(map='none/limber'), 'no map in none/limber')
+    for what in (5, ['limber']): refused(lambda: load_map(what), 'is no path')
+    assert shell('caption', paths[0], '--map', '').err.count('\n') == 1
+
+def test_a_folder_comes_before_a_name_and_every_map_with_a_card_has_one(root, paths, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder, lm = encoder_in(root/'clip_vit'), lm_in(root/'llama')
+    own = new_map(encoder, lm, image_features(encoder, lambda i: open_image(paths[i]), paths, k=4))
+    save_map(own, 'limber')
+    assert torch.equal(load_map('limber').linear.weight, own.linear.weight) and load_map(data_path('zoo', 'limber')).linear.weight.shape != own.linear.weight.shape
+    assert Limber.load(device='cpu').map.made_for['encoder'] == 'clip'   # without a name: always the one that ships
+    for place in ('frozen_nb.core.prefix', 'frozen_nb.core.zoo'): monkeypatch.setattr(f'{place}.data_path', lambda *parts: tmp_path.joinpath('data', *parts))
+    for name in ('limber-real', 'half'): shutil.copytree('limber', Path('data/zoo')/name)
+    Path('data/zoo/limber-real/card.json').write_text('{"kind": "map"}')
+    assert torch.equal(load_map('limber-real').linear.weight, own.linear.weight)
+    refused(lambda: load_map('half'), 'those that ship: limber-real;')
 
 # --- captions in a file
 
