@@ -115,14 +115,14 @@ class Limber:
 
     @classmethod
     def load(cls,
-        map: str | Path | None = None,            # folder of a map; None: the shipped one
+        map: str | Path | None = None,            # its folder, or name if it ships; None: limber
         encoder: str | Path | None = None,        # name, folder or hub id; None: that of the map
         lm: str | Path | None = None,             # likewise
         device: str | torch.device | None = None, # None: CUDA if it is there
         dtype: str | torch.dtype | None = None,   # None: fp32
     ) -> 'Limber':
         "Load a captioner. A map made for other models is refused."
-        folder = Path(map or data_path('zoo', 'limber'))
+        folder = data_path('zoo', 'limber') if map is None else map
         made_for = captioner_models(folder)
         encoder = load_encoder(encoder or made_for['encoder'], dtype, device)
         lm = load_lm(lm or made_for['lm'], dtype, device)
