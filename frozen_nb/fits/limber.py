@@ -197,7 +197,7 @@ def _train_fit(fit, encoder, lm, features, captions, n):
     inputs = encoder, lm, features[n:], captions[n:], config, fit.prompt, fit.batch, options
     trained, history = fit_map(
         encoder, lm, features[n:], captions[n:], config, fit.prompt, fit.batch,
-        run_folder('limber', 'fit', *inputs), 'map', **options)
+        folder=run_folder('limber', 'fit', *inputs), desc='map', **options)
     data = dict(images=len(captions), captions=sum(map(len, captions)),
                 training_images=len(captions) - n, held_out_images=n)
     every = max(1, history.steps // 60)
