@@ -18,7 +18,7 @@ import frozen_nb.benchmarks.questions  # makes its sets known
 from ..core.metrics import vqa_accuracy
 from ..world.captions import captions, questions
 from ..world.drawing import draw
-from ..world.scenes import Scene, scene
+from ..world.scenes import COLOURS, HABITATS, Scene, scene, SPECIES
 from .captions import CaptionedImage
 from .readers import measure_predictions, read_benchmark
 
@@ -40,6 +40,11 @@ class SceneImage:
         "The one word of a caption that says this."
         if what == 'habitat': return self.scene.habitat
         return getattr(self.scene.animals[0], what)
+
+    def marks(self) -> dict: # word -> 'right' or 'wrong', for all words of a caption
+        true_words = ' '.join(self.captions).split()
+        return {word: 'right' if word in true_words else 'wrong'
+                for word in (*SPECIES, *COLOURS, *HABITATS)}
 
 SCENE_SPLITS = dict( # name -> split of the world, and how many animals (None: one to three)
     train=('train', None), dev=('val', None), test=('test', 1), pairs=('test', 2),
