@@ -182,9 +182,9 @@ def ask(
 # %% ../nbs/10_limber.ipynb #limfresh
 def _fresh_recall(n, what, minus=False):
     "Recall of the shipped map on scenes that no record has seen, as `Findings.record` takes it."
-    from frozen_nb.benchmarks.sets import scene_images
+    from frozen_nb.benchmarks.sets import drawn_images
     from frozen_nb.core.metrics import attribute_recall
-    items = scene_images('test', n, first=10_000)
+    items = drawn_images('test', n, first=10_000)
     captions = Limber.load().caption([item.open() for item in items])
     words = [[item.word(what)] for item in items]
     own, other, third = (
