@@ -26,8 +26,7 @@ from .core.zoo import (
 
 # %% ../nbs/10_limber.ipynb #16884d97
 LIMBER_RECIPE = TrainConfig(
-    steps=800, lr=1e-2, schedule='cosine', warmup=30, optimizer='muon', precision='auto',
-)
+    steps=800, lr=1e-2, schedule='cosine', warmup=30, optimizer='muon', precision='auto')
 
 def new_map(
     encoder: Encoder | None,      # None for a blind map
@@ -39,9 +38,11 @@ def new_map(
     **kwargs: object,             # further arguments of `LinearMap`: out_tokens, dropout ...
 ) -> LinearMap:
     "An untrained map between two frozen models, started at the scale of the token embeddings."
+    unknown = kwargs.keys() - {'out_tokens', 'dropout', 'feature_dropout'}
+    if unknown: raise BadInput(f'{min(unknown)}: a map has out_tokens, dropout, feature_dropout')
     flat = features.float().flatten(0, 1)                              # (n k, e)
-    about = about_models(encoder, lm)
-    about |= dict(k=features.shape[1], prompt=prompt, start=bool(start_ids(lm)))
+    about = about_models(encoder, lm) | dict(k=features.shape[1], prompt=prompt)
+    about |= dict(start=bool(start_ids(lm)))
     std = flat.std(0) if encoder else torch.ones(flat.shape[1])
     ids = torch.arange(lm.embeddings.num_embeddings, device=lm.device)[:32_768]
     with torch.no_grad(): scale = lm.embeddings(ids).float().std().item()   # a Gemma multiplies
