@@ -398,3 +398,26 @@ def test_answers_of_the_shipped_map():
     assert sum(t == s.animals[0].species for t, s in zip(limber.ask(images, 'what animal is this?'), scenes)) >= 10
     shown = limber.ask(images, 'what animal is this?', [(draw(s), 'what animal is this?', s.animals[0].species) for s in (scene(i, 'train', n_animals=1) for i in range(2))])
     assert len(shown) == 20 and all(t and '\n' not in t and 'Q:' not in t for t in shown)
+
+# --- maps that are kept, and what the chapter measures on fresh scenes
+
+def test_an_option_that_a_map_has_not_is_refused_before_training(models):
+    encoder, lm = models
+    features = torch.randn(4, 2, encoder.width)
+    refused(lambda: fit_map(encoder, lm, features, ['a cat']*4, FEW, feature_droput=.3), 'feature_droput', 'feature_dropout')
+
+def test_a_kept_map_is_trained_once(models, monkeypatch):
+    encoder, lm = models
+    features, captions = torch.randn(6, 2, encoder.width), [f'a cat {i}' for i in range(6)]
+    first, history = kept_map(encoder, lm, features, captions, FEW, batch_size=3)
+    from frozen_nb.core import training
+    monkeypatch.setattr(training._Run, 'step', lambda *args: pytest.fail('trained again'))
+    again, kept = kept_map(encoder, lm, features, captions, FEW, 'another description', batch_size=3)
+    assert torch.equal(first.linear.weight, again.linear.weight) and kept.losses == history.losses
+    with pytest.raises(pytest.fail.Exception): kept_map(encoder, lm, features, captions[::-1], FEW, batch_size=3)
+
+def test_recall_on_fresh_scenes_is_of_own_and_of_other_captions():
+    from frozen_nb.core.findings import FRESH
+    alone, minus = FRESH['limber', 'species'](12), FRESH['limber', 'species-over-another-image'](12)
+    assert alone['scores'].shape == (12,) and alone['scores'].mean() > .4 > alone['null'].mean()
+    assert (minus['against'] == alone['null']).all() and (minus['scores'] == alone['scores']).all()
