@@ -308,7 +308,7 @@ def test_the_paper_scale_never_runs_the_miniature(shell, tmp_path, monkeypatch):
     said = shell('reproduce', 'limber', '--scale', 'paper')
     assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and 'limber, scale paper: missing: ' in said.err and not any(tmp_path.iterdir())
     plan = shell('reproduce', 'limber', '--scale', 'paper', '--dry-run').out
-    for words in ('12,587,008', 'the weights of EleutherAI/gpt-j-6b', 'CC3M'): assert words in plan
+    for words in ('12,587,008', 'the weights of EleutherAI/gpt-j-6b', 'the data cc3m'): assert words in plan
 
 def test_the_command_of_the_plan_is_one_that_can_be_given(shell, tmp_path, monkeypatch):
     import shlex
@@ -421,3 +421,30 @@ def test_recall_on_fresh_scenes_is_of_own_and_of_other_captions():
     alone, minus = FRESH['limber', 'species'](12), FRESH['limber', 'species-over-another-image'](12)
     assert alone['scores'].shape == (12,) and alone['scores'].mean() > .4 > alone['null'].mean()
     assert (minus['against'] == alone['null']).all() and (minus['scores'] == alone['scores']).all()
+
+# --- data sets of the paper's scale, in their published formats
+
+def test_images_with_captions_and_questions_of_the_paper_are_read(tmp_path, monkeypatch):
+    from frozen_nb.benchmarks.sets import answer_accuracy, asked_images, captioned_images, question_images
+    monkeypatch.setenv('FROZEN_NB_REAL', str(tmp_path))
+    refused(lambda: captioned_images('cc3m', 'train'), 'cc3m', 'FROZEN_NB_REAL')
+    image = Image.new('RGB', (20, 20))
+    for folder in ('cc3m', 'nocaps/val', 'vqav2/train2014', 'vqav2/val2014'): (tmp_path/folder).mkdir(parents=True)
+    image.save(tmp_path/'cc3m'/'a.jpg')
+    (tmp_path/'cc3m'/'captions.jsonl').write_text('{"image": "a.jpg", "caption": "a cat"}\n')
+    assert [item.captions for item in captioned_images('cc3m', 'train')] == [('a cat',)]
+    image.save(tmp_path/'nocaps'/'val'/'b.jpg')
+    entries = dict(images=[dict(id=1, file_name='b.jpg', domain='in-domain')], annotations=[dict(id=1, image_id=1, caption='a dog')])
+    (tmp_path/'nocaps'/'nocaps_val_4500_captions.json').write_text(json.dumps(entries))
+    assert captioned_images('nocaps', 'test')[0].open().size == (20, 20)
+    for split in ('train2014', 'val2014'):
+        for i in range(6): image.save(tmp_path/'vqav2'/split/f'COCO_{split}_{i:012d}.jpg')
+        asked = [dict(question_id=i, image_id=i, question=f'what is {i}?') for i in range(6)]
+        answers = [dict(answer='cat' if k < 7 else 'dog', answer_id=k) for k in range(10)]
+        told = [dict(question_id=i, image_id=i, answers=answers, answer_type='other', question_type='what', multiple_choice_answer='cat') for i in range(6)]
+        (tmp_path/'vqav2'/f'v2_OpenEnded_mscoco_{split}_questions.json').write_text(json.dumps(dict(questions=asked)))
+        (tmp_path/'vqav2'/f'v2_mscoco_{split}_annotations.json').write_text(json.dumps(dict(annotations=told)))
+    items = asked_images('vqav2', 3)
+    images, rows = question_images(items, 2)
+    assert rows.shape == (3, 3) and {x.answer for item in items for x in item.examples} == {'cat'}
+    assert answer_accuracy(items, ['cat', 'dog', 'bird']).tolist() == pytest.approx([1, .9, 0], abs=.11)

@@ -8,19 +8,20 @@ __all__ = ['SCENE_SPLITS', 'N_EXAMPLES', 'QUESTION_KINDS', 'SceneImage', 'drawn_
 
 # %% ../../nbs/benchmarks/08_sets.ipynb #set00002
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from ..core.frozen import *
 import frozen_nb.benchmarks.questions  # makes its sets known
+from ..core.frozen import *
 from ..core.metrics import vqa_accuracy
 from ..world.captions import captions, questions
 from ..world.drawing import draw
 from ..world.scenes import COLOURS, HABITATS, Scene, scene, SPECIES
 from .captions import CaptionedImage
-from .readers import measure_predictions, read_benchmark
+from .readers import json_lines, measure_predictions, read_benchmark
 
 # %% ../../nbs/benchmarks/08_sets.ipynb #set00005
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ def _flickr8k(split):
     test, train = split_by_hash(images, _N_TEST)
     return dict(train=train, test=test)[split]
 
-def _coco(split):
-    return read_benchmark('coco-captions', _real_folder('coco_panoptic'), 'val2017')
-
-_PHOTOGRAPHS = dict(flickr8k=(('train', 'test'), _flickr8k), coco=(('test',), _coco))
+def _lines(folder):
+    "Images of a file `captions.jsonl`, a line for each with `image` and `caption`."
+    path = _real_folder(folder)/'captions.jsonl'
+    for row in json_lines(path, dict(image=str, caption=str)):
+        yield CaptionedImage(row['image'], path.parent/row['image'], (row['caption'],))
 
 def _real_folder(name):
     folder = real_path(name)
@@ -95,9 +97,24 @@ def _real_folder(name):
         f'{name}: FROZEN_NB_REAL names no folder with it; set it to the folder of real data')
     return folder
 
+# %% ../../nbs/benchmarks/08_sets.ipynb #setphot0
+_PHOTOGRAPHS = {  # set -> split -> benchmark, folder, and its name of the split
+    'coco': {'test': ('coco-captions', 'coco_panoptic', 'val2017')},
+    'coco-captions': {'train': ('coco-captions', 'coco-captions', 'train2017'),
+                      'test': ('coco-captions', 'coco-captions', 'val2017')},
+    'nocaps': {'test': ('nocaps', 'nocaps', 'val')},
+    'flickr8k': {'train': _flickr8k, 'test': _flickr8k},
+    'cc3m': {'train': lambda split: list(_lines('cc3m'))}}
+
+def _photographs(data, split):
+    source = _PHOTOGRAPHS[data][split]
+    if callable(source): return source(split)
+    benchmark, folder, name = source
+    return read_benchmark(benchmark, _real_folder(folder), name)
+
 # %% ../../nbs/benchmarks/08_sets.ipynb #set00012
 def captioned_images(
-    data: str,            # 'menagerie', 'flickr8k' or 'coco'
+    data: str,            # 'menagerie', 'flickr8k', 'coco', 'coco-captions', 'nocaps' or 'cc3m'
     split: str,           # 'train', 'test', or another of the menagerie
     n: int | None = None, # the first so many; None: all there are
 ) -> list:                # items with `key`, `captions` and `open()`
@@ -107,10 +124,10 @@ def captioned_images(
         return drawn_images(split, n)
     if data not in _PHOTOGRAPHS: raise BadInput(
         f'no images called {data!r}: take menagerie, {" or ".join(_PHOTOGRAPHS)}')
-    splits, read = _PHOTOGRAPHS[data]
+    splits = _PHOTOGRAPHS[data]
     if split not in splits: raise BadInput(
         f'{data} has no split {split!r} here: take {" or ".join(splits)}')
-    return read(split)[:n]
+    return _photographs(data, split)[:n]
 
 # %% ../../nbs/benchmarks/08_sets.ipynb #set00015
 def as_continuation(
@@ -195,11 +212,28 @@ def _daquar_questions(n):
     chosen, _ = split_by_hash(tested, n)
     return [_with_examples(item, pool) for item in chosen]
 
+# %% ../../nbs/benchmarks/08_sets.ipynb #setvqa00
+def _vqa_question(item, answers):
+    image = CaptionedImage(f'vqav2/{item.image.stem}', item.image, ())
+    return AskedImage(f'vqav2/{item.key}', image, item.question, answers, item.kind,
+                      item.image.stem, 'vqav2')
+
+def _vqav2_questions(n):
+    "Questions of the validation images; examples are of training images, with what most say."
+    train, tested = (read_benchmark('vqav2', _real_folder('vqav2'), split)
+                     for split in ('train2014', 'val2014'))
+    def usual(item): return Counter(item.answers).most_common(1)[0][0]
+    pool = [_vqa_question(item, (usual(item),)) for item in train[:1_000]]
+    asked_items = [_vqa_question(item, item.answers) for item in tested]
+    chosen, _ = split_by_hash(asked_items, n)
+    return [_with_examples(item, pool) for item in chosen]
+
 # %% ../../nbs/benchmarks/08_sets.ipynb #174f671e
-_QUESTIONS = dict(menagerie=_menagerie_questions, daquar=_daquar_questions)
+_QUESTIONS = dict(
+    menagerie=_menagerie_questions, daquar=_daquar_questions, vqav2=_vqav2_questions)
 
 def asked_images(
-    data: str, # 'menagerie' or 'daquar'
+    data: str, # 'menagerie', 'daquar' or 'vqav2'
     n: int,    # how many questions
 ) -> list:     # of `AskedImage`
     "Questions about images, each with its examples; the same ones at every call."

@@ -35,7 +35,8 @@ _scale_schema = dict(
     models=dict[str, str], data=dict[str, str], recipe=dict,
     sizes=NotRequired[dict[str, dict]], build=NotRequired[dict[str, dict]],
     trained=NotRequired[dict], store=NotRequired[dict | None],
-    missing=NotRequired[list[str]], sources=NotRequired[list[str]], command=NotRequired[str])
+    missing=NotRequired[list[str]], folders=NotRequired[list[str]],
+    sources=NotRequired[list[str]], command=NotRequired[str])
 _scales_schema = dict(method=str, paper=str, scales=dict[str, _scale_schema])
 
 # %% ../../nbs/core/14_scales.ipynb #4692578a
@@ -49,6 +50,7 @@ class Scale:
     recipe: dict        # steps, batch ...
     sizes: dict | None = None   # preset -> images, steps, trainings ...
     missing: tuple = () # what cannot be had
+    folders: tuple = () # of published data, below FROZEN_NB_REAL
     build: dict | None = None   # role -> how it is built without weights
     trained: dict | None = None # part -> shapes (`times` so many), or a class with its arguments
     store: dict | None = None   # items, tokens and width of the features that are kept
@@ -65,6 +67,8 @@ class Scale:
 
 
 # %% ../../nbs/core/14_scales.ipynb #scl00007
+_lists = 'missing', 'folders', 'sources'
+
 def read_scale(
     method: str,             # as in 'limber'
     name: str | None = None, # of `SCALES`; None: that of the environment
@@ -78,7 +82,7 @@ def read_scale(
     scales = read_json(path, 'the scales of a method', _scales_schema)['scales']
     if name not in scales: raise BadInput(f'{method} has no scale {name!r}: take one of '
                                           f'{", ".join(scales)}')
-    scale = {k: tuple(v) if k in ('missing', 'sources') else v for k, v in scales[name].items()}
+    scale = {k: tuple(v) if k in _lists else v for k, v in scales[name].items()}
     return Scale(method, name, **scale)
 
 # %% ../../nbs/core/14_scales.ipynb #scl00010
@@ -193,7 +197,7 @@ def plan_scale(
     operations = parts.operations.sum() + 6*n_trained*positions*recipe.get('sequences', 1)
     memory = sum(parts.weights_gb) + sum(parts.activations_gb) + 16*n_trained/1e9
     store = math.prod((scale.store or dict(items=0)).values())*2/1e9
-    missing = [*scale.missing, *map('the weights of {}'.format, _absent(scale))]
+    missing = [*scale.missing, *_absent_data(scale), *_absent(scale)]
     hours = operations/PEAK/UTILISATION/3600
     return ScalePlan(scale, parts, trained, hours, memory, store, missing)
 
@@ -203,7 +207,12 @@ def _absent(scale):
     def is_here(name):
         if data_path('zoo', name).is_dir() or name in PACKAGED: return True
         return '/' in name and cached_folder(name) is not None
-    return [name for name in scale.models.values() if not is_here(name)]
+    return [f'the weights of {name}' for name in scale.models.values() if not is_here(name)]
+
+def _absent_data(scale):
+    "Published data that FROZEN_NB_REAL has no folder for."
+    return [f'the data {name} (a folder of FROZEN_NB_REAL)' for name in scale.folders
+            if real_path(name) is None]
 
 # %% ../../nbs/core/14_scales.ipynb #scl00016
 def plan_lines(
