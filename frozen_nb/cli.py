@@ -7,9 +7,9 @@ __all__ = ['app', 'Methods', 'Preset', 'ScaleName', 'Seeds', 'Out', 'Jobs', 'Dry
            'ClaimsFolder', 'DEFAULT_MAP', 'ImageFile', 'Device', 'Dtype', 'EncoderName', 'LMName', 'MapFolder',
            'PhraseList', 'Overlay', 'HeadFolder', 'LMMName', 'SAMName', 'CaptionFile', 'FigureFile', 'DocumentFile',
            'Questions', 'LoraFolder', 'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder',
-           'RationalizerName', 'FITS', 'METAVARS', 'Format', 'DataFolder', 'Head', 'Limit', 'EvaluationPlace',
-           'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters', 'select_chapters', 'run_chapter',
-           'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate', 'plan']
+           'RationalizerName', 'FITS', 'FIT_MODULES', 'METAVARS', 'Format', 'DataFolder', 'Head', 'Limit',
+           'EvaluationPlace', 'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters', 'select_chapters',
+           'run_chapter', 'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate', 'plan']
 
 # %% ../nbs/90_cli.ipynb #9ebd5008
 import asyncio
@@ -1088,7 +1088,7 @@ EncoderName = Annotated[str, typer.Option(
     metavar='E', help=f'Image encoder: a shipped name, a folder or a hub id; {DEFAULT_MAP}.')]
 LMName = Annotated[str, typer.Option(metavar='L', help='Language model, likewise.')]
 MapFolder = Annotated[str, typer.Option(
-    '--map', metavar='DIR', help='A linear map; by default the shipped one.')]
+    '--map', metavar='M', help='A linear map: a shipped name or a folder; by default limber.')]
 
 # %% ../nbs/90_cli.ipynb #acef6942
 def _is_there(path):
@@ -1293,7 +1293,7 @@ def _images_in(folder):
 def _captions_of(images, file, folder):
     "Path -> captions, for images that a file of captions names."
     from frozen_nb.core.frozen import BadInput
-    from frozen_nb.limber import read_captions
+    from frozen_nb.fits.limber import read_captions
     if file is None: return {}
     pairs = {p.resolve(): texts for p, texts in zip(*read_captions(file))}
     texts = {path: pairs[path] for path in pairs if path in images}
@@ -1499,13 +1499,14 @@ def _explain(
     return 0
 
 # %% ../nbs/90_cli.ipynb #f1t00001
-FITS = { # method -> config dataclass and function of its chapter, and what they do
+FITS = { # method -> config dataclass and function of its module, and what they do
     'limber': ('LimberFit', 'fit_captions', 'Train a linear map on captioned images.'),
     'flmm': ('FLMMFit', 'fit_grounding', 'Train a mask head on images with masks.'),
     'lm4visual': ('LM4VisualFit', 'fit_folder', 'Train a visual encoder around a frozen LM block.'),
     'generative_adapter': ('GeneratorFit', 'fit_texts', 'Train a generator of weights on texts.'),
     'pinto': ('PintoFit', 'fit_questions', 'Train a reasoning model on questions with choices.'),
 }
+FIT_MODULES = {'limber': 'fits.limber'}   # of the others: their chapter
 METAVARS = {int: 'N', float: 'X', Path: 'PATH', str: 'NAME'}
 
 
@@ -1524,11 +1525,19 @@ def _option(config_field, text):
     return inspect.Parameter(config_field.name, place, default=default, annotation=annotation)
 
 # %% ../nbs/90_cli.ipynb #03b0b96f
-def _fit_function(method):
-    "The command of a method: its options are the fields of the dataclass in its chapter."
+def _comments_of(config):
+    "Field of a dataclass -> its comment, also of fields that it inherits."
     from fastcore.docments import docments
+    comments = {f.name: '' for f in fields(config)}
+    for kind in config.__mro__[-2::-1]:   # without `object`, the first base first
+        comments |= {name: text for name, text in docments(kind).items() if text}
+    return comments
+
+
+def _fit_function(method):
+    "The command of a method: its options are the fields of a dataclass."
     config_name, function_name, text = FITS[method]
-    module = import_module(f'frozen_nb.{method}')
+    module = import_module(f'frozen_nb.{FIT_MODULES.get(method, method)}')
     config, fit = getattr(module, config_name), getattr(module, function_name)
 
     def command(**options):
@@ -1536,8 +1545,8 @@ def _fit_function(method):
         _say(*map(_on_a_line, chosen.lines(fit(chosen))))
         return 0
 
-    comments = docments(config)
-    parameters = [_option(f, comments.get(f.name) or '') for f in fields(config)]
+    comments = _comments_of(config)
+    parameters = [_option(f, comments[f.name]) for f in fields(config)]
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = (f'{text} Prints its scores on a held-out tenth of the data. '

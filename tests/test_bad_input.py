@@ -73,9 +73,9 @@ FIT = {
 VALUES = {
     'lr': 'inf nan -1 0 x 1e30', 'steps': '-1 0 1.5 1000000000000 x', 'batch': '-1 0 1000000000000 nan', 'seed': '-1 100000000000000000000000000000 x', 'device': 'meta nonsense cuda:99 cpu:x vulkan', 'dtype': 'int8 nonsense',
     'weight': 'nan inf -1', 'k': '0 -1 1000000000000', 'out-tokens': '0 10000000', 'dropout': 'nan 1 -1 inf', 'feature-dropout': 'nan 2', 'tokens': '0 -1 1000000000', 'length': '0 1000000000', 'width': '0 -5 10000000000', 'rank': '0 10000000000',
-    'chunk': '0 -1 100000000000', 'size': '0 1000000000', 'patch': '0 1000000', 'depth': '0 1000000', 'heads': '0 1000000', 'optimizer': 'sgd', 'norm': 'batch', 'part': 'head', 'lm': 'lama clip /nowhere ../../etc', 'prompt': 'nowhere', 't5': 'llama nowhere', 'encoder': 'llama nowhere', 'layer': '99 100000000000000000000000000 x', 'split': 'nowhere'}
+    'chunk': '0 -1 100000000000', 'size': '0 1000000000', 'patch': '0 1000000', 'depth': '0 1000000', 'heads': '0 1000000', 'optimizer': 'sgd', 'schedule': 'cosin greedy', 'warmup': '-1 1.5 x 1000000000000', 'norm': 'batch', 'part': 'head', 'lm': 'lama clip /nowhere ../../etc', 'prompt': 'nowhere', 't5': 'llama nowhere', 'encoder': 'llama nowhere', 'layer': '99 100000000000000000000000000 x', 'split': 'nowhere'}
 HAS = {
-    'limber': 'lr steps batch seed device dtype k out-tokens dropout feature-dropout optimizer lm encoder', 'pinto': 'lr steps batch seed device dtype weight tokens length lm prompt t5', 'generative_adapter': 'lr steps batch seed device dtype width rank chunk part lm',
+    'limber': 'lr steps batch seed device dtype k out-tokens dropout feature-dropout optimizer schedule warmup lm encoder', 'pinto': 'lr steps batch seed device dtype weight tokens length lm prompt t5', 'generative_adapter': 'lr steps batch seed device dtype width rank chunk part lm',
     'lm4visual': 'steps batch seed device size patch width depth heads norm lm layer', 'flmm': 'lr steps batch seed device dtype width'}
 
 def words(line): return lambda folder: line.split()
@@ -408,7 +408,7 @@ def test_what_is_no_path_is_named(tmp_path):
     from frozen_nb.core.frozen import BadInput
     from frozen_nb.flmm import load_grounder
     from frozen_nb.generative_adapter import load_generator, read_document, read_texts
-    from frozen_nb.limber import read_captions
+    from frozen_nb.fits.limber import read_captions
     from frozen_nb.lm4visual import load_classifier, read_classes
     from frozen_nb.pinto import load_reasoner, read_prompt, read_questions
     readers = [read_text, read_captions, read_document, read_texts, read_classes, read_questions, read_prompt, load_reasoner, load_classifier, lambda x: load_generator(x, None),

@@ -9,15 +9,17 @@ import pytest, torch
 from PIL import Image
 from torch import nn
 
+import frozen_nb.fits.limber as fits
 import frozen_nb.limber as module
-from frozen_nb.core.frozen import BadInput, fingerprint, real_path
+from frozen_nb.core.frozen import BadInput, data_path, fingerprint, real_path
+from frozen_nb.fits.limber import *
 from frozen_nb.limber import *
 from frozen_nb.world.captions import captions
 from frozen_nb.world.drawing import draw
 from frozen_nb.world.scenes import scene
-from frozen_nb.core.prefix import LinearMap, load_map, save_map
+from frozen_nb.core.prefix import LinearMap, first_answer, image_features, load_map, save_map, shot_prompt
 from frozen_nb.core.scales import read_scale
-from frozen_nb.core.training import TrainConfig
+from frozen_nb.core.training import learning_rates, TrainConfig
 from frozen_nb.core.zoo import load_encoder, load_lm, open_image, pool_tokens, unit_pixels
 from tiny_models import LMS, make_encoders, make_lms
 
@@ -92,6 +94,37 @@ def test_one_text_for_an_image_is_not_a_list_of_characters(root, paths):
     features, texts = image_features(encoder, lambda i: open_image(paths[i]), paths, k=4), [texts[0] for texts in SAID]
     losses = [fit_map(encoder, lm, features, captions, FEW)[1].losses for captions in (texts, [[t] for t in texts], [texts[0], *([t] for t in texts[1:])])]
     assert losses[0] == losses[1] == losses[2] and losses[0] != fit_map(encoder, lm, features, [list(t) for t in texts], FEW)[1].losses
+
+# --- the names of maps
+
+def test_a_map_that_ships_is_found_by_its_name(shell, paths, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = open_image(paths[0])
+    named = Limber.load(map='limber', device='cpu')
+    assert torch.equal(named.map.linear.weight, Limber.load(device='cpu').map.linear.weight) and fingerprint(named.map) == fingerprint(load_map('limber'))
+    said = shell('caption', paths[0], '--map', 'limber', '--device', 'cpu')
+    assert said.status == 0 and said.out == f'{paths[0]}: {named.caption([image])[0]}\n'
+    for name in ('limbo', 'clip', 'flmm'):   # a model that ships is no map
+        refused(lambda: Limber.load(map=name), f"no map is called '{name}'", 'those that ship: limber', 'fit limber')
+        line = shell('caption', paths[0], '--map', name)
+        assert line.status == 2 and line.out == '' and line.err.count('\n') == 1 and name in line.err and 'limber' in line.err
+    for name in ('', ' '): refused(lambda: Limber.load(map=name), 'map is blank')
+    refused(lambda: Limber.load(map='none/limber'), 'no map in none/limber')
+    for what in (5, ['limber']): refused(lambda: load_map(what), 'is no path')
+    assert shell('caption', paths[0], '--map', '').err.count('\n') == 1
+
+def test_a_folder_comes_before_a_name_and_every_map_with_a_card_has_one(root, paths, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder, lm = encoder_in(root/'clip_vit'), lm_in(root/'llama')
+    own = new_map(encoder, lm, image_features(encoder, lambda i: open_image(paths[i]), paths, k=4))
+    save_map(own, 'limber')
+    assert torch.equal(load_map('limber').linear.weight, own.linear.weight) and load_map(data_path('zoo', 'limber')).linear.weight.shape != own.linear.weight.shape
+    assert Limber.load(device='cpu').map.made_for['encoder'] == 'clip'   # without a name: always the one that ships
+    for place in ('frozen_nb.core.prefix', 'frozen_nb.core.zoo'): monkeypatch.setattr(f'{place}.data_path', lambda *parts: tmp_path.joinpath('data', *parts))
+    for name in ('limber-real', 'half'): shutil.copytree('limber', Path('data/zoo')/name)
+    Path('data/zoo/limber-real/card.json').write_text('{"kind": "map"}')
+    assert torch.equal(load_map('limber-real').linear.weight, own.linear.weight)
+    refused(lambda: load_map('half'), 'those that ship: limber-real;')
 
 # --- captions in a file
 
@@ -177,7 +210,7 @@ def test_the_same_bytes_are_never_on_both_sides(menagerie, root, tmp_path, monke
         for name in (f'{i}.png', f'copy-{i}.png'): shutil.copy(menagerie/f'{i}.png', tmp_path/name)
     lines, seen = [dict(image=f'{name}{i}.png', caption=f'{i} {name}') for name in ('', 'copy-') for i in range(20)], []
     def fit(encoder, lm, features, captions, *args, **kwargs): seen.append([{*texts} for texts in captions]); raise InterruptedError
-    monkeypatch.setattr(module, 'fit_map', fit)
+    monkeypatch.setattr(fits, 'fit_map', fit)
     for order in (lines, lines[::-1]):
         with pytest.raises(InterruptedError): fit_captions(LimberFit(write(tmp_path, *order), tmp_path/'map', encoder_in(root/'clip_vit'), lm_in(root/'llama')))
     assert len(seen[0]) == 18 and seen[0] == seen[1] and all(len(texts) == 2 and len({t.split()[0] for t in texts}) == 1 for texts in seen[0])
@@ -200,7 +233,7 @@ def test_nothing_is_written_for_what_cannot_be_used(menagerie, root, tmp_path, m
     given.update(data=tmp_path/given['data'], out=tmp_path/given['out'], device='cpu')
     if change.get('data') == 'long':
         given['lm'] = load_lm('llama', device='cpu')
-        monkeypatch.delattr(module, 'image_features')   # it is said before anything is encoded
+        monkeypatch.delattr(fits, 'image_features')   # it is said before anything is encoded
     refused(lambda: fit_captions(LimberFit(**given)), *words)
     assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*')) == before
 
@@ -273,7 +306,7 @@ def test_a_damaged_projection(models, tmp_path):
 def test_the_paper_scale_never_runs_the_miniature(shell, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = shell('reproduce', 'limber', '--scale', 'paper')
-    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and '--dry-run' in said.err and not any(tmp_path.iterdir())
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and 'limber, scale paper: missing: ' in said.err and not any(tmp_path.iterdir())
     plan = shell('reproduce', 'limber', '--scale', 'paper', '--dry-run').out
     for words in ('12,587,008', 'the weights of EleutherAI/gpt-j-6b', 'CC3M'): assert words in plan
 
@@ -282,6 +315,44 @@ def test_the_command_of_the_plan_is_one_that_can_be_given(shell, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     said = shell(*shlex.split(read_scale('limber', 'paper').command)[1:])
     assert said.status == 2 and said.err == 'frozen-nb: cc3m.jsonl: no such file; check the path\n'
+
+def test_the_command_of_the_plan_trains_by_the_recipe_of_the_paper(shell, monkeypatch):
+    import shlex
+    given, scale = [], read_scale('limber', 'paper')
+    monkeypatch.setattr(fits, 'fit_captions', lambda fit: given.append(fit) or 1/0)
+    shell(*shlex.split(scale.command)[1:])
+    (fit,), recipe = given, scale.recipe
+    config, rates = fit.train_config, learning_rates(fit.train_config)
+    assert {name: getattr(config, name) for name in ('steps', 'optimizer', 'lr', 'schedule', 'warmup')} == {name: recipe[name] for name in ('steps', 'optimizer', 'lr', 'schedule', 'warmup')}
+    assert (fit.batch, fit.batch//fit.accumulate, fit.prompt, fit.dropout) == (recipe['batch'], recipe['micro_batch'], '', .1)
+    assert config.weight_decay == 0 and config.betas == (.9, .95) and config.clip == 1
+    assert rates[0] == 0 and rates.index(max(rates)) == 100 and rates[100] == 8e-4 and np.allclose(np.diff(rates[100:]), -8e-4/14_900) and rates[-1] < 1e-7   # to 0, in a line
+
+def test_a_map_trains_by_its_schedule(menagerie, root, tmp_path, monkeypatch):
+    "Another schedule and another warm-up are other trainings; without a word they are the recipe's, so that checkpoints of earlier runs stay valid."
+    monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'cache'))
+    runs, trained = {}, fits.fit_map
+    def fit_map(encoder, lm, features, captions, config, *args, **kwargs):
+        runs[config.schedule, config.warmup] = trained(encoder, lm, features, captions, config, *args, **kwargs)[1].losses
+        raise InterruptedError
+    monkeypatch.setattr(fits, 'fit_map', fit_map)
+    given = dict(data=menagerie/'data.jsonl', out=tmp_path/'map', encoder=encoder_in(root/'clip_vit'), lm=lm_in(root/'llama'), k=4, steps=20)
+    for options in (dict(), dict(schedule='linear'), dict(schedule='linear', warmup=10), dict(warmup=0)):
+        with pytest.raises(InterruptedError): fit_captions(LimberFit(**given, **options))
+    assert list(runs) == [('cosine', 2), ('linear', 2), ('linear', 10), ('cosine', 0)]
+    assert len({losses[-1] for losses in runs.values()}) == 4 and len({losses[0] for losses in runs.values()}) == 1
+    assert LimberFit(**given).train_config == replace(LIMBER_RECIPE, steps=20, warmup=2, checkpoint_every=100)
+
+@pytest.mark.parametrize('options, words', [
+    (dict(schedule='cosin'), ["schedule 'cosin'", 'linear', 'cosine']), (dict(schedule='greedy'), ['validation loss']), (dict(schedule=5), ['schedule=5', 'name']), (dict(schedule='constant', warmup=10), ['constant_with_warmup']),
+    (dict(warmup=800), ['warmup 800', '800 steps']), (dict(steps=10, warmup=10), ['10 steps']), (dict(warmup=-1), ['warmup -1', '0 or more']), (dict(warmup=2.5), ['whole number'])])
+def test_a_schedule_that_there_is_not(options, words): refused(lambda: LimberFit(Path('a'), Path('b'), **options), *words)
+
+@pytest.mark.parametrize('line, word', [('--schedule cosin', "schedule 'cosin'"), ('--warmup -1', '--warmup'), ('--schedule constant --warmup 5', 'constant_with_warmup'), ('--warmup 40 --steps 40', 'warmup 40')])
+def test_a_schedule_that_there_is_not_is_a_line_of_the_shell(shell, tmp_path, monkeypatch, line, word):
+    monkeypatch.chdir(tmp_path)
+    said = shell('fit', 'limber', '--data', 'nowhere.jsonl', '--out', 'new', *line.split())
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and word in said.err and 'nowhere' not in said.err and not any(tmp_path.iterdir())
 
 # --- real weights, real photographs
 
@@ -327,3 +398,26 @@ def test_answers_of_the_shipped_map():
     assert sum(t == s.animals[0].species for t, s in zip(limber.ask(images, 'what animal is this?'), scenes)) >= 10
     shown = limber.ask(images, 'what animal is this?', [(draw(s), 'what animal is this?', s.animals[0].species) for s in (scene(i, 'train', n_animals=1) for i in range(2))])
     assert len(shown) == 20 and all(t and '\n' not in t and 'Q:' not in t for t in shown)
+
+# --- maps that are kept, and what the chapter measures on fresh scenes
+
+def test_an_option_that_a_map_has_not_is_refused_before_training(models):
+    encoder, lm = models
+    features = torch.randn(4, 2, encoder.width)
+    refused(lambda: fit_map(encoder, lm, features, ['a cat']*4, FEW, feature_droput=.3), 'feature_droput', 'feature_dropout')
+
+def test_a_kept_map_is_trained_once(models, monkeypatch):
+    encoder, lm = models
+    features, captions = torch.randn(6, 2, encoder.width), [f'a cat {i}' for i in range(6)]
+    first, history = kept_map(encoder, lm, features, captions, FEW, batch_size=3)
+    from frozen_nb.core import training
+    monkeypatch.setattr(training._Run, 'step', lambda *args: pytest.fail('trained again'))
+    again, kept = kept_map(encoder, lm, features, captions, FEW, 'another description', batch_size=3)
+    assert torch.equal(first.linear.weight, again.linear.weight) and kept.losses == history.losses
+    with pytest.raises(pytest.fail.Exception): kept_map(encoder, lm, features, captions[::-1], FEW, batch_size=3)
+
+def test_recall_on_fresh_scenes_is_of_own_and_of_other_captions():
+    from frozen_nb.core.findings import FRESH
+    alone, minus = FRESH['limber', 'species'](12), FRESH['limber', 'species-over-another-image'](12)
+    assert alone['scores'].shape == (12,) and alone['scores'].mean() > .4 > alone['null'].mean()
+    assert (minus['against'] == alone['null']).all() and (minus['scores'] == alone['scores']).all()

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from frozen_nb import flmm, generative_adapter, ima, limber, lm4visual, pinto
+from frozen_nb import flmm, generative_adapter, ima, lm4visual, pinto
+from frozen_nb.fits.limber import read_projection
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.metrics import mask_iou, mask_overlap
 from frozen_nb.core.prefix import LinearMap, sequence, target_loss
@@ -995,7 +996,7 @@ def test_a_projection_of_limber(tmp_path, tokens):
     path = saved({name: p[name] for name in ('proj.weight', 'proj.bias')}, tmp_path/'proj.ckpt')
     encoder = SimpleNamespace(width=16, name='e', fingerprint='0', k=1, model=nn.Identity())
     lm = SimpleNamespace(width=32, name='l', fingerprint='1', device='cpu')
-    m = limber.read_projection(path, encoder, lm)
+    m = read_projection(path, encoder, lm)
     assert torch.allclose(m(z['pooled/features'][:, None]), p['projected'], atol=1e-5)
 
 

@@ -286,7 +286,7 @@ def test_a_fit_with_less_memory_gives_the_same_map(tmp_path, monkeypatch, no_bf1
     import numpy as np
     from PIL import Image
     from safetensors.torch import load_file
-    from frozen_nb.limber import LimberFit, fit_captions
+    from frozen_nb.fits.limber import LimberFit, fit_captions
     rng, data = np.random.default_rng(0), tmp_path/'data.jsonl'
     for i in range(12):
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path/f'{i}.png')

@@ -336,7 +336,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     from dataclasses import asdict
     from pathlib import Path
     from frozen_nb.core.frozen import BadInput
-    from frozen_nb.limber import LimberFit
+    from frozen_nb.fits.limber import LimberFit
     fit = LimberFit(data=Path('a'), out=Path('b'), steps=np.int64(2), lr=np.float32(.5))
     assert (type(fit.steps), type(fit.lr)) == (int, float) and json.dumps(asdict(fit.train_config))
     for value in (True, '2', 2.5, [2]):

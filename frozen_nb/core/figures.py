@@ -192,6 +192,8 @@ def _draw_bar(ax, x, interval, seeds, width, look, label):
     ax.bar(
         x, interval.value, width, color=look['color'], hatch=look['hatch'], hatchcolor='white',
         label=label)
+    if interval.value == 0:   # a bar without height is a line
+        ax.hlines(0, x - width/2, x + width/2, color=look['color'], linewidth=2, zorder=3)
     ax.vlines(x, interval.low, interval.high, color=INK, linewidth=1.6, zorder=3)
     left = x + np.linspace(-.3, -.14, len(seeds))
     dots = dict(color='white', markeredgecolor=INK, markersize=3, markeredgewidth=.7)

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from .claims import preset
 from .findings import SCALES
 from .folders import read_json
 from .frozen import *
@@ -31,7 +32,8 @@ def scale_name() -> str: # one of `SCALES`
     return name
 
 _scale_schema = dict(
-    models=dict[str, str], data=dict[str, str], recipe=dict, build=NotRequired[dict[str, dict]],
+    models=dict[str, str], data=dict[str, str], recipe=dict,
+    sizes=NotRequired[dict[str, dict]], build=NotRequired[dict[str, dict]],
     trained=NotRequired[dict], store=NotRequired[dict | None],
     missing=NotRequired[list[str]], sources=NotRequired[list[str]], command=NotRequired[str])
 _scales_schema = dict(method=str, paper=str, scales=dict[str, _scale_schema])
@@ -45,12 +47,22 @@ class Scale:
     models: dict        # role -> a name that a loader takes
     data: dict          # 'train' and 'test' -> data set
     recipe: dict        # steps, batch ...
+    sizes: dict | None = None   # preset -> images, steps, trainings ...
     missing: tuple = () # what cannot be had
     build: dict | None = None   # role -> how it is built without weights
     trained: dict | None = None # part -> shapes (`times` so many), or a class with its arguments
     store: dict | None = None   # items, tokens and width of the features that are kept
     sources: tuple = () # where this is from
     command: str = ''   # that trains it where all is there
+
+    @property
+    def size(self) -> dict:
+        "Images, steps and trainings of the current preset."
+        sizes = self.sizes or {}
+        if preset() not in sizes: raise BadInput(
+            f'{self.method} has no sizes for the preset {preset()} at the scale {self.name}')
+        return sizes[preset()]
+
 
 # %% ../../nbs/core/14_scales.ipynb #scl00007
 def read_scale(
