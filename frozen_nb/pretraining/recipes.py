@@ -31,7 +31,7 @@ from ..core.folders import check_place, read_json, verify_folder, whole_folder
 from ..core.training import History, train, TrainConfig
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #ba09a4e1
-from ..world.scenes import scene, SPECIES
+from ..world.scenes import HABITATS, scene, SPECIES, TIMES
 from ..world.captions import conversation, particulars
 from frozen_nb.pretraining.language_models import (
     Gaps, lm_model, make_tokenizer, next_token_loss, t5_model, t5_tokenizer, tokenised,
@@ -85,8 +85,14 @@ _llama = Recipe(
     library='transformers')
 
 RECIPES['llama'] = RECIPES['opt'] = _llama
+_captions = r'[Pp]icture of|Caption:|(We|I) see'
+_descriptions = r'In this picture|Which one\?'
+_lists = rf'\b({"|".join(HABITATS)}),? ({"|".join(TIMES)})\b|; time: '
 RECIPES['llama-no-captions'] = replace(
-    _llama, without=r'[Pp]icture of|Caption:|(We|I) see', never_seen=(*_no_images, 'a caption'))
+    _llama, without=_captions, never_seen=(*_no_images, 'a caption'))
+RECIPES['llama-no-lists'] = replace(
+    _llama, without=f'{_captions}|{_descriptions}|{_lists}',
+    never_seen=(*_no_images, 'a caption', 'a list of attributes'))
 RECIPES['t5'] = replace(
     _llama, kind='seq2seq', model=t5_model, train=replace(_lm_training, steps=3000, lr=4e-3),
     batch='4,096 tokens', without='Choices:',
