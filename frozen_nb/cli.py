@@ -9,7 +9,8 @@ __all__ = ['app', 'Methods', 'Preset', 'ScaleName', 'Seeds', 'Out', 'Jobs', 'Dry
            'Questions', 'LoraFolder', 'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder',
            'RationalizerName', 'FITS', 'FIT_MODULES', 'METAVARS', 'Format', 'DataFolder', 'Head', 'Limit',
            'EvaluationPlace', 'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters', 'select_chapters',
-           'run_chapter', 'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate', 'plan']
+           'notebooks_of', 'run_chapter', 'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate',
+           'plan']
 
 # %% ../nbs/90_cli.ipynb #9ebd5008
 import asyncio
@@ -26,6 +27,7 @@ from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from importlib import import_module
+from itertools import repeat
 from pathlib import Path
 from threading import RLock
 from typing import Annotated, get_args
@@ -235,6 +237,30 @@ def select_chapters(
         if name not in known: raise BadInput(_unknown_method(method, known))
     return {name: path for name, path in known.items() if not names or name in names.values()}
 
+# %% ../nbs/90_cli.ipynb #exprnb01
+def _owner(path, methods):
+    "The method whose experiments a notebook holds; None where it is nobody's."
+    owners = [m for m in methods if path.stem == m or path.stem.startswith(f'{m}_')]
+    return max(owners, key=len, default=None)
+
+
+def notebooks_of(
+    method: str,              # its name
+    path: Path,               # its chapter
+    scale: str = 'miniature', # one of `SCALES`; at another, only notebooks that know of scales
+) -> list[Path]:              # in the order in which they run
+    "A chapter, and the notebooks with its experiments."
+    known = chapters(path.parent)
+    candidates = sorted((path.parent/'experiments').glob('*.ipynb'))
+    paths = [path] + [p for p in candidates if _owner(p, known) == method]
+    if scale == 'miniature': return paths
+    return [p for p in paths if 'read_scale(' in p.read_text(encoding='utf-8')]
+
+# %% ../nbs/90_cli.ipynb #exprnb03
+def _run_name(path):
+    "What an executed notebook is called, without its suffix."
+    return f'experiments-{path.stem}' if path.parent.name == 'experiments' else path.stem
+
 # %% ../nbs/90_cli.ipynb #53635231
 def _headings(nb):
     "The heading above each cell."
@@ -261,12 +287,13 @@ def _together(seconds, jobs, busy=()):
 
 
 class _Progress:
-    "One bar over the code cells of all chapters of a run, or lines where nobody sees a bar."
-    def __init__(self, cells, seconds, jobs=1):
+    "One bar over the code cells of all notebooks of a run, or lines where nobody sees a bar."
+    def __init__(self, cells, seconds, jobs=1, chains=None):
         from frozen_nb.core.frozen import progress_bar
-        self.cells = cells       # stem of each notebook -> its number of code cells
-        self.seconds = seconds   # stem -> estimate, for those that have one
+        self.cells = cells       # name of each notebook -> its number of code cells
+        self.seconds = seconds   # name -> estimate, for those that have one
         self.jobs = jobs         # that run at once
+        self.chains = chains or [[name] for name in cells]   # that run one after the other
         self.bar = progress_bar(sum(cells.values()), show=sys.stderr.isatty())
         self.done, self.began, self.watches, self.stopped = {}, {}, [], False
         self.lock = RLock()      # each chapter runs in a thread of its own
@@ -274,7 +301,7 @@ class _Progress:
 # %% ../nbs/90_cli.ipynb #88a7f8ae
 @patch
 def begin(self: _Progress, watch):
-    "A chapter begins; says whether the run was stopped already."
+    "A notebook begins; says whether the run was stopped already."
     with self.lock:
         self.done[watch.name], self.began[watch.name] = 0, time.time()
         self.watches.append(watch)
@@ -283,7 +310,7 @@ def begin(self: _Progress, watch):
 
 @patch
 def at(self: _Progress, name, cell, section):
-    "Cell number `cell` of a chapter begins."
+    "Cell number `cell` of a notebook begins."
     with self.lock:
         self.done[name] = cell - 1
         running = [f'{n} {self.done[n] + 1}/{self.cells[n]}' for n in self.began]
@@ -292,17 +319,31 @@ def at(self: _Progress, name, cell, section):
         self.bar.set_postfix_str(f'{shown}{self.left()}', refresh=False)
         self.bar.update(sum(self.done.values()) - self.bar.n)
 
+# %% ../nbs/90_cli.ipynb #prgleft0
+@patch
+def todo(self: _Progress, chain):
+    "The notebooks of a method that run or wait."
+    return [name for name in chain if name in self.began or name not in self.done]
+
+
+@patch
+def seconds_left(self: _Progress, chain):
+    "What the notebooks of a method still take, by the estimates."
+    now = time.time()
+    ends = [self.began.get(name, now) + self.seconds[name] for name in self.todo(chain)]
+    return sum(max(0, end - now) for end in ends)
+
 # %% ../nbs/90_cli.ipynb #80432ef9
 @patch
 def left(self: _Progress):
-    "The time that is left, in words; nothing where a chapter has no estimate."
-    with self.lock: began = dict(self.began)
-    waiting = [name for name in self.cells if name not in self.done]
-    if {*began, *waiting} - self.seconds.keys(): return ''
-    now = time.time()
-    busy = [max(0, self.seconds[name] - (now - since)) for name, since in began.items()]
-    seconds = _together([self.seconds[name] for name in waiting], self.jobs, busy)
-    return f', about {max(1, round(seconds/60))} min left'
+    "The time that is left, in words; nothing where a notebook has no estimate."
+    with self.lock:
+        chains = [chain for chain in self.chains if self.todo(chain)]
+        if {*sum(map(self.todo, chains), [])} - self.seconds.keys(): return ''
+        busy = [self.seconds_left(chain) for chain in chains if chain[0] in self.done]
+        waiting = [self.seconds_left(chain) for chain in chains if chain[0] not in self.done]
+    minutes = _together(waiting, self.jobs, busy)/60
+    return f', about {max(1, round(minutes))} min left'
 
 
 @patch
@@ -316,7 +357,7 @@ def line(self: _Progress, name, cell, section):
 # %% ../nbs/90_cli.ipynb #43aa2f5d
 @patch
 def end(self: _Progress, watch):
-    "This chapter is over."
+    "This notebook is over."
     with self.lock:
         self.watches.remove(watch)
         del self.began[watch.name]
@@ -327,7 +368,7 @@ def end(self: _Progress, watch):
 
 @patch
 def stop(self: _Progress):
-    "Interrupt the chapters that run, and begin no other."
+    "Interrupt the notebooks that run, and begin no other."
     with self.lock:
         self.stopped = True
         for watch in self.watches:
@@ -507,20 +548,21 @@ def run_chapter(
     path: str | Path,          # the notebook
     out: str | Path,           # folder for everything that the chapter writes
     preset: str = 'quick',     # one of `PRESETS`
-    seeds: int | None = None,  # number of seeds; None: the chapter's own
+    seeds: int | None = None,  # number of seeds; None: the notebook's own
     progress: object = None,   # what shows the progress of a run of several; None: its own
 ) -> dict:                     # name, status ('ran', 'failed', 'interrupted'), seconds, ...
-    "Run a copy of a chapter in `out/notebooks`; it is written whatever happens."
+    "Run a copy of a notebook in `out/notebooks`; it is written whatever happens."
     path, out, since = Path(path), Path(out).absolute(), time.time()
-    target = out/'notebooks'/path.name
+    name = _run_name(path)
+    target = out/'notebooks'/f'{name}.ipynb'
     target.parent.mkdir(parents=True, exist_ok=True)
     _put_edited_aside(target)
     nb = _without_outputs(path)
-    progress = progress or _Progress({path.stem: _code_cells(path)}, {})
+    progress = progress or _Progress({name: _code_cells(path)}, {})
     env = _environment(out, preset, seeds, progress.jobs)
-    status, error = _execute(nb, path.stem, target.parent, env, progress)
+    status, error = _execute(nb, name, target.parent, env, progress)
     seconds = round(time.time() - since, 1)
-    result = dict(name=path.stem, status=status, seconds=seconds, preset=preset)
+    result = dict(name=name, status=status, seconds=seconds, preset=preset)
     if error: result['error'] = error
     _write_notebook(nb, target, result)
     return result
@@ -741,7 +783,7 @@ def _check_scale(scale, chosen):
     if scale not in SCALES:
         raise BadInput(f"no scale is called '{scale}'; choose one of {', '.join(SCALES)}")
     for method, path in chosen.items() if scale != 'miniature' else []:
-        if 'read_scale(' not in path.read_text(encoding='utf-8'): raise BadInput(
+        if not notebooks_of(method, path, scale): raise BadInput(
             f'{method}: this chapter runs at the scale miniature so far; --scale {scale} '
             '--dry-run says what it is going to run on')
         missing = plan_scale(method).missing if scale == 'paper' else []
@@ -756,13 +798,17 @@ def reproduce(
     notebooks: str | Path | None = None, # folder with the chapters; None: those that ship
     jobs: int | None = None,             # chapters that run at once; None: as `default_jobs` says
 ) -> Reproduction:
-    "Run chapters and write the report. One that fails stops no other."
+    "Run chapters and their experiments, and write the report. One that fails stops no other."
+    from frozen_nb.core.scales import scale_name
     chosen, run = select_chapters(methods, notebooks), Reproduction(Path(out).absolute())
     _check_run(preset, seeds, run.out, notebooks)
     jobs = min(jobs or default_jobs(preset), len(chosen))
+    scale = scale_name()
+    _check_scale(scale, chosen)
+    paths = [notebooks_of(method, path, scale) for method, path in chosen.items()]
     damaged = _put_aside(run.out)
     try:
-        _run_all(chosen, run, preset, seeds, jobs)
+        _run_all(paths, run, preset, seeds, jobs)
     finally:
         run.records, refused = _bring_back(run.out)
         run.refused = damaged + refused
@@ -777,15 +823,37 @@ def default_jobs(
     return 2 if preset == 'quick' and (os.cpu_count() or 1) > 1 else 1
 
 
-def _run_all(chosen, run, preset, seeds, jobs):
-    "Run the chapters, `jobs` at a time; Ctrl-C ends those that run and begins no other."
-    seconds = {chosen[m].stem: s for m, s in estimate(chosen, preset, jobs).items()}
-    paths = list(chosen.values())
-    if jobs > 1: paths.sort(key=lambda path: -seconds.get(path.stem, 0))   # the longest first
-    progress = _Progress({path.stem: _code_cells(path) for path in paths}, seconds, jobs)
+def _run_in_turn(paths, out, preset, seeds, progress):
+    "Run the notebooks of one method one after the other; what came of each."
+    results = []
+    for path in paths:
+        if progress.stopped or any(r['status'] == 'interrupted' for r in results): break
+        results.append(run_chapter(path, out, preset, seeds, progress))
+    return results
+
+# %% ../nbs/90_cli.ipynb #runall00
+def _progress_of(methods, preset, jobs):
+    "What shows the progress of a run of these notebooks, a list for each method."
+    cells = {_run_name(path): _code_cells(path) for path in sum(methods, [])}
+    chains = [[*map(_run_name, paths)] for paths in methods]
+    return _Progress(cells, estimate([*cells], preset, jobs), jobs, chains)
+
+
+def _order(progress):
+    "The numbers of the methods as they begin; where several run at once, the longest first."
+    numbers = range(len(progress.chains))
+    if progress.jobs == 1: return [*numbers]
+    seconds = [sum(map(progress.seconds.get, chain, repeat(0))) for chain in progress.chains]
+    return sorted(numbers, key=lambda i: -seconds[i])
+
+# %% ../nbs/90_cli.ipynb #runall01
+def _run_all(methods, run, preset, seeds, jobs):
+    """Run the notebooks of each method, those of `jobs` methods at a time; Ctrl-C ends those that
+    run and begins no other."""
+    progress = _progress_of(methods, preset, jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        tasks = {path: pool.submit(run_chapter, path, run.out, preset, seeds, progress)
-                 for path in paths}
+        tasks = {i: pool.submit(_run_in_turn, methods[i], run.out, preset, seeds, progress)
+                 for i in _order(progress)}
         try:
             wait(tasks.values(), return_when=FIRST_EXCEPTION)
         except KeyboardInterrupt:
@@ -793,8 +861,8 @@ def _run_all(chosen, run, preset, seeds, jobs):
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            begun = [tasks[path] for path in chosen.values() if not tasks[path].cancelled()]
-            run.notebooks += [task.result() for task in begun]
+            begun = [tasks[i] for i in sorted(tasks) if not tasks[i].cancelled()]
+            run.notebooks += sum([task.result() for task in begun], [])
 
 # %% ../nbs/90_cli.ipynb #c5160735
 def machine_seconds(
@@ -819,36 +887,39 @@ def machine_seconds(
 
 # %% ../nbs/90_cli.ipynb #d781e4a6
 def estimate(
-    chosen: dict, # method -> its notebook, as from `chapters`
-    preset: str,  # one of `PRESETS`
-    jobs: int,    # chapters that run at once
-) -> dict:        # method -> seconds, for those that were ever timed at this preset
-    "How long chapters take on this machine, each on its share of the cores."
+    names: list, # of notebooks: 10_limber, experiments-limber ...
+    preset: str, # one of `PRESETS`
+    jobs: int,   # notebooks that run at once
+) -> dict:       # name -> seconds, for those that were ever timed at this preset
+    "How long notebooks take on this machine, each on its share of the cores."
     from frozen_nb.core.folders import read_json
     from frozen_nb.core.frozen import data_path
     file = data_path('timings.json')
     if not file.is_file(): return {}
     timings = read_json(file)
     seconds = timings['seconds'].get(preset, {})
-    if not seconds.keys() & chosen.keys(): return {}
+    keys = {name: re.sub(r'^\d\d_', '', name) for name in names}   # of a chapter: its method
+    if not seconds.keys() & {*keys.values()}: return {}
     scale = machine_seconds(_threads(jobs))/timings['machine']
-    return {method: seconds[method]*scale for method in chosen if method in seconds}
+    return {name: seconds[key]*scale for name, key in keys.items() if key in seconds}
 
 # %% ../nbs/90_cli.ipynb #1dea50c0
 def plan(
     method: str,                   # its name
-    path: Path,                    # its notebook
+    path: Path,                    # its notebook, or one of its experiments
     preset: str,                   # one of `PRESETS`
     seconds: float | None = None,  # as from `estimate`
 ) -> str:                          # a line
     "What a run would do."
     time_words = 'not timed yet'
     if seconds is not None: time_words = f'about {max(1, round(seconds/60))} min here'
-    return f'{method}: {path.name}, {_code_cells(path)} cells, preset {preset}: {time_words}'
+    place = _run_name(path).replace('experiments-', 'experiments/')
+    return f'{method}: {place}.ipynb, {_code_cells(path)} cells, preset {preset}: {time_words}'
 
 # %% ../nbs/90_cli.ipynb #26899cfc
 Methods = Annotated[list[str], typer.Argument(
-    metavar='METHOD', help='Methods by the names of their notebooks; none: all chapters.')]
+    metavar='METHOD', help='Methods by the names of their chapters, which run with their '
+                           'experiments; none: all of them.')]
 Preset = Annotated[str, typer.Option(
     metavar='quick|full|extended', envvar='FROZEN_NB_PRESET', help='How much runs.')]
 ScaleName = Annotated[str, typer.Option(
@@ -860,7 +931,7 @@ Out = Annotated[Path, typer.Option(
     metavar='DIR', help='Where notebooks, figures, claims and the report go.')]
 Jobs = Annotated[int, typer.Option(
     metavar='N', envvar='FROZEN_NB_JOBS', min=1, show_default='2 at quick, else 1',
-    help='Chapters that run at once, each on its share of the cores.')]
+    help='Methods that run at once, each on its share of the cores.')]
 DryRun = Annotated[bool, typer.Option(
     '--dry-run', help='Print what would run and how long it takes, and stop.')]
 
@@ -879,13 +950,23 @@ def _dry_run(methods, preset, seeds, out, jobs):
     chosen = select_chapters(methods)
     _check_run(preset, seeds, out.absolute())
     jobs = min(jobs or default_jobs(preset), len(chosen))
-    seconds = estimate(chosen, preset, jobs)
-    for method, path in chosen.items():
-        _say(plan(method, path, preset, seconds.get(method)))
-    if len(seconds) == len(chosen) > 1:
-        minutes = max(1, round(_together(sorted(seconds.values())[::-1], jobs)/60))
-        _say(f'all, {jobs} at once: about {minutes} min')
+    paths = {method: notebooks_of(method, path) for method, path in chosen.items()}
+    names = [_run_name(path) for chain in paths.values() for path in chain]
+    seconds, totals = estimate(names, preset, jobs), []
+    for method, chain in paths.items():
+        times = [seconds.get(_run_name(path)) for path in chain]
+        for path, time_here in zip(chain, times):
+            _say(plan(method, path, preset, time_here))
+        totals.append(sum(filter(None, times)))
+    if seconds and len(names) > 1: _say(_total(totals, jobs, len(names) - len(seconds)))
     return 0
+
+
+def _total(seconds, jobs, untimed):
+    "How long methods take together, in words."
+    minutes = max(1, round(_together(sorted(seconds)[::-1], jobs)/60))
+    others = f', and {untimed} that {"was" if untimed == 1 else "were"} not timed yet'
+    return f'all, {jobs} at once: about {minutes} min{others if untimed else ""}'
 
 # %% ../nbs/90_cli.ipynb #9d68ca60
 @app.command('reproduce')

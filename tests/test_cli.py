@@ -150,7 +150,9 @@ def chapters(tmp_path, monkeypatch):
     monkeypatch.setattr('frozen_nb.core.frozen.notebooks_path', lambda *parts: folder.joinpath(*parts))
     monkeypatch.setenv('FROZEN_NB_PROGRESS', '0')
     monkeypatch.chdir(tmp_path)
-    def write(name, *cells): nbformat.write(new_notebook(cells=[new_markdown_cell('# A chapter'), *map(new_code_cell, cells)]), folder/f'{name}.ipynb')
+    def write(name, *cells):
+        (folder/name).parent.mkdir(exist_ok=True)
+        nbformat.write(new_notebook(cells=[new_markdown_cell('# A chapter'), *map(new_code_cell, cells)]), folder/f'{name}.ipynb')
     return write
 
 def record(value, required=True):
@@ -184,6 +186,120 @@ def test_an_edited_notebook_is_kept(shell, chapters):
         mine = path.read_bytes()
         said = shell('reproduce')
         assert said.status == 0 and 'edited' in said.err and Path(f'_out/notebooks/edited/10_toy-{n}.ipynb').read_bytes() == mine and note not in path.read_text()
+
+# --- experiments of a chapter
+
+NOTE = 'open("order", "a").write("{0} ")'   # every notebook runs in the folder of the executed ones
+
+def executed(): return sorted(p.name for p in Path('_out/notebooks').glob('*.ipynb'))
+
+def test_experiments_run_after_their_chapter(shell, chapters, monkeypatch):
+    "In the order of their names, into copies of their own; those of other chapters and other folders are left alone."
+    chapters('10_toy', 'import time; time.sleep(1)', NOTE.format('chapter'))
+    chapters('11_toy_box', NOTE.format('box'))
+    for name in ('toy', 'toy_questions', 'toy_box', 'toy_box_more', 'toys', 'other'): chapters(f'experiments/{name}', NOTE.format(name))
+    chapters('fits/toy', NOTE.format('fits'))
+    said = shell('reproduce', 'toy', '--jobs', '2')
+    assert said.status == 0 and said.out == '3 of 3 notebooks ran, 0 of 0 claims hold: _out/report.html\n', said
+    assert Path('_out/notebooks/order').read_text() == 'chapter toy toy_questions ' and executed() == ['10_toy.ipynb', 'experiments-toy.ipynb', 'experiments-toy_questions.ipynb']
+    assert all(nbformat.read(p, 4).metadata.frozen_nb.name == p.stem for p in Path('_out/notebooks').glob('*.ipynb'))
+    page = Path('_out/report.html').read_text()
+    assert all(page.count(name) == 1 for name in ('10_toy', 'experiments-toy_questions')) and 'experiments-toy<' in page
+    assert sorted(p.name for p in Path('nbs/experiments').iterdir()) == ['other.ipynb', 'toy.ipynb', 'toy_box.ipynb', 'toy_box_more.ipynb', 'toy_questions.ipynb', 'toys.ipynb']
+    Path('_out/notebooks/order').unlink()
+    said = shell('reproduce', '--jobs', '1')
+    assert said.out.startswith('6 of 6 notebooks ran') and Path('_out/notebooks/order').read_text() == 'chapter toy toy_questions box toy_box toy_box_more '
+    chapters('12_alone', NOTE.format('alone'))
+    assert shell('reproduce', 'alone').out.startswith('1 of 1 notebooks ran')
+
+def test_methods_run_side_by_side_and_each_in_its_order(shell, chapters):
+    "Two chapters that wait for each other's experiments to begin would never end; here one waits for the other's experiments."
+    wait = 'import pathlib, time\nuntil = time.time() + 60\nwhile not pathlib.Path("{0}").exists():\n    time.sleep(.1)\n    assert time.time() < until'
+    chapters('10_one', wait.format('two is done'))
+    chapters('experiments/one', 'import pathlib; pathlib.Path("one is done").touch()')
+    chapters('11_two', 'import pathlib; assert not pathlib.Path("one is done").exists()')
+    chapters('experiments/two', 'import pathlib; pathlib.Path("two is done").touch()', wait.format('one is done'))
+    said = shell('reproduce', '--jobs', '2')
+    assert said.status == 0 and said.out.startswith('4 of 4 notebooks ran'), said
+
+def test_experiments_run_where_their_chapter_fails(shell, chapters):
+    chapters('10_toy', '1/0')
+    chapters('experiments/toy', 'x = 1', 'raise ValueError("no")')
+    chapters('experiments/toy_more', record(2))
+    said = shell('reproduce', 'toy')
+    lines = [line for line in said.err.splitlines() if line.startswith('frozen-nb')]
+    assert said.status == 1 and lines == ['frozen-nb: 10_toy.ipynb, cell [1]: ZeroDivisionError: division by zero', 'frozen-nb: experiments-toy.ipynb, cell [2]: ValueError: no']
+    assert said.out.startswith('1 of 3 notebooks ran, 1 of 1 claims hold')
+
+def test_notes_in_executed_experiments_are_kept(shell, chapters):
+    "Also where the chapter and two notebooks of experiments would have had one name."
+    for name in ('10_toy', 'experiments/toy', 'experiments/toy_more'): chapters(name, '1')
+    assert shell('reproduce').status == 0
+    mine = {}
+    for path in Path('_out/notebooks').glob('*.ipynb'):
+        path.write_text(path.read_text().replace('# A chapter', f'# My note in {path.stem}'))
+        mine[path.stem] = path.read_bytes()
+    said = shell('reproduce')
+    assert said.status == 0 and said.err.count('edited') == 3 and sorted(mine) == ['10_toy', 'experiments-toy', 'experiments-toy_more']
+    assert {p.stem: p.read_bytes() for p in Path('_out/notebooks/edited').iterdir()} == {f'{name}-1': text for name, text in mine.items()}
+    assert shell('reproduce').err.count('edited') == 0
+
+def test_a_plan_names_experiments_and_what_was_never_timed(shell, chapters, tmp_path, monkeypatch):
+    for name in ('10_toy', '11_other', 'experiments/toy', 'experiments/toy_more'): chapters(name, '1')
+    assert shell('reproduce', '--dry-run').out.splitlines() == [f'{line}.ipynb, 1 cells, preset quick: not timed yet' for line in ('toy: 10_toy', 'toy: experiments/toy', 'toy: experiments/toy_more', 'other: 11_other')]
+    monkeypatch.setattr('frozen_nb.core.frozen.data_path', lambda *parts: tmp_path.joinpath(*parts))
+    monkeypatch.setattr(cli, 'machine_seconds', lambda *args: 2.)
+    times = {'toy': 600, 'other': 900, 'experiments-toy': 1200}   # on a machine that is twice as fast
+    Path('timings.json').write_text(json.dumps(dict(machine=1, seconds=dict(quick=times))))
+    lines = shell('reproduce', '--dry-run', '--jobs', '2').out.splitlines()
+    assert [line.rpartition(': ')[2] for line in lines[:4]] == ['about 20 min here', 'about 40 min here', 'not timed yet', 'about 30 min here']
+    assert lines[4:] == ['all, 2 at once: about 60 min, and 1 that was not timed yet']   # the experiments do not begin beside their chapter
+    assert shell('reproduce', '--dry-run', '--jobs', '1').out.splitlines()[4] == 'all, 1 at once: about 90 min, and 1 that was not timed yet'
+    Path('timings.json').write_text(json.dumps(dict(machine=1, seconds=dict(quick=times | {'experiments-toy_more': 60}))))
+    assert shell('reproduce', '--dry-run', '--jobs', '2').out.splitlines()[4] == 'all, 2 at once: about 62 min'
+    assert shell('reproduce', 'other', '--dry-run').out.count('\n') == 1 and not Path('_out').exists()
+
+def test_the_time_that_is_left_knows_what_waits_for_what(monkeypatch):
+    now = [0.]
+    monkeypatch.setattr(cli.time, 'time', lambda: now[0])
+    seconds = {'a': 600, 'a-more': 1200, 'b': 900, 'c': 300}
+    progress = cli._Progress(dict.fromkeys(seconds, 1), seconds, 2, [['a', 'a-more'], ['b'], ['c']])
+    at = lambda name: SimpleNamespace(name=name)
+    assert progress.left() == ', about 30 min left'   # a and then a-more, beside b and c
+    progress.begin(at('a'))
+    watches = {name: at(name) for name in seconds}
+    progress.watches.clear()
+    progress.begin(watches['b'])
+    now[0] = 600.
+    progress.watches.append(watches['a']), progress.end(watches['a'])
+    assert progress.left() == ', about 20 min left'   # a-more has a place of its own; b has 5 minutes, and c follows it
+    progress.begin(watches['a-more'])
+    now[0] = 900.
+    progress.end(watches['b'])
+    assert progress.left() == ', about 15 min left'
+    del seconds['c']
+    assert progress.left() == ''   # nobody knows
+
+def test_at_another_scale_only_notebooks_that_know_it_run(shell, chapters, monkeypatch):
+    monkeypatch.setenv('FROZEN_NB_SCALE', 'miniature')
+    chapters('10_toy', NOTE.format('chapter'))
+    chapters('experiments/toy', '# read_scale(\n' + NOTE.format('experiments'))
+    chapters('experiments/toy_more', NOTE.format('more'))
+    chapters('11_other', NOTE.format('other'))
+    assert shell('reproduce', 'toy', '--scale', 'real').out.startswith('1 of 1 notebooks ran') and Path('_out/notebooks/order').read_text() == 'experiments '
+    refused(shell('reproduce', '--scale', 'real'), 'other: this chapter runs at the scale miniature so far')
+
+def test_ctrl_c_begins_no_experiments(chapters, tmp_path):
+    chapters('10_slow', 'import pathlib, time\npathlib.Path("started").touch()\ntime.sleep(300)')
+    chapters('experiments/slow', 'import pathlib; pathlib.Path("went on").touch()')
+    p = subprocess.Popen([sys.executable, '-c', REPRODUCE_HERE, 'reproduce'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(FROZEN_NB_PROGRESS='0'), start_new_session=True)
+    until = time.time() + 180
+    while not (tmp_path/'_out/notebooks/started').exists() and p.poll() is None and time.time() < until: time.sleep(.2)
+    time.sleep(1)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and err.rstrip().endswith('frozen-nb: interrupted') and 'Traceback' not in err
+    assert [x.name for x in (tmp_path/'_out/notebooks').iterdir() if x.is_file()] and sorted(x.name for x in (tmp_path/'_out/notebooks').glob('*.ipynb')) == ['10_slow.ipynb'] and not (tmp_path/'_out/notebooks/went on').exists()
 
 def test_a_chapter_runs_in_this_interpreter(shell, chapters, tmp_path, monkeypatch):
     "Whatever kernel is installed under the name python3."

@@ -392,6 +392,14 @@ def test_an_answer_with_examples_does_not_depend_on_its_neighbours(root, paths, 
     together = limber.ask(images[:3], 'a hippo', shown, 3)
     assert together == [limber.ask([image], 'a hippo', shown, 3)[0] for image in images[:3]]
 
+def test_arguments_that_are_no_number_and_no_examples_are_named(paths):
+    limber, images = Limber.load(device='cpu'), [open_image(paths[0])]
+    for n in (None, 0, -1, 2.5, 'many', True):
+        refused(lambda: limber.caption(images, max_new_tokens=n), f'max_new_tokens {n!r}', '1 or more')
+        refused(lambda: limber.ask(images, 'why?', max_new_tokens=n), 'max_new_tokens')
+    for examples in (5, None, 'abc', [5], [(images[0], 'why?')], {'a': 1}): refused(lambda: limber.ask(images, 'why?', examples), 'examples', '(image, question, answer)')
+    assert len(limber.ask(images, 'why?', [(images[0], 'why?', 'red')], 2)) == len(limber.ask(images, 'why?', (), 2)) == 1
+
 def test_answers_of_the_shipped_map():
     limber, scenes = Limber.load(device='cpu'), [scene(i, 'test', n_animals=1) for i in range(20)]
     images = [draw(s) for s in scenes]

@@ -154,7 +154,7 @@ def test_modules_and_chapters_need_no_test_tools():
         with contextlib.suppress(metadata.PackageNotFoundError): todo += [plain(r) for r in metadata.requires(name) or () if 'extra ==' not in r]
     code = {p: p.read_text(encoding='utf-8') for p in files if p.is_relative_to(root/'frozen_nb') and p.suffix == '.py'}
     for p in notebooks:
-        if re.match('[1-7][0-9]', p.name): code[p] = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
+        if re.match('[1-7][0-9]', p.name) or p.parent.name == 'experiments': code[p] = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
     known, missing = metadata.packages_distributions(), []
     for p, source in code.items():
         tree = ast.parse('\n'.join('pass' if re.match(r'\s*[%!]', line) else line for line in source.split('\n')))

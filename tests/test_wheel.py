@@ -44,18 +44,20 @@ def test_wheel_works_from_elsewhere(installed, tmp_path):
     (bin, packages), before = (installed[0]/'bin', installed[1]), listing(installed[1]/'frozen_nb')
     code = '''
 import json
-from frozen_nb.cli import chapters
+from frozen_nb.cli import chapters, notebooks_of
 from frozen_nb.core.frozen import data_path, notebooks_path
 from frozen_nb.core.zoo import load_encoder, load_lm, shipped
 loaded = {}
 for kind, load in dict(lm=load_lm, encoder=load_encoder).items():
     if names := shipped(kind): loaded[names[0]] = load(names[0], device='cpu').fingerprint
-print(json.dumps(dict(data=str(data_path()), notebooks=str(notebooks_path()), chapters=list(chapters()), shipped=shipped(), loaded=loaded)))'''
+experiments = [f'{p.parent.name}/{p.name}' for method, path in chapters().items() for p in notebooks_of(method, path)[1:]]
+print(json.dumps(dict(data=str(data_path()), notebooks=str(notebooks_path()), chapters=list(chapters()), experiments=sorted(experiments), shipped=shipped(), loaded=loaded)))'''
     found = json.loads(python('-c', code, at=bin/'python', cwd=tmp_path))
     assert found['data'] == str(packages/'frozen_nb'/'data') and found['notebooks'] == str(packages/'frozen_nb'/'nbs')
     assert found['chapters'] == [p.stem[3:] for p in sorted((root/'nbs').glob('[1-7][0-9]_*.ipynb'))]
     cards = {p.parent.name: json.loads(p.read_text()) for p in (root/'data'/'zoo').glob('*/card.json')}
     assert found['shipped'] == sorted(cards) and all(cards[name]['fingerprint'] == seen for name, seen in found['loaded'].items())
-    assert python('reproduce', '--dry-run', at=bin/'frozen-nb', cwd=tmp_path).count('\n') == len(found['chapters']) + 1   # and the sum
+    assert found['experiments'] == [f'{p.parent.name}/{p.name}' for p in sorted((root/'nbs/experiments').glob('*.ipynb'))]
+    assert python('reproduce', '--dry-run', at=bin/'frozen-nb', cwd=tmp_path).count('\n') == len(found['chapters']) + len(found['experiments']) + 1   # and the sum
     assert python('--version', at=bin/'frozen-nb', cwd=tmp_path).strip() in next(packages.glob('frozen_nb-*.dist-info')).name
     assert list(tmp_path.iterdir()) == [] and listing(packages/'frozen_nb') == before
