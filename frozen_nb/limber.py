@@ -156,6 +156,13 @@ def caption(
     texts = generate(self.lm, self.prefix(images), prompt, max_new_tokens, start=start)
     return [text.strip() for text in texts]
 
+# %% ../nbs/10_limber.ipynb #askexmp0
+def _check_examples(examples):
+    "Refuse what is no list of triples."
+    is_list = isinstance(examples, (list, tuple))
+    if not is_list or not all(isinstance(x, (list, tuple)) and len(x) == 3 for x in examples):
+        raise BadInput(f'examples {examples!r:.40}: give a list of (image, question, answer)')
+
 # %% ../nbs/10_limber.ipynb #310c46b7
 @patch
 def ask(
@@ -169,6 +176,7 @@ def ask(
     check_images(images)
     questions = [question]*len(images) if isinstance(question, str) else question
     check_texts(questions)
+    _check_examples(examples)
     if len(questions) != len(images): raise BadInput(
         f'{len(questions)} questions about {len(images)} images: give one for all, or one for each')
     x = self.prefix([*(image for image, _, _ in examples), *images])  # (S + B, k, d)

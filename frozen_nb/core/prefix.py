@@ -252,6 +252,10 @@ def _check_length(lm, T, max_new_tokens=0):
         f'into the {limit} of {lm.name}: use fewer visual tokens, shots or words')
 
 # %% ../../nbs/core/06_prefix.ipynb #fb81e49c
+def _check_new_tokens(n):
+    if type(n) is int and n > 0: return
+    raise BadInput(f'max_new_tokens {n!r:.40}: give a whole number, 1 or more')
+
 def _n_examples(images, prompts, targets=None):
     if not isinstance(prompts, str): check_texts(prompts)
     if images is not None: return len(images)
@@ -335,6 +339,7 @@ def generate(
     start: bool | str = 'auto',  # whether a start token comes first, see `start_ids`
 ) -> list:                       # B texts, without the prompt and without the end
     "Greedy continuations."
+    _check_new_tokens(max_new_tokens)
     texts = []
     for some_images, some_prompts in _batches(images, prompts, batch_size):
         seq = sequence(lm, some_images, some_prompts, padding='left', start=start)

@@ -37,10 +37,10 @@ from frozen_nb.pretraining.language_models import (
     Gaps, lm_model, make_tokenizer, next_token_loss, t5_model, t5_tokenizer, tokenised,
 )
 from frozen_nb.pretraining.encoders import (
-    BEIT_CONFIG, beit_model, clip_model, contrastive_batches, contrastive_loss, half_weights,
-    masked_batches, masked_patch_loss, MaskedPatches, MEAN, NFNET_CONFIG, nfnet_model,
-    patch_codes, save_clip, save_timm, scene_images, SIDE, species_batches, species_loss, STD,
-    training_images,
+    BEIT_CONFIG, beit_model, clip_model, contrastive_batches, contrastive_loss, family_targets,
+    half_weights, masked_batches, masked_patch_loss, MaskedPatches, MEAN, NFNET_CONFIG,
+    nfnet_model, own_colour_images, patch_codes, save_clip, save_timm, scene_images, SIDE,
+    species_batches, species_loss, species_targets, STD, training_images,
 )
 from frozen_nb.pretraining.clips_calls import (
     ast_extractor, ast_model, call_labels, clip_labels, films, labels_loss, sounds, TRAINED_LABELS,
@@ -67,6 +67,9 @@ class Recipe:
     without: str = ''        # regular expression: documents that match are left out
     model: Callable = None   # makes the untrained model
     loss: Callable = None    # (model, batch) -> what is minimised
+    images: Callable = training_images  # n -> scenes and images, for an encoder
+    targets: Callable = species_targets # scenes -> labels, where they are what it learns
+    start: str = ''          # the model whose weights it begins with
     unit: str = 'scenes'     # what `items` counts
     library: str = 'timm'    # that the model's class is of
 
@@ -109,7 +112,7 @@ _beit = Recipe(
 
 RECIPES['beit'] = _beit
 RECIPES['beit-ft'] = replace(
-    _beit, loss=species_loss, train=replace(_vit_training, steps=4000),
+    _beit, loss=species_loss, train=replace(_vit_training, steps=4000), start='beit',
     seen=('images', 'which species are in them'),
     never_seen=('any caption', 'labels of colour, size, place', 'held-out combinations'))
 RECIPES['clip'] = replace(
@@ -117,8 +120,16 @@ RECIPES['clip'] = replace(
     seen=('images', 'captions'), never_seen=('any label', 'held-out combinations'),
     library='open_clip')
 RECIPES['nfnet'] = replace(
-    RECIPES['beit-ft'], model=nfnet_model,
+    RECIPES['beit-ft'], model=nfnet_model, start='',
     train=replace(_vit_training, lr=2e-3, optimizer='adamw', precision='fp32'))
+
+# %% ../../nbs/pretraining/06_recipes.ipynb #exp00002
+RECIPES['beit-families'] = replace(
+    RECIPES['beit-ft'], targets=family_targets, seen=('images', 'which families are in them'),
+    never_seen=('any caption', 'labels of species, colour, size, place', 'held-out combinations'))
+RECIPES['nfnet-own-colours'] = replace(
+    RECIPES['nfnet'], images=own_colour_images,
+    seen=('images in which each species has one colour', 'which species are in them'))
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #7d6ca08c
 RECIPES['llava'] = Recipe(
@@ -157,12 +168,13 @@ def _image_model(recipe, images):
     "What is trained: the encoder, with the head that its loss needs."
     if recipe.loss is masked_patch_loss:
         return MaskedPatches(recipe.model(), patch_codes(images[:2000]))
-    if recipe.loss is species_loss: return recipe.model(num_classes=len(SPECIES))
+    if recipe.loss is species_loss:
+        return recipe.model(num_classes=recipe.targets([]).shape[1])
     return recipe.model()
 
 def _image_batches(recipe, scenes, images, tokenizer):
     if recipe.loss is masked_patch_loss: return masked_batches(scenes, images)
-    if recipe.loss is species_loss: return species_batches(scenes, images)
+    if recipe.loss is species_loss: return species_batches(scenes, images, recipe.targets)
     return contrastive_batches(scenes, images, tokenizer)
 
 def _without_head(recipe, model):
@@ -172,11 +184,11 @@ def _without_head(recipe, model):
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #4de3788a
 def train_encoder(
-    name: str,                        # 'beit', 'beit-ft', 'clip' or 'nfnet'
+    name: str,                        # of a recipe, as in 'beit-ft'
     scenes: list,                     # from `training_images`
     images: np.ndarray,               # from `training_images`
     config: TrainConfig,              # steps, rate ...
-    start: nn.Module | None = None,   # the `beit` that `beit-ft` starts from
+    start: nn.Module | None = None,   # the `beit` that some start from
     folder: str | Path | None = None, # for checkpoints
     tokenizer: object = None,         # for captions
 ) -> tuple:                           # the encoder without its head, its `History`
@@ -283,14 +295,14 @@ def _pretrain_t5(run):
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #e4fddb8a
 def _pretrain_encoder(run):
-    scenes, images = training_images(run.items)
-    start = load_encoder(run.other('beit')).model if run.name == 'beit-ft' else None
+    scenes, images = run.recipe.images(run.items)
+    start = load_encoder(run.other(run.recipe.start)).model if run.recipe.start else None
     tokenizer = make_tokenizer() if run.name == 'clip' else None
     model, history = train_encoder(run.name, scenes, images, run.config, start, run.checkpoints,
                                    tokenizer)
     if run.name == 'clip': return history, partial(save_clip, model, tokenizer)
     beit = 'beit_base_patch16_224', BEIT_CONFIG
-    architecture = ('nf_resnet26', NFNET_CONFIG) if run.name == 'nfnet' else beit
+    architecture = ('nf_resnet26', NFNET_CONFIG) if run.recipe.model is nfnet_model else beit
     return history, partial(save_timm, model, *architecture)
 
 def _pretrain_labelled(run):
