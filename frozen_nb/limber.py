@@ -17,8 +17,8 @@ from .core.findings import FRESH
 from .core.frozen import *
 from .core.generation import start_ids
 from .core.prefix import (
-    about_models, caption_batches, caption_lists, captioner_models, first_answer, generate,
-    image_features, LinearMap, load_map, sequence, shot_prompt, starts, target_loss)
+    about_models, caption_batches, caption_lists, captioner_models, check_examples, first_answer,
+    generate, image_features, LinearMap, load_map, sequence, shot_prompt, starts, target_loss)
 from .core.stores import run_folder
 from .core.training import train, TrainConfig
 from .core.zoo import (
@@ -45,7 +45,7 @@ def new_map(
     about |= dict(start=bool(start_ids(lm)))
     std = flat.std(0) if encoder else torch.ones(flat.shape[1])
     ids = torch.arange(lm.embeddings.num_embeddings, device=lm.device)[:32_768]
-    with torch.no_grad(): scale = lm.embeddings(ids).float().std().item()   # a Gemma multiplies
+    with torch.no_grad(): scale = lm.embeddings(ids).float().std().item()   # as Gemma scales them
     with seeded(seed):
         untrained = kind(features.shape[-1], lm.width, mean=flat.mean(0), std=std, scale=scale,
                          **about, **kwargs)
@@ -56,11 +56,12 @@ def caption_loss(
     linear_map: torch.nn.Module,  # features (B, k, e) -> (B, k, d)
     lm: LM,                       # frozen; gradients pass through it
     features: torch.Tensor,       # (B, k, e)
-    captions: list,               # B texts, each with its space in front
+    captions: list,               # B texts, each with a space in front: ' a dog'
     prompt: str = 'A picture of', # between image and caption
     end: bool = True,             # whether an end token follows each caption
 ) -> tuple:                       # the sum over the tokens of captions, and their number
-    "Negative log-likelihood of captions behind their images (paper, section 3)."
+    """Negative log-likelihood of captions behind their images (paper, section 3), as sum and
+    count, so that parts of a batch add up."""
     seq = sequence(lm, linear_map(features), prompt, captions, end=end, start=starts(linear_map))
     n = (seq.labels[:, 1:] != -100).sum()
     return target_loss(lm, seq) * n, n
@@ -98,8 +99,8 @@ def kept_map(
     desc: str = '',                      # what a progress bar says
     **options: object,                   # further arguments of `fit_map`: texts and numbers
 ) -> tuple:                              # `LinearMap`, `History`
-    """As `fit_map`, with what it gives kept in the cache: the same call again, in another notebook
-    or after a break, trains nothing. Its key is all that is given here."""
+    """As `fit_map`, with the result kept in the cache under a hash of all arguments: the same call
+    again, in another notebook or after a break, trains nothing."""
     folder = run_folder('limber', 'map', encoder, lm, features, captions, config, options)
     return fit_map(encoder, lm, features, captions, config, folder=folder, desc=desc, **options)
 
@@ -112,7 +113,8 @@ class Limber:
     lm: LM
 
     def __post_init__(self):
-        if self.map.made_for.get('pixels') == 'unit': self.encoder = unit_pixels(self.encoder)
+        unit = self.map.made_for.get('pixels') == 'unit'   # the authors' maps for NF-ResNet
+        if unit: self.encoder = unit_pixels(self.encoder)
 
     @classmethod
     def load(cls,
@@ -156,13 +158,6 @@ def caption(
     texts = generate(self.lm, self.prefix(images), prompt, max_new_tokens, start=start)
     return [text.strip() for text in texts]
 
-# %% ../nbs/10_limber.ipynb #askexmp0
-def _check_examples(examples):
-    "Refuse what is no list of triples."
-    is_list = isinstance(examples, (list, tuple))
-    if not is_list or not all(isinstance(x, (list, tuple)) and len(x) == 3 for x in examples):
-        raise BadInput(f'examples {examples!r:.40}: give a list of (image, question, answer)')
-
 # %% ../nbs/10_limber.ipynb #310c46b7
 @patch
 def ask(
@@ -172,11 +167,11 @@ def ask(
     examples: tuple = (),     # (PIL image, question, answer) before it, for a few-shot prompt
     max_new_tokens: int = 8,  # of each answer
 ) -> list:                    # B texts
-    "Short answers to a question about each image, in the paper's format `Q: ... A:`."
+    "Short answers to a question about each image, in the format `Q: ... A:`."
     check_images(images)
     questions = [question]*len(images) if isinstance(question, str) else question
     check_texts(questions)
-    _check_examples(examples)
+    check_examples(examples)
     if len(questions) != len(images): raise BadInput(
         f'{len(questions)} questions about {len(images)} images: give one for all, or one for each')
     x = self.prefix([*(image for image, _, _ in examples), *images])  # (S + B, k, d)
@@ -190,7 +185,7 @@ def ask(
 
 # %% ../nbs/10_limber.ipynb #limfresh
 def _fresh_recall(n, what, minus=False):
-    "Recall of the shipped map on scenes that no record has seen, as `Findings.record` takes it."
+    "For `frozen-nb verify --fresh`: recall of the shipped map on scenes that no record has seen."
     from frozen_nb.benchmarks.sets import drawn_images
     from frozen_nb.core.metrics import attribute_recall
     items = drawn_images('test', n, first=10_000)

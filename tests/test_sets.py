@@ -49,7 +49,7 @@ def test_examples_of_rooms_are_from_other_blocks():
 
 
 def test_sets_that_there_are_not_are_refused():
-    with pytest.raises(BadInput, match='menagerie or daquar'): asked_images('vqav2', 3)
+    with pytest.raises(BadInput, match='menagerie or daquar or vqav2'): asked_images('vqa', 3)
 
 
 def test_no_document_without_lists_has_a_phrase_of_a_caption():

@@ -282,7 +282,7 @@ def read_projection(
     path: str | Path,             # a pickled state dict with one matrix and one vector
     encoder: Encoder,             # that it was trained behind
     lm: LM,                       # that it was trained in front of
-    prompt: str = 'A picture of', # that it was trained with
+    prompt: str = 'A picture of', # behind the image, for generation
 ) -> LinearMap:                   # frozen
     """A projection of the authors, `proj.ckpt`, as a map. Raises `BadInput` for a file with code
     or anything but weight and bias of a linear layer between these two models. Those for an

@@ -31,7 +31,7 @@ from ..core.folders import check_place, read_json, verify_folder, whole_folder
 from ..core.training import History, train, TrainConfig
 
 # %% ../../nbs/pretraining/06_recipes.ipynb #ba09a4e1
-from ..world.scenes import HABITATS, scene, SPECIES, TIMES
+from ..world.scenes import HABITATS, scene, TIMES
 from ..world.captions import conversation, particulars
 from frozen_nb.pretraining.language_models import (
     Gaps, lm_model, make_tokenizer, next_token_loss, t5_model, t5_tokenizer, tokenised,
