@@ -325,6 +325,7 @@ def _batches(images, prompts, batch_size):
         some_images = None if images is None else images[part]
         yield some_images, prompts if isinstance(prompts, str) else prompts[part]
 
+# %% ../../nbs/core/06_prefix.ipynb #gencell0
 @torch.no_grad()
 def generate(
     lm: LM,                      # a frozen language model
