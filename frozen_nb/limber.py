@@ -25,9 +25,6 @@ from .core.zoo import (
     check_images, check_texts, Encoder, LM, load_encoder, load_lm, pool_tokens, unit_pixels)
 
 # %% ../nbs/10_limber.ipynb #16884d97
-LIMBER_RECIPE = TrainConfig(
-    steps=800, lr=1e-2, schedule='cosine', warmup=30, optimizer='muon', precision='auto')
-
 def new_map(
     encoder: Encoder | None,      # None for a blind map
     lm: LM,                       # what the map writes for
@@ -49,9 +46,13 @@ def new_map(
     with seeded(seed):
         untrained = kind(features.shape[-1], lm.width, mean=flat.mean(0), std=std, scale=scale,
                          **about, **kwargs)
+        if encoder is None: torch.nn.init.normal_(untrained.linear.bias, std=scale)
     return untrained.to(lm.device)
 
 # %% ../nbs/10_limber.ipynb #f1tmap01
+LIMBER_RECIPE = TrainConfig(
+    steps=800, lr=1e-2, schedule='cosine', warmup=30, optimizer='muon', precision='auto')
+
 def caption_loss(
     linear_map: torch.nn.Module,  # features (B, k, e) -> (B, k, d)
     lm: LM,                       # frozen; gradients pass through it
