@@ -8,6 +8,7 @@ import pytest
 
 from conftest import root
 from frozen_nb.core.claims import claims_markdown, load_records, stale, unmet
+from frozen_nb.core.findings import findings_markdown, methods_with_findings, read_findings
 from frozen_nb.core.frozen import data_path, fingerprint
 from frozen_nb.flmm import load_grounder
 from frozen_nb.generative_adapter import load_generator
@@ -60,14 +61,14 @@ def test_readme_says_what_the_records_say():
     rows = [line for line in page.splitlines() if line.startswith('| [')]
     said = {key: line for line in rows for key in ('10_limber', '11_ima', '12_flmm', '13_lm4visual', '14_generative_adapter', '15_pinto') if key in line}
     assert len(said) == len(rows) == 6
-    by_id = {r['id']: r for r in records}
-    for chapter, id in (('10_limber', 'limber.clip.species'), ('12_flmm', 'flmm.cIoU-over-oracle'), ('13_lm4visual', 'lm4visual.images-minus-shuffled'), ('15_pinto', 'pinto.regularizer')):
+    by_id = {r['id']: r for r in records} | {f"limber.{r['finding']}, {r['scale']}": r for r in read_findings(data_path('claims', 'findings', 'limber.json'))}
+    for chapter, id in (('10_limber', 'limber.species, miniature'), ('12_flmm', 'flmm.cIoU-over-oracle'), ('13_lm4visual', 'lm4visual.images-minus-shuffled'), ('15_pinto', 'pinto.regularizer')):
         r = by_id[id]
         assert f"{r['value']:.2f}".replace('-', '−') in said[chapter] and f"**{r['verdict']}**" in said[chapter], id
 
 @recorded
 def test_the_page_of_claims_is_made_from_the_records():
-    assert (root/'CLAIMS.md').read_text(encoding='utf-8') == claims_markdown(records), 'run frozen-nb claims --markdown CLAIMS.md'
+    assert (root/'CLAIMS.md').read_text(encoding='utf-8') == claims_markdown(records, findings_markdown(methods_with_findings(data_path('claims')))), 'run frozen-nb claims --markdown CLAIMS.md'
 
 @pytest.mark.parametrize('path', notebooks, ids=lambda p: p.relative_to(root).with_suffix('').as_posix())
 def test_notebook_file(path):
