@@ -59,3 +59,13 @@ def test_mask_heads(tmp_path, field, value):
 def test_reasoning_models(tmp_path, field, value):
     from frozen_nb.pinto import load_reasoner
     refused(lambda: load_reasoner(head(tmp_path, 'pinto', field, value, 'pinto.json'), 'cpu'), 'pinto.json')
+
+def test_a_map_that_was_trained_in_another_precision_is_for_the_same_models(tmp_path):
+    from frozen_nb.core.prefix import save_map
+    from frozen_nb.core.zoo import load_encoder, load_lm
+    from frozen_nb.limber import new_map
+    encoder, features = load_encoder('clip'), torch.zeros(4, 1, 128)
+    for trained, used in (('bf16', None), (None, 'bf16'), ('bf16', 'bf16')):
+        folder = save_map(new_map(encoder, load_lm('llama', trained), features), tmp_path/f'{trained}-{used}')
+        assert load_map(folder, encoder, load_lm('llama', used)).made_for['lm'] == 'llama'
+        with pytest.raises(BadInput, match='made for the lm'): load_map(folder, encoder, load_lm('opt', used))

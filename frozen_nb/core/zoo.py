@@ -830,14 +830,14 @@ def has_weights(
     load: Callable,     # what loaded it: (name, dtype, device) -> the same kind
 ) -> bool:
     """Whether a model has the weights of a fingerprint, or holds them in another precision: then
-    both are loaded by name, and compared."""
-    dtype = getattr(loaded, 'dtype', torch.float32)
-    if loaded.fingerprint == wanted or dtype == torch.float32: return loaded.fingerprint == wanted
+    it is loaded by its name in each precision, and compared."""
+    if loaded.fingerprint == wanted: return True
+    def fingerprint_in(dtype): return load(loaded.name, dtype, 'cpu').fingerprint
     try:
-        if load(loaded.name, None, 'cpu').fingerprint != wanted: return False
-        return load(loaded.name, dtype, 'cpu').fingerprint == loaded.fingerprint
+        by_name = set(map(fingerprint_in, (None, 'bf16', 'fp16')))
     except BadInput:
         return False
+    return {loaded.fingerprint, wanted} <= by_name
 
 # %% ../../nbs/core/03_zoo.ipynb #s2s00001
 class Seq2Seq(LM):
