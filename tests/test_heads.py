@@ -61,6 +61,7 @@ def test_reasoning_models(tmp_path, field, value):
     refused(lambda: load_reasoner(head(tmp_path, 'pinto', field, value, 'pinto.json'), 'cpu'), 'pinto.json')
 
 def test_a_map_that_was_trained_in_another_precision_is_for_the_same_models(tmp_path):
+    import torch
     from frozen_nb.core.prefix import save_map
     from frozen_nb.core.zoo import load_encoder, load_lm
     from frozen_nb.limber import new_map
