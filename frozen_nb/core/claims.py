@@ -1039,7 +1039,8 @@ _SOURCES['page'] = '''<!doctype html>
 _SOURCES['page.results'] = '''{% if headlines %}
 <section id="results"><h2>Results</h2>{% for h in headlines %}
 <h3>{{ h.sentence }}</h3>
-{% with records = [h.record] %}{% include 'table' %}{% endwith %}{% if h.figure %}
+{% if h.record %}{% with records = [h.record] %}{% include 'table' %}{% endwith %}{% else %}
+<p>See the <a href="#findings">findings</a>.</p>{% endif %}{% if h.figure %}
 
 <figure><img src="{{ h.figure.uri }}"{% if h.figure.width %} width="{{ h.figure.width }}"{% endif
  %} alt="{{ h.figure.caption }}"><figcaption>{{ h.figure.caption }}</figcaption></figure>
@@ -1181,11 +1182,12 @@ HEADLINES = { # method -> the paper's sentence, the record that measures it, the
 }
 
 # %% ../../nbs/core/10_claims.ipynb #0b38d101
-def _headlines(records, figures):
-    "What the page opens with: sentence, record and figure of each method that has its record."
+def _headlines(records, figures, findings):
+    "What the page opens with: sentence, record and figure of each method that has a result."
     by_id, by_name = {r['id']: r for r in records}, {f['name']: f for f in figures}
-    return [dict(method=method, sentence=sentence, record=by_id[id], figure=by_name.get(name))
-            for method, (sentence, id, name) in HEADLINES.items() if id in by_id]
+    return [dict(method=method, sentence=sentence, record=by_id.get(id), figure=by_name.get(name))
+            for method, (sentence, id, name) in HEADLINES.items()
+            if id in by_id or method in findings]
 
 # %% ../../nbs/core/10_claims.ipynb #fndhtml1
 def _as_html(tables):
@@ -1213,7 +1215,9 @@ def report(
                   methods=by_method(records), rule=_RULE + _RULE_OF_DRAWINGS)
     drawn_figures = [_figure(f) for f in figures]
     values = dict(title=title, figures=drawn_figures, time=_time)
-    values |= dict(headlines=_headlines(records, drawn_figures), findings=_as_html(findings or {}))
+    findings = findings or {}
+    values |= dict(headlines=_headlines(records, drawn_figures, findings),
+                   findings=_as_html(findings))
     values |= styles | run | claims
     return write_whole(Path(out)/'report.html', _render('page', **values))
 
