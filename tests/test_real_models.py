@@ -104,3 +104,20 @@ def test_mobilenetv2_ships_and_knows_imagenet():
     right = np.mean([wnids[g] == p.name.split('_')[0] for g, p in zip(guess.tolist(), paths)])
     print(f'top-1 on {len(paths)} images: {right:.2f}')
     assert right > .7
+
+# --- the map for photographs that ships
+
+@smollm2
+@given
+@pytest.mark.timeout(900)
+def test_the_map_for_photographs_uses_the_image():
+    from frozen_nb.benchmarks.sets import captioned_images
+    from frozen_nb.core.prefix import caption_nll, image_features
+    from frozen_nb.limber import Limber
+    limber, items = Limber.load('limber-real', dtype='bf16'), captioned_images('flickr8k', 'test', 24)
+    features = image_features(limber.encoder, lambda i: items[i].open(), [item.key for item in items], 9)
+    texts = [item.captions[:1] for item in items]
+    own, other = (caption_nll(limber.lm, limber.map, features.roll(move, 0), 'A picture of', texts) for move in (0, 1))
+    assert (other - own).mean() > .1
+    caption, = limber.caption([items[0].open()], max_new_tokens=8)
+    assert len(caption.split()) > 2
