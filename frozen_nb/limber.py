@@ -16,9 +16,10 @@ from fastcore.basics import patch
 from .core.findings import FRESH
 from .core.frozen import *
 from .core.generation import start_ids
-from .core.prefix import (
+from frozen_nb.core.prefix import (
     about_models, caption_batches, caption_lists, captioner_models, check_examples, first_answer,
-    generate, image_features, LinearMap, load_map, sequence, shot_prompt, starts, target_loss)
+    first_line, generate, image_features, LinearMap, load_map, sequence, shot_prompt, starts,
+    target_loss)
 from .core.stores import run_folder
 from .core.training import train, TrainConfig
 from .core.zoo import (
@@ -157,7 +158,7 @@ def caption(
     check_texts([prompt])
     start = starts(self.map)
     texts = generate(self.lm, self.prefix(images), prompt, max_new_tokens, start=start)
-    return [text.strip() for text in texts]
+    return [first_line(text) for text in texts]
 
 # %% ../nbs/10_limber.ipynb #310c46b7
 @patch

@@ -100,6 +100,7 @@ def _real_folder(name):
 # %% ../../nbs/benchmarks/08_sets.ipynb #setphot0
 _PHOTOGRAPHS = {  # set -> split -> benchmark, folder, and its name of the split
     'coco': {'test': ('coco-captions', 'coco_panoptic', 'val2017')},
+    'coco-cc': {'test': ('coco-captions', 'coco', 'val2017')},   # with a free licence
     'coco-captions': {'train': ('coco-captions', 'coco-captions', 'train2017'),
                       'test': ('coco-captions', 'coco-captions', 'val2017')},
     'nocaps': {'test': ('nocaps', 'nocaps', 'val')},
@@ -114,7 +115,7 @@ def _photographs(data, split):
 
 # %% ../../nbs/benchmarks/08_sets.ipynb #set00012
 def captioned_images(
-    data: str,            # 'menagerie', 'flickr8k', 'coco', 'coco-captions', 'nocaps' or 'cc3m'
+    data: str,            # 'menagerie', 'flickr8k', 'coco' or another of `_PHOTOGRAPHS`
     split: str,           # 'train', 'test', or another of the menagerie
     n: int | None = None, # the first so many; None: all there are
 ) -> list:                # items with `key`, `captions` and `open()`

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MARK', 'LinearMap', 'save_map', 'map_folder', 'load_map', 'Sequence', 'sequence', 'target_loss',
            'target_log_likelihood', 'starts', 'generate', 'choose', 'image_features', 'caption_lists',
-           'caption_batches', 'caption_nll', 'shot_prompt', 'first_answer', 'check_examples', 'about_models',
-           'captioner_models']
+           'caption_batches', 'caption_nll', 'shot_prompt', 'first_answer', 'check_examples', 'first_line',
+           'about_models', 'captioner_models']
 
 # %% ../../nbs/core/06_prefix.ipynb #3bae2dc8
 import math
@@ -488,6 +488,13 @@ def check_examples(
     is_list = isinstance(examples, (list, tuple))
     if not is_list or not all(isinstance(x, (list, tuple)) and len(x) == 3 for x in examples):
         raise BadInput(f'examples {examples!r:.40}: give a list of (image, question, answer)')
+
+# %% ../../nbs/core/06_prefix.ipynb #limline0
+def first_line(
+    text: str, # what a language model generates
+) -> str:
+    "The first line: a caption is one; some language models go on with a story."
+    return text.strip().split('\n')[0].strip()
 
 # %% ../../nbs/core/06_prefix.ipynb #limabou0
 def about_models(
