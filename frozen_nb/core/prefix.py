@@ -32,7 +32,7 @@ from frozen_nb.core.generation import (
 )
 from .stores import feature_key, FeatureStore
 from frozen_nb.core.zoo import (
-    check_texts, Encoder, greedy, has_weights, LM, load_encoder, load_lm, pool_tokens, shipped,
+    check_texts, Encoder, greedy, is_same_model, LM, load_encoder, load_lm, pool_tokens, shipped,
     warn_of_settings)
 
 # %% ../../nbs/core/06_prefix.ipynb #a181ee6c
@@ -132,7 +132,7 @@ def _check_made_for(made_for, role, model, folder):
     "Refuse an encoder or a language model that the map was not trained with."
     trained_with, load = str(made_for.get(f'{role}_fingerprint')), _LOADERS[role]
     if model is None: return
-    if has_weights(model, trained_with, load):
+    if is_same_model(model, trained_with, load):
         return warn_of_settings(made_for.get(f'{role}_settings'), model, f'the map in {folder}')
     raise BadInput(
         f'the map in {folder} was made for the {role} {made_for.get(role)!r} '

@@ -6,10 +6,10 @@
 __all__ = ['OWNERLESS', 'PACKAGED', 'RANDOM', 'IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'GREEDY', 'shipped', 'weight_files',
            'configuration', 'hub_reachable', 'cached_folder', 'hub_folder', 'ModelSource', 'Packaged', 'packaged_file',
            'converted_folder', 'find_model', 'quiet_libraries', 'load_tokenizer', 'folder_settings', 'warn_of_settings',
-           'LM', 'load_lm', 'has_weights', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'image_formats', 'check_images',
-           'open_image', 'is_nf_resnet', 'visual_tokens', 'pool_tokens', 'Encoder', 'load_encoder', 'unit_pixels',
-           'clip_vision_model', 'check_texts', 'messages', 'check_logits', 'greedy', 'LMM', 'check_marks', 'load_lmm',
-           'SAMConfig', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card', 'zoo']
+           'LM', 'load_lm', 'has_weights', 'is_same_model', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'image_formats',
+           'check_images', 'open_image', 'is_nf_resnet', 'visual_tokens', 'pool_tokens', 'Encoder', 'load_encoder',
+           'unit_pixels', 'clip_vision_model', 'check_texts', 'messages', 'check_logits', 'greedy', 'LMM',
+           'check_marks', 'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card', 'zoo']
 
 # %% ../../nbs/core/03_zoo.ipynb #021933e7
 import difflib, hashlib, importlib.util, inspect, json, logging, math, re, sys, warnings
@@ -830,8 +830,23 @@ def has_weights(
     load: Callable,     # what loaded it: (name, dtype, device) -> the same kind
 ) -> bool:
     """Whether a model has the weights of a fingerprint, or holds them in another precision: then
-    it is loaded by its name in each precision, and compared."""
-    if loaded.fingerprint == wanted: return True
+    both are loaded by name, and compared."""
+    dtype = getattr(loaded, 'dtype', torch.float32)
+    if loaded.fingerprint == wanted or dtype == torch.float32: return loaded.fingerprint == wanted
+    try:
+        if load(loaded.name, None, 'cpu').fingerprint != wanted: return False
+        return load(loaded.name, dtype, 'cpu').fingerprint == loaded.fingerprint
+    except BadInput:
+        return False
+
+# %% ../../nbs/core/03_zoo.ipynb #9d8e8c50
+def is_same_model(
+    loaded: object,     # an `LM` or `Encoder`, loaded by its name
+    wanted: str,        # a fingerprint, of these weights in any precision
+    load: Callable,     # what loaded it: (name, dtype, device) -> the same kind
+) -> bool:
+    "Whether a model and a fingerprint are the same weights, each in a precision of its own."
+    if has_weights(loaded, wanted, load): return True
     def fingerprint_in(dtype): return load(loaded.name, dtype, 'cpu').fingerprint
     try:
         by_name = set(map(fingerprint_in, (None, 'bf16', 'fp16')))
