@@ -6,6 +6,7 @@
 __all__ = ['LIMBER_RECIPE', 'new_map', 'caption_loss', 'fit_map', 'kept_map', 'Limber']
 
 # %% ../nbs/10_limber.ipynb #ffef462c
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from frozen_nb.core.prefix import (
     first_line, generate, image_features, LinearMap, load_map, sequence, shot_prompt, starts,
     target_loss)
 from .core.stores import run_folder
-from .core.training import train, TrainConfig
+from .core.training import BusyError, train, TrainConfig
 from .core.zoo import (
     check_images, check_texts, Encoder, LM, load_encoder, load_lm, pool_tokens, unit_pixels)
 
@@ -102,9 +103,15 @@ def kept_map(
     **options: object,                   # further arguments of `fit_map`: texts and numbers
 ) -> tuple:                              # `LinearMap`, `History`
     """As `fit_map`, with the result kept in the cache under a hash of all arguments: the same call
-    again, in another notebook or after a break, trains nothing."""
+    again, in another notebook or after a break, trains nothing. If another process trains this map
+    now, it is waited for."""
     folder = run_folder('limber', 'map', encoder, lm, features, captions, config, options)
-    return fit_map(encoder, lm, features, captions, config, folder=folder, desc=desc, **options)
+    inputs, options = (encoder, lm, features, captions, config), options | dict(desc=desc)
+    while True:
+        try:
+            return fit_map(*inputs, folder=folder, **options)
+        except BusyError:
+            time.sleep(1)
 
 # %% ../nbs/10_limber.ipynb #d195b7ec
 @dataclass

@@ -456,3 +456,18 @@ def test_images_with_captions_and_questions_of_the_paper_are_read(tmp_path, monk
     images, rows = question_images(items, 2)
     assert rows.shape == (3, 3) and {x.answer for item in items for x in item.examples} == {'cat'}
     assert answer_accuracy(items, ['cat', 'dog', 'bird']).tolist() == pytest.approx([1, .9, 0], abs=.11)
+
+def test_a_map_that_another_process_trains_is_waited_for(models):
+    import threading, time
+    from filelock import FileLock
+    from frozen_nb.core.stores import run_folder
+    encoder, lm = models
+    features, captions = torch.randn(5, 2, encoder.width), ['a cat']*5
+    folder = run_folder('limber', 'map', encoder, lm, features, captions, FEW, dict(batch_size=3))
+    folder.mkdir(parents=True)
+    lock = FileLock(folder/'.lock', mode=0o600)
+    lock.acquire()
+    threading.Timer(1.5, lambda: lock.release(force=True)).start()
+    start = time.perf_counter()
+    kept_map(encoder, lm, features, captions, FEW, batch_size=3)
+    assert time.perf_counter() - start > 1

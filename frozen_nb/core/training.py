@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'check_schedule', 'learning_rates', 'History', 'split_batch', 'has_bf16', 'remove_checkpoints',
-           'write_checkpoint', 'read_checkpoint', 'recomputing', 'train', 'numeric', 'option', 'check_options']
+           'write_checkpoint', 'read_checkpoint', 'BusyError', 'recomputing', 'train', 'numeric', 'option',
+           'check_options']
 
 # %% ../../nbs/core/08_training.ipynb #5050d7d5
 import json, math, numbers, os, re, signal, threading, time, warnings
@@ -621,6 +622,10 @@ def is_due(self: _Checkpoints, step: int):
     return step == config.steps or bool(
         config.checkpoint_every and step % config.checkpoint_every == 0)
 
+# %% ../../nbs/core/08_training.ipynb #busyerr0
+class BusyError(BadInput):
+    "Another process trains the same run in the same folder."
+
 # %% ../../nbs/core/08_training.ipynb #trn00006
 @patch
 @contextmanager
@@ -635,7 +640,7 @@ def held(self: _Checkpoints):
     try:
         lock.acquire()
     except Timeout:
-        raise BadInput(f'{self.folder}: another process is training here; wait for its end, then '
+        raise BusyError(f'{self.folder}: another process is training here; wait for its end, then '
                        'give the command again') from None
     try:
         yield
