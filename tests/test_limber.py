@@ -465,7 +465,7 @@ def test_a_map_that_another_process_trains_is_waited_for(models):
     features, captions = torch.randn(5, 2, encoder.width), ['a cat']*5
     folder = run_folder('limber', 'map', encoder, lm, features, captions, FEW, dict(batch_size=3))
     folder.mkdir(parents=True)
-    lock = FileLock(folder/'.lock', mode=0o600)
+    lock = FileLock(folder/'.lock', mode=0o600, thread_local=False)
     lock.acquire()
     threading.Timer(1.5, lambda: lock.release(force=True)).start()
     start = time.perf_counter()
