@@ -351,27 +351,6 @@ def generate(
         texts += lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return texts
 
-# %% ../../nbs/core/06_prefix.ipynb #65a60d9e
-@torch.no_grad()
-def generate(
-    lm: LM,                      # a frozen language model
-    images: torch.Tensor | None, # (B, k, d) or (B, n, k, d)
-    prompts: list | str,         # B texts, or one for all
-    max_new_tokens: int = 32,    # of each text, at most
-    batch_size: int = 128,       # examples in a batch
-    start: bool | str = 'auto',  # whether a start token comes first, see `start_ids`
-) -> list:                       # B texts, without the prompt and without the end
-    "Greedy continuations."
-    _check_new_tokens(max_new_tokens)
-    texts = []
-    for some_images, some_prompts in _batches(images, prompts, batch_size):
-        seq = sequence(lm, some_images, some_prompts, padding='left', start=start)
-        _check_length(lm, seq.attention_mask.shape[1], max_new_tokens)
-        inputs = dict(inputs_embeds=seq.inputs_embeds, attention_mask=seq.attention_mask)
-        ids = greedy(lm.model, lm.tokenizer, max_new_tokens, **inputs)
-        texts += lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts
-
 # %% ../../nbs/core/06_prefix.ipynb #42c6f45c
 @torch.no_grad()
 def choose(
