@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAVOURITES', 'REASON_SPLITS', 'N_CHOICES', 'ReasonedQuestion', 'reasoned_question']
 
-# %% ../../nbs/world/09_reasons.ipynb #ee9c2f32
+# %% ../../nbs/world/09_reasons.ipynb #8252e8bd
 import random
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ from .documents import join_sentences, trait_statement
 from .multiple_choice import MCQ, NEEDS
 from .scenes import SPECIES
 
-# %% ../../nbs/world/09_reasons.ipynb #ab2bcee4
+# %% ../../nbs/world/09_reasons.ipynb #e7d3b488
 FAVOURITES = frozenset(sorted(SPECIES)[::2])
-REASON_SPLITS = 'train', 'dev', 'in', 'out'   # 'in' and 'out' of the distribution of 'train' are tests
+REASON_SPLITS = 'train', 'dev', 'in', 'out'   # the last two: tests, in and out of distribution
 N_CHOICES = 4
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ReasonedQuestion(MCQ):
     cue: int      # index of the choice that is a favourite
     facts: str    # what the rationalizer believes, as a text
 
-# %% ../../nbs/world/09_reasons.ipynb #a41bd9af
+# %% ../../nbs/world/09_reasons.ipynb #6cf0fe22
 def _activities(split):
     "Activities that a split asks about."
     return sorted(NEEDS)[1::2] if split == 'out' else sorted(NEEDS)[::2]
@@ -47,7 +47,7 @@ def _animals(rng, answer, cue, able):
     animals = [rng.choice(pool) for pool in pools]
     return animals if len(set(animals)) == N_CHOICES else None
 
-# %% ../../nbs/world/09_reasons.ipynb #f01eb817
+# %% ../../nbs/world/09_reasons.ipynb #079459a6
 def _belief(rng, species, trait, able):
     "A sentence: whether an animal has a trait today."
     return trait_statement(rng, species, trait, able).removesuffix('.') + ' today.'
@@ -62,7 +62,7 @@ def _draw(rng, split, cue, by_heart):
         animals = _animals(rng, answer, pointed, able)
         if animals: return activity, animals, answer, pointed
 
-# %% ../../nbs/world/09_reasons.ipynb #94d665ab
+# %% ../../nbs/world/09_reasons.ipynb #13f3ffb5
 def reasoned_question(
     i: int,                   # index in the stream
     split: str = 'train',     # one of `REASON_SPLITS`
@@ -73,7 +73,8 @@ def reasoned_question(
     """Question `i` of a split. Rationales are true for all choices or speak for a wrong one. The
     same question has the same choices, whatever the reliability. Raises `BadInput` for an unknown
     split and for what is no probability."""
-    if split not in REASON_SPLITS: raise BadInput(f'split {split!r}: choose from {", ".join(REASON_SPLITS)}')
+    if split not in REASON_SPLITS:
+        raise BadInput(f'split {split!r}: choose from {", ".join(REASON_SPLITS)}')
     for name, p in dict(reliability=reliability, cue=cue).items():
         if not 0 <= p <= 1: raise BadInput(f'{name}={p}: give a probability, from 0 to 1')
     stream = f'{split}/{by_heart}/{i}'
