@@ -132,6 +132,8 @@ def captioned_images(
     return _photographs(data, split)[:n]
 
 # %% ../../nbs/benchmarks/08_sets.ipynb #setview1
+_CROP = dict(size=224, scale=(.5, 1), ratio=(.8, 1.25))   # pixels, share of the area, sides
+
 @dataclass(frozen=True)
 class ImageView:
     "A part of an image, perhaps mirrored, with the captions of the whole."
@@ -139,15 +141,15 @@ class ImageView:
     number: int     # which part
 
     @property
-    def key(self) -> str: return f'{self.image.key}/view {self.number}'
+    def key(self) -> str: return f'{self.image.key}/view {self.number} {_CROP}'
     @property
     def captions(self) -> tuple: return self.image.captions
 
     def open(self) -> Image.Image:
         from torchvision.transforms import RandomHorizontalFlip, RandomResizedCrop
-        crop = RandomResizedCrop(224, scale=(.5, 1), ratio=(.8, 1.25))
         with seeded(int(_digest(self.key)[:8], 16)):
-            return RandomHorizontalFlip()(crop(self.image.open()))
+            part = RandomResizedCrop(**_CROP)(self.image.open())
+            return RandomHorizontalFlip()(part)
 
 def with_views(
     items: list,   # with `key`, `captions` and `open()`
