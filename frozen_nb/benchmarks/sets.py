@@ -132,7 +132,7 @@ def captioned_images(
     return _photographs(data, split)[:n]
 
 # %% ../../nbs/benchmarks/08_sets.ipynb #setview1
-_CROP = dict(size=224, scale=(.5, 1), ratio=(.8, 1.25))   # pixels, share of the area, sides
+_CROP = dict(size=224, scale=(.3, 1), ratio=(.8, 1.25))   # pixels, share of the area, sides
 
 @dataclass(frozen=True)
 class ImageView:
