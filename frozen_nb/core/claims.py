@@ -1193,8 +1193,9 @@ def _headlines(records, figures, findings):
 def _as_html(tables):
     "Tables as HTML; **verdicts** are bold."
     how = dict(index=False, border=0, classes='claims')
-    return {name: re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', table.to_html(**how))
-            for name, table in tables.items()}
+    def title_of(method): return _METHODS[method][0] if method in _METHODS else method
+    return {title_of(method): re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', table.to_html(**how))
+            for method, table in tables.items()}
 
 # %% ../../nbs/core/10_claims.ipynb #a47e291b
 def report(
