@@ -1,6 +1,7 @@
 """Findings: intervals that hold what they promise, verdicts that do not depend on an order, protocols that cannot be changed in silence, records that
 follow from the scores that are kept, and writers that lose nothing."""
 import json, os, subprocess, sys, textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from frozen_nb.core.findings import (
     amend_protocol, Findings, findings_table, fresh_value, hierarchical_bootstrap, judge, read_findings, read_items, read_protocol, Terms, verify_findings, write_protocol)
 from frozen_nb.core.frozen import BadInput
 
+ROOT = Path(__file__).parents[1]
 whole_form = os.environ.get('FROZEN_NB_CAMPAIGNS') == 'full'
 N = 2000 if whole_form else 200
 
@@ -355,3 +357,28 @@ def test_records_of_a_protocol_that_was_amended_meanwhile(protocol, tmp_path):
 def test_an_amendment_of_a_field_that_was_not_there(protocol, tmp_path):
     now = amend_protocol(tmp_path/'toy.json', 'animal', 'ceiling', .9, 'a reason', False)
     assert now.terms('animal').ceiling == .9 and amend_protocol(tmp_path/'toy.json', 'animal', 'ceiling', None, 'back', True).terms('animal').ceiling is None
+
+
+def protocol_at(commit, method):
+    "The findings of a protocol in a commit of this repository."
+    shown = subprocess.run(['git', 'show', f'{commit}:data/protocols/{method}.json'], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, f'{commit} has no protocol of {method}: {shown.stderr}'
+    return json.loads(shown.stdout)['findings']
+
+
+def whole_history():
+    asked = subprocess.run(['git', 'rev-parse', '--is-shallow-repository'], cwd=ROOT, capture_output=True, text=True)
+    return asked.stdout.strip() == 'false'
+
+
+@pytest.mark.skipif(not (ROOT/'.git').exists() or not whole_history(), reason='no history here')
+@pytest.mark.parametrize('path', sorted((ROOT/'data'/'claims'/'findings').glob('*.json')), ids=lambda p: p.stem)
+def test_a_protocol_was_committed_before_the_run_that_it_is_about(path):
+    "A hash can be written anew by hand; the history cannot. Amendments after the results say so."
+    protocol = read_protocol(path.stem)
+    seen = {a['finding'] for a in protocol.amendments if a['results_seen']}
+    measured = [r for r in read_findings(path) if 'scores' in r and r['finding'] not in seen]
+    assert measured
+    for record in measured:
+        then = protocol_at(record['about']['commit'].rstrip('+'), path.stem)
+        assert then[record['finding']] == protocol.findings[record['finding']], record['finding']
