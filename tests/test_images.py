@@ -193,7 +193,8 @@ def test_a_llava_whose_parts_count_differently(file, change, word, tmp_path):
     one_line(lambda: load_lmm(tmp_path/'llava', device='cpu'), word)
 
 
-def test_weights_in_whole_numbers(tmp_path):
+@pytest.mark.parametrize('pickled', [False, True], ids=['safetensors', 'bin'])
+def test_weights_in_whole_numbers(pickled, tmp_path):
     import shutil
     from safetensors.torch import load_file, save_file
     from frozen_nb.core.frozen import data_path
@@ -201,7 +202,10 @@ def test_weights_in_whole_numbers(tmp_path):
     shutil.copytree(data_path('zoo', 'llama'), tmp_path/'int8')
     path = tmp_path/'int8'/'model.safetensors'
     state = {name: (t*50).to(torch.int8) if t.ndim == 2 else t for name, t in load_file(path).items()}
-    save_file(state, path, dict(format='pt'))
+    if pickled:
+        path.unlink()
+        torch.save(state, tmp_path/'int8'/'pytorch_model.bin')
+    else: save_file(state, path, dict(format='pt'))
     one_line(lambda: load_lm(tmp_path/'int8', device='cpu'), 'whole numbers', 'quantized')
 
 

@@ -94,20 +94,32 @@ def _check_weights(path):
     if not path.exists():
         raise BadInput(f'{path}: this shard of the weights is missing; copy it into the folder')
     check_file(path, 'a file of weights')
-    if path.suffix != '.safetensors': return
     try:
-        with safe_open(path, 'pt') as weights: quantized = _quantized(weights)
+        quantized = _quantized(path) if path.suffix == '.safetensors' else _pickled_quantized(path)
     except SafetensorError as error:
         raise BadInput(
             f'{path}: damaged or not a safetensors file ({error}); copy it again') from None
     if quantized: raise BadInput(f'{path}: {quantized} holds whole numbers, as a quantized model '
                                  'has them; take the weights in floating point')
 
-def _quantized(weights):
+def _quantized(path):
     "The name of a weight that is kept in whole numbers, or None."
-    names = (name for name in weights.keys() if name.endswith('weight'))
     whole = ('I8', 'U8', 'I16', 'U16', 'I32', 'U32', 'I64', 'U64', 'BOOL')
-    return next((name for name in names if weights.get_slice(name).get_dtype() in whole), None)
+    with safe_open(path, 'pt') as weights:
+        names = (name for name in weights.keys() if name.endswith('weight'))
+        return next((x for x in names if weights.get_slice(x).get_dtype() in whole), None)
+
+# %% ../../nbs/core/03_zoo.ipynb #zoointbin
+def _pickled_quantized(path):
+    "The same in a pickle, of which only names and types are read; None if it cannot be read."
+    try:
+        content = torch.load(path, map_location='meta', weights_only=True)
+    except Exception:   # whatever is wrong with it, its reader says so
+        return None
+    if not isinstance(content, dict): return None
+    weights = {name: x for name, x in content.items() if torch.is_tensor(x)}
+    return next((name for name, x in weights.items()
+                 if str(name).endswith('weight') and not x.dtype.is_floating_point), None)
 
 # %% ../../nbs/core/03_zoo.ipynb #f936f643
 def weight_files(
