@@ -1,5 +1,6 @@
-"What holds for every test: the preset `quick`, a cache of its own, no window, no more threads than small models can use, and subprocesses that find this checkout."
-import os, tempfile
+"""What holds for every test: the preset `quick`, a cache of its own, no window, no more threads than small models can use, subprocesses that find this
+checkout, and no files left behind."""
+import os, shutil, tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,12 @@ def pytest_xdist_make_scheduler(config, log):
     scheduling = LoadScheduling(config, log)
     scheduling.maxschedchunk = 1
     return scheduling
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    "As pytest's, and gone after the test: thousands of tests with copies of models fill a disk."
+    yield tmp_path
+    shutil.rmtree(tmp_path, ignore_errors=True)
 
 @pytest.fixture
 def shell(capsys):
