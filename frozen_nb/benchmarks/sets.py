@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCENE_SPLITS', 'N_EXAMPLES', 'QUESTION_KINDS', 'SceneImage', 'drawn_images', 'split_by_hash', 'captioned_images',
-           'as_continuation', 'AskedImage', 'asked_images', 'answer_accuracy', 'question_images']
+           'ImageView', 'with_views', 'as_continuation', 'AskedImage', 'asked_images', 'answer_accuracy',
+           'question_images']
 
 # %% ../../nbs/benchmarks/08_sets.ipynb #set00002
 import hashlib
@@ -129,6 +130,34 @@ def captioned_images(
     if split not in splits: raise BadInput(
         f'{data} has no split {split!r} here: take {" or ".join(splits)}')
     return _photographs(data, split)[:n]
+
+# %% ../../nbs/benchmarks/08_sets.ipynb #setview1
+_CROP = dict(size=224, scale=(.5, 1), ratio=(.8, 1.25))   # pixels, share of the area, sides
+
+@dataclass(frozen=True)
+class ImageView:
+    "A part of an image, perhaps mirrored, with the captions of the whole."
+    image: object   # an item
+    number: int     # which part
+
+    @property
+    def key(self) -> str: return f'{self.image.key}/view {self.number} {_CROP}'
+    @property
+    def captions(self) -> tuple: return self.image.captions
+
+    def open(self) -> Image.Image:
+        from torchvision.transforms import RandomHorizontalFlip, RandomResizedCrop
+        with seeded(int(_digest(self.key)[:8], 16)):
+            part = RandomResizedCrop(**_CROP)(self.image.open())
+            return RandomHorizontalFlip()(part)
+
+def with_views(
+    items: list,   # with `key`, `captions` and `open()`
+    views: int,    # of each image; 1: the image alone
+) -> list:         # the items, then each of them as a part, so many times in all
+    "More images from the same ones: parts of them, some mirrored, with the same captions."
+    if views < 1: raise BadInput(f'{views} views of an image: give 1 or more')
+    return [*items, *(ImageView(item, view) for view in range(1, views) for item in items)]
 
 # %% ../../nbs/benchmarks/08_sets.ipynb #set00015
 def as_continuation(
