@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SLOTS', 'TENSORS', 'SPREADS', 'PINTO_RECIPE', 'ANSWER', 'Prompt', 'read_prompt', 'rationale_store', 'rationalize',
-           'Encoded', 'asked', 'encode_questions', 'choice_scores', 'damaged', 'smoothed_loss', 'Regularizer',
-           'train_reasoner', 'probabilities', 'train_writer', 'written', 'answer_in', 'views', 'guesses',
-           'train_simulator', 'Reasoner', 'save_reasoner', 'load_reasoner', 'Explanation', 'explain', 'PintoFit',
-           'fit_questions']
+           'ChoiceBatch', 'ChoiceTokens', 'format_question', 'tokenize_question', 'collate_choices', 'encode_questions',
+           'choice_scores', 'perturbed', 'smoothed_loss', 'Regularizer', 'train_reasoner', 'probabilities',
+           'train_writer', 'written', 'answer_in', 'views', 'guesses', 'train_simulator', 'Reasoner', 'save_reasoner',
+           'load_reasoner', 'Explanation', 'explain', 'PintoFit', 'fit_questions']
 
 # %% ../nbs/15_pinto.ipynb #pin00002
 import copy
@@ -17,9 +17,9 @@ import re
 import string
 import warnings
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import NotRequired
+from typing import NamedTuple, NotRequired
 
 import numpy as np
 import torch
@@ -158,180 +158,190 @@ def rationalize(
     return [tuple(islice(rationales, len(m.choices))) for m in questions]
 
 # %% ../nbs/15_pinto.ipynb #pin00034
-TENSORS = 'ids', 'mask', 'rationale', 'question', 'targets', 'real', 'gold'
+TENSORS = ('input_ids', 'attention_mask', 'rationale_mask', 'question_mask', 'labels',
+           'choice_mask', 'answer')
 
 @dataclass
-class Encoded:
-    "N questions for a reasoning model, K choices each; shorter ones are padded."
-    ids: torch.Tensor       # (N, K, T)
-    mask: torch.Tensor      # (N, K, T) bool: what attention sees
-    rationale: torch.Tensor # (N, K, T) bool: tokens of the rationale, its announcement included
-    question: torch.Tensor  # (N, K, T) bool: tokens of the question alone
-    targets: torch.Tensor   # (N, K, U) tokens of the choice, -100 for padding
-    real: torch.Tensor      # (N, K) bool: False where a question has fewer choices
-    gold: torch.Tensor      # (N,); -1 where it is not known
-    cut: int = 0            # rationales that were too long
+class ChoiceBatch:
+    "N questions with up to K choices each, as tokens for an encoder-decoder: one row a choice."
+    input_ids: torch.Tensor      # (N, K, T) question, all choices, this choice's rationale
+    attention_mask: torch.Tensor # (N, K, T) bool
+    rationale_mask: torch.Tensor # (N, K, T) bool, where the rationale and its announcement stand
+    question_mask: torch.Tensor  # (N, K, T) bool, where the question stands
+    labels: torch.Tensor         # (N, K, U) tokens of the choice, -100 for padding
+    choice_mask: torch.Tensor    # (N, K) bool, False where a question has fewer choices
+    answer: torch.Tensor         # (N,) index of the right choice, -1 where unknown
+    n_truncated: int = 0         # rationales that did not fit
 
-    def __len__(self): return len(self.ids)
-
-def _used(mask): return int(mask.flatten(0, -2).any(0).nonzero().max()) + 1 # columns of (..., T)
+    def __len__(self): return len(self.input_ids)
 
 # %% ../nbs/15_pinto.ipynb #d2c1078c
+def _used(mask):
+    "How many of the columns of (..., T) hold anything."
+    return int(mask.flatten(0, -2).any(0).nonzero().max()) + 1
+
 @patch
-def __getitem__(self: Encoded, i):
-    "Some of the questions, without columns that only padding is in."
+def __getitem__(self: ChoiceBatch, i):
+    "Some of the questions, without the columns that are padding in all of them."
     x = {name: getattr(self, name)[i] for name in TENSORS}
-    T, U, K = _used(x['mask']), _used(x['targets'] >= 0), _used(x['real'])
-    for name in ('ids', 'mask', 'rationale', 'question'):
+    K, T, U = _used(x['choice_mask']), _used(x['attention_mask']), _used(x['labels'] >= 0)
+    for name in ('input_ids', 'attention_mask', 'rationale_mask', 'question_mask'):
         x[name] = x[name][:, :K, :T]
-    x['targets'], x['real'] = x['targets'][:, :K, :U], x['real'][:, :K]
-    return Encoded(**x, cut=self.cut)
+    x['labels'], x['choice_mask'] = x['labels'][:, :K, :U], x['choice_mask'][:, :K]
+    return ChoiceBatch(**x, n_truncated=self.n_truncated)
 
 @patch
 def to(
-    self: Encoded,
+    self: ChoiceBatch,
     device: str | torch.device, # as in 'cuda'
-) -> Encoded:
+) -> ChoiceBatch:
     "The same on another device."
     return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
 # %% ../nbs/15_pinto.ipynb #555cc9c7
-def asked(
-    m: MCQ,   # a question
-) -> tuple:   # two texts
-    "Question and choices, as a reasoning model reads them."
-    lettered = zip(string.ascii_lowercase, m.choices)
-    listed = ' '.join(f'({letter}) {choice}' for letter, choice in lettered)
-    return f'Question: {m.question}', f' Answer Choices: {listed}.'
-
-@dataclass
-class _ChoiceTokens:
+class ChoiceTokens(NamedTuple):
     "One choice of one question, before padding."
-    ids: list        # question, choices, rationale
-    targets: list    # the choice itself
-    n_question: int  # so many of the ids are the question,
-    n_prompt: int    # and so many question and choices; the rest is the rationale
-    cut: bool        # whether the rationale is too long
+    input_ids: list # question, choices, rationale
+    label_ids: list # the choice itself
+    n_question: int # so many of the input are the question,
+    n_prompt: int   # and so many are question and choices; the rest is the rationale
+    truncated: bool # whether the rationale did not fit
+
+def format_question(
+    question: MCQ, # with K choices
+) -> tuple:        # two texts, which are tokenised apart as in the published code
+    "Question and choices, as a reasoning model is given them."
+    choices = zip(string.ascii_lowercase, question.choices)
+    listed = ' '.join(f'({letter}) {choice}' for letter, choice in choices)
+    return f'Question: {question.question}', f' Answer Choices: {listed}.'
 
 # %% ../nbs/15_pinto.ipynb #56450991
-def _tokenize(tokenizer, m, rationales, length):
-    "A question as one `_ChoiceTokens` for each choice."
+def tokenize_question(
+    tokenizer: object,        # of a T5
+    question: MCQ,            # with K choices
+    rationales: list | None,  # K texts, or None
+    max_length: int = 128,    # T, at most: a rationale that does not fit is cut
+) -> list:                    # K of `ChoiceTokens`
+    "A question as tokens. Raises `BadInput` if question and choices are too long by themselves."
     def ids(text): return tokenizer(text, add_special_tokens=False).input_ids
-    question, choices = map(ids, asked(m))
-    head = question + choices
-    if len(head) > length: raise BadInput(
-        f'{m.question[:60]!r}: question and choices take {len(head)} tokens, and {length} are '
-        'allowed; make them shorter (fit pinto trains with more by --length)')
+    stem, choices = map(ids, format_question(question))
+    prompt = stem + choices
+    if len(prompt) > max_length: raise BadInput(
+        f'{question.question[:60]!r}: question and choices take {len(prompt)} tokens, and '
+        f'{max_length} are allowed; make them shorter (fit pinto trains with more by --length)')
     rows = []
-    for choice, rationale in zip(m.choices, rationales or [None]*len(m.choices)):
-        whole = head + (ids(f' Explanation: {rationale}') if rationale else [])
-        cut = len(whole) > length
-        rows.append(_ChoiceTokens(whole[:length], ids(choice), len(question), len(head), cut))
+    for choice, rationale in zip(question.choices, rationales or [None]*len(question.choices)):
+        whole = prompt + (ids(f' Explanation: {rationale}') if rationale else [])
+        truncated, ends = len(whole) > max_length, (len(stem), len(prompt))
+        rows.append(ChoiceTokens(whole[:max_length], ids(choice), *ends, truncated))
     return rows
 
+# %% ../nbs/15_pinto.ipynb #a5004c96
 def _pad(rows, value):
     "Lists of tokens as a tensor, (rows, longest)."
     rows = [torch.tensor(row, dtype=torch.long) for row in rows]
     return pad_sequence(rows, batch_first=True, padding_value=value)
 
-# %% ../nbs/15_pinto.ipynb #a5004c96
-def _collate(rows, answers, pad_id):
-    """Pad and stack N lists of up to K `_ChoiceTokens`. A choice that is not there is a copy of
-    the first, and left out of every score."""
-    N, K = len(rows), max(map(len, rows))
-    choices = [*chain(*(row + row[:1]*(K - len(row)) for row in rows))] # N*K
-    ids = _pad([c.ids for c in choices], pad_id).view(N, K, -1)         # (N, K, T)
-    targets = _pad([c.targets for c in choices], -100).view(N, K, -1)   # (N, K, U)
-    position = torch.arange(ids.shape[-1])                              # (T,)
-    def before(counts): return position < torch.tensor(counts).view(N, K, 1)
-    mask = before([len(c.ids) for c in choices])                        # (N, K, T)
-    rationale = mask & ~before([c.n_prompt for c in choices])
-    question = before([c.n_question for c in choices])
-    n_choices = torch.tensor(list(map(len, rows)))                      # (N,)
-    real = torch.arange(K) < n_choices[:, None]                         # (N, K)
-    gold = torch.tensor([-1 if a is None else a for a in answers])      # (N,)
-    return Encoded(ids, mask, rationale, question, targets, real, gold)
+def _masks(rows, T):
+    "Masks of attention, rationale and question, (N*K, T) each, of a list of `ChoiceTokens`."
+    position = torch.arange(T)
+    def before(counts): return position < torch.tensor(counts)[:, None]
+    attention_mask = before([len(c.input_ids) for c in rows])
+    rationale_mask = attention_mask & ~before([c.n_prompt for c in rows])
+    return attention_mask, rationale_mask, before([c.n_question for c in rows])
 
-# %% ../nbs/15_pinto.ipynb #2f094eb2
-def _warn(cut, empty, length):
-    "The caller of `encode_questions`."
-    if cut: warnings.warn(
-        f'{cut} rationales do not fit into {length} tokens with their question, and are cut',
-        stacklevel=3)
-    if empty: warnings.warn(
-        f'{empty} rationales are empty: their choices are read without one', stacklevel=3)
+# %% ../nbs/15_pinto.ipynb #ec000555
+def collate_choices(
+    rows: list,    # N lists of up to K `ChoiceTokens`
+    answers: list, # N indices, or None
+    pad_id: int,   # token that pads `input_ids`
+) -> ChoiceBatch:
+    "Pad and stack. A choice that is not there is a copy of the first, and left out of every score."
+    N, K = len(rows), max(map(len, rows))
+    flat = []                                                              # N*K
+    for row in rows:
+        flat += row + row[:1]*(K - len(row))
+    input_ids = _pad([c.input_ids for c in flat], pad_id)                  # (N*K, T)
+    labels = _pad([c.label_ids for c in flat], -100)                       # (N*K, U)
+    of_tokens = input_ids, *_masks(flat, input_ids.shape[1]), labels
+    n_choices = torch.tensor(list(map(len, rows)))                         # (N,)
+    choice_mask = torch.arange(K) < n_choices[:, None]                     # (N, K)
+    answer = torch.tensor([-1 if a is None else a for a in answers])       # (N,)
+    n_truncated = sum(c.truncated for row in rows for c in row)
+    return ChoiceBatch(*(x.view(N, K, -1) for x in of_tokens), choice_mask, answer, n_truncated)
 
 # %% ../nbs/15_pinto.ipynb #f762f7e6
 def encode_questions(
     tokenizer: object,              # of a T5
     questions: list,                # N of `MCQ`
     rationales: list | None = None, # N tuples of K texts; None: without
-    length: int = 128,              # T, at most: a rationale that does not fit is cut
-) -> Encoded:
-    """Questions, choices and rationales as tokens (as in the published code: pieces are tokenised
-    apart, without an end token). A warning counts the rationales that are cut or empty."""
+    max_length: int = 128,          # T, at most: a rationale that does not fit is cut
+) -> ChoiceBatch:
+    "Questions and rationales as tokens. A warning counts rationales that are cut or empty."
     if rationales is None: rationales = [None]*len(questions)
-    elif list(map(len, rationales)) != [len(m.choices) for m in questions]:
+    elif list(map(len, rationales)) != [len(q.choices) for q in questions]:
         raise BadInput('as many rationales as choices are needed, for every question')
     pairs = zip(questions, rationales)
-    rows = [_tokenize(tokenizer, m, texts, length) for m, texts in pairs]
-    batch = _collate(rows, [m.answer for m in questions], tokenizer.pad_token_id)
-    batch.cut = sum(choice.cut for row in rows for choice in row)
-    empty = sum((texts or ()).count('') for texts in rationales)
-    _warn(batch.cut, empty, length)
+    rows = [tokenize_question(tokenizer, q, texts, max_length) for q, texts in pairs]
+    batch = collate_choices(rows, [q.answer for q in questions], tokenizer.pad_token_id)
+    n_empty = sum((texts or ()).count('') for texts in rationales)
+    if batch.n_truncated: warnings.warn(
+        f'{batch.n_truncated} rationales do not fit into {max_length} tokens with their question, '
+        'and are cut', stacklevel=2)
+    if n_empty: warnings.warn(
+        f'{n_empty} rationales are empty: their choices are read without one', stacklevel=2)
     return batch
 
 # %% ../nbs/15_pinto.ipynb #b3bb834c
 def choice_scores(
     model: torch.nn.Module, # a T5
-    batch: Encoded,         # N questions
+    batch: ChoiceBatch,     # N questions
 ) -> torch.Tensor:          # (N, K), -inf where there is no such choice
     "Mean log-likelihood of the tokens of each choice."
-    labels = batch.targets.flatten(0, 1).contiguous()                   # (N*K, U)
+    labels = batch.labels.flatten(0, 1).contiguous()                    # (N*K, U)
     logits = model(
-        input_ids=batch.ids.flatten(0, 1),
-        attention_mask=batch.mask.flatten(0, 1).long(),
+        input_ids=batch.input_ids.flatten(0, 1),
+        attention_mask=batch.attention_mask.flatten(0, 1).long(),
         labels=labels,
         use_cache=False,
     ).logits                                                            # (N*K, U, V)
     logits = logits.transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32))
     nll = F.cross_entropy(logits, labels, ignore_index=-100, reduction='none') # (N*K, U)
     scores = -nll.sum(1)/(labels >= 0).sum(1)                           # (N*K,)
-    return scores.view_as(batch.real).masked_fill(~batch.real, -torch.inf)
+    return scores.view_as(batch.choice_mask).masked_fill(~batch.choice_mask, -torch.inf)
 
 # %% ../nbs/15_pinto.ipynb #pin00037
-def _draw(batch, rng, ratio, chosen):
+def _sample(batch, rng, ratio, chosen):
     "A share of each rationale's n positions, rounded down, where chosen: (N, K, T) bool."
-    out = torch.zeros_like(batch.rationale)
+    sample = torch.zeros_like(batch.rationale_mask)
     for n, k in zip(*np.nonzero(chosen)):
-        positions = batch.rationale[n, k].nonzero()[:, 0]
+        positions = batch.rationale_mask[n, k].nonzero()[:, 0]
         order = rng.permutation(len(positions))[:int(ratio*len(positions) + 1e-9)]
-        out[n, k, positions[torch.from_numpy(order)]] = True
-    return out
+        sample[n, k, positions[torch.from_numpy(order)]] = True
+    return sample
 
-def damaged(
-    batch: Encoded,            # on the CPU
-    rng: np.random.Generator,  # what is damaged, and how, is drawn from it
+def perturbed(
+    batch: ChoiceBatch,        # on the CPU
+    rng: np.random.Generator,  # which rationales, which tokens, and what replaces them
     vocab: int,                # tokens to draw from: 0 to vocab
     mask_prob: float = .5,     # share of the rationales that are masked; others have some replaced
     mask_ratio: float = 1.,    # share of a rationale's tokens that is masked
     replace_ratio: float = .3, # or replaced
-) -> Encoded:
-    """Rationales masked or with tokens replaced, choice by choice (counterfactual regularization;
-    the ratios are those of the published code)."""
-    masked = rng.random(batch.real.shape) < mask_prob     # (N, K)
-    hidden = _draw(batch, rng, mask_ratio, masked)        # (N, K, T)
-    replaced = _draw(batch, rng, replace_ratio, ~masked)  # (N, K, T)
-    random_ids = torch.from_numpy(rng.integers(0, vocab, batch.ids.shape))
-    ids = torch.where(replaced, random_ids, batch.ids)
-    return replace(batch, mask=batch.mask & ~hidden, ids=ids)
+) -> ChoiceBatch:
+    "Rationales masked or with tokens replaced, each choice by itself."
+    masked = rng.random(batch.choice_mask.shape) < mask_prob    # (N, K)
+    hidden = _sample(batch, rng, mask_ratio, masked)            # (N, K, T)
+    replaced = _sample(batch, rng, replace_ratio, ~masked)      # (N, K, T)
+    random_ids = torch.from_numpy(rng.integers(0, vocab, batch.input_ids.shape))
+    input_ids = torch.where(replaced, random_ids, batch.input_ids)
+    return replace(batch, attention_mask=batch.attention_mask & ~hidden, input_ids=input_ids)
 
 # %% ../nbs/15_pinto.ipynb #pin00040
 SPREADS = 'all', 'others'
 
 def smoothed_loss(
     scores: torch.Tensor, # (N, K), -inf where there is no such choice
-    gold: torch.Tensor,   # (N,)
+    answer: torch.Tensor, # (N,)
     eps: float = 0.,      # share of the target that is spread
     spread: str = 'all',  # over all choices, or over the 'others'
 ) -> torch.Tensor:        # mean over the questions
@@ -339,7 +349,7 @@ def smoothed_loss(
     if spread not in SPREADS:
         raise BadInput(f"no spread {spread!r}: choose {' or '.join(SPREADS)}")
     exists = scores > -torch.inf                                  # (N, K)
-    one_hot = F.one_hot(gold, scores.shape[1]).to(scores.dtype)   # (N, K)
+    one_hot = F.one_hot(answer, scores.shape[1]).to(scores.dtype) # (N, K)
     K = exists.sum(1, keepdim=True)                               # (N, 1)
     rest = eps*exists/K                                           # (N, K)
     if spread == 'others': rest = eps*(exists.to(scores.dtype) - one_hot)/(K - 1)
@@ -373,43 +383,43 @@ def _turn(seed, order, step, batch, n):
 def _hide_questions(batch, rng, probability):
     "Hide the question from attention in some of the examples."
     off = torch.from_numpy(rng.random((len(batch), 1, 1)) < probability)
-    return replace(batch, mask=batch.mask & ~(batch.question & off))
+    return replace(batch, attention_mask=batch.attention_mask & ~(batch.question_mask & off))
 
 def _tensors(batch, prefix=''):
     return {f'{prefix}{name}': getattr(batch, name) for name in TENSORS}
 
-def _encoded(tensors, prefix=''):
-    return Encoded(**{name: tensors[f'{prefix}{name}'] for name in TENSORS})
+def _choice_batch(tensors, prefix=''):
+    return ChoiceBatch(**{name: tensors[f'{prefix}{name}'] for name in TENSORS})
 
 def _reasoning_loss(regularizer):
-    "(model, batch) -> the loss on whole rationales, and on damaged ones where they are given."
+    "(model, batch) -> the loss on whole rationales, and on perturbed ones where they are given."
     def loss(model, tensors):
-        whole = _encoded(tensors)
-        total = smoothed_loss(choice_scores(model, whole), whole.gold)
-        if 'damaged_ids' not in tensors: return total
-        other = _encoded(tensors, 'damaged_')
+        whole = _choice_batch(tensors)
+        total = smoothed_loss(choice_scores(model, whole), whole.answer)
+        if 'perturbed_input_ids' not in tensors: return total
+        other = _choice_batch(tensors, 'perturbed_')
         scores = choice_scores(model, other)
-        other_loss = smoothed_loss(scores, other.gold, regularizer.eps, regularizer.spread)
+        other_loss = smoothed_loss(scores, other.answer, regularizer.eps, regularizer.spread)
         return total + regularizer.weight*other_loss
     return loss
 
 # %% ../nbs/15_pinto.ipynb #630ceb6d
 def train_reasoner(
     base: Seq2Seq,                                  # a T5; it stays as it is
-    encoded: Encoded,                               # to train on, with answers
+    batch: ChoiceBatch,                             # all questions to train on, with answers
     config: TrainConfig = PINTO_RECIPE,             # steps, learning rate, seed ...
-    regularizer: Regularizer | None = Regularizer(), # None: no damaged rationales
-    batch: int = 16,                                # questions in a step
+    regularizer: Regularizer | None = Regularizer(), # None: no perturbed rationales
+    batch_size: int = 16,                           # questions in a step
     hide_question: float = 0.,                      # probability (the paper's `dropout_context`)
     folder: str | Path | None = None,               # for checkpoints
     progress: bool = False,                         # show a bar
 ) -> torch.nn.Module:                               # a T5 of transformers, in eval mode
     "Fine-tune a copy of a T5 to answer questions. Raises `BadInput` for one without an answer."
-    unknown = int((encoded.gold < 0).sum())
+    unknown = int((batch.answer < 0).sum())
     if unknown: raise BadInput(f'{unknown} questions have no answer: leave them out of the '
                                'training')
-    batches = _reasoning_batches(base, encoded, config.seed, regularizer, batch, hide_question)
-    inputs = encoded, regularizer, batch, hide_question
+    batches = _reasoning_batches(base, batch, config.seed, regularizer, batch_size, hide_question)
+    inputs = batch, regularizer, batch_size, hide_question
     options = dict(folder=folder, inputs=inputs, progress=progress)
     return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, **options)
 
@@ -421,28 +431,28 @@ def _fine_tuned(base, batches, loss, config, **options):
     return model.eval()
 
 # %% ../nbs/15_pinto.ipynb #793e9d4a
-def _reasoning_batches(base, encoded, seed, regularizer, batch, hide_question):
-    "step -> tensors of whole questions, and of damaged ones, which come in an order of their own."
-    def part(order, step): return encoded[_turn(seed, order, step, batch, len(encoded))]
+def _reasoning_batches(base, batch, seed, regularizer, batch_size, hide_question):
+    "step -> tensors of whole questions, and of perturbed ones in an order of their own."
+    def part(order, step): return batch[_turn(seed, order, step, batch_size, len(batch))]
     def batches(step):
         rng, whole = np.random.default_rng([seed, 2, step]), part(0, step)
         if hide_question: whole = _hide_questions(whole, rng, hide_question)
         tensors = _tensors(whole)
         if regularizer is None or not regularizer.weight: return tensors
         ratios = regularizer.mask_prob, regularizer.mask_ratio, regularizer.replace_ratio
-        other = damaged(part(1, step), rng, len(base.tokenizer), *ratios)
-        return tensors | _tensors(other, 'damaged_')
+        other = perturbed(part(1, step), rng, len(base.tokenizer), *ratios)
+        return tensors | _tensors(other, 'perturbed_')
     return batches
 
 # %% ../nbs/15_pinto.ipynb #1b39a939
 @torch.no_grad()
 def probabilities(
     model: torch.nn.Module, # a T5
-    batch: Encoded,         # N questions
+    batch: ChoiceBatch,     # N questions
     batch_size: int = 64,   # questions at a time
 ) -> np.ndarray:            # (N, K)
     "Probability of each choice."
-    out = np.zeros(batch.real.shape)
+    out = np.zeros(batch.choice_mask.shape)
     for start in range(0, len(batch), batch_size):
         part = batch[slice(start, start + batch_size)].to(model.device)
         p = choice_scores(model, part).double().softmax(1).cpu().numpy() # (questions, K)
@@ -450,12 +460,12 @@ def probabilities(
     return out
 
 # %% ../nbs/15_pinto.ipynb #pin00071
-def _writing_batches(tokenizer, pairs, seed, batch, length):
+def _writing_batches(tokenizer, pairs, seed, batch_size, max_length):
     "step -> what a T5 reads, and what it has to write."
-    def ids(text): return tokenizer(text, add_special_tokens=False).input_ids[:length]
+    def ids(text): return tokenizer(text, add_special_tokens=False).input_ids[:max_length]
     inputs, outputs = (list(map(ids, side)) for side in zip(*pairs))
     def batches(step):
-        items = _turn(seed, 0, step, batch, len(pairs)).tolist()
+        items = _turn(seed, 0, step, batch_size, len(pairs)).tolist()
         read = _pad([inputs[i] for i in items], -1)
         labels = _pad([outputs[i] + [tokenizer.eos_token_id] for i in items], -100)
         input_ids = read.where(read >= 0, tokenizer.pad_token_id)
@@ -467,16 +477,16 @@ def train_writer(
     base: Seq2Seq,                      # a T5; it stays as it is
     pairs: list,                        # of texts: what is read, what is to be written
     config: TrainConfig = PINTO_RECIPE, # steps, learning rate, seed ...
-    batch: int = 64,                    # pairs in a step
-    length: int = 128,                  # tokens of either, at most
+    batch_size: int = 64,               # pairs in a step
+    max_length: int = 128,              # tokens of either, at most
     folder: str | Path | None = None,   # for checkpoints
     progress: bool = False,             # show a bar
 ) -> torch.nn.Module:                   # a T5 of transformers, in eval mode
     "Fine-tune a copy of a T5 to write one text for another. Raises `BadInput` without pairs."
     if not pairs: raise BadInput('nothing to train with: give pairs of texts')
-    batches = _writing_batches(base.tokenizer, pairs, config.seed, batch, length)
+    batches = _writing_batches(base.tokenizer, pairs, config.seed, batch_size, max_length)
     def loss(model, tensors): return model(**tensors, use_cache=False).loss
-    options = dict(folder=folder, inputs=(pairs, batch, length), progress=progress)
+    options = dict(folder=folder, inputs=(pairs, batch_size, max_length), progress=progress)
     return _fine_tuned(base, batches, loss, config, **options)
 
 # %% ../nbs/15_pinto.ipynb #9547c5f0
@@ -518,25 +528,25 @@ def answer_in(
 
 # %% ../nbs/15_pinto.ipynb #pin00074
 def views(
-    batch: Encoded, # N questions
-) -> dict:          # name -> `Encoded`
+    batch: ChoiceBatch, # N questions
+) -> dict:              # name -> `ChoiceBatch`
     """What a simulator is shown: question and rationale, the question alone, or the rationale alone
     (with the choices in all)."""
     return dict(
         both=batch,
-        question=replace(batch, mask=batch.mask & ~batch.rationale),
-        rationale=replace(batch, mask=batch.mask & ~batch.question),
+        question=replace(batch, attention_mask=batch.attention_mask & ~batch.rationale_mask),
+        rationale=replace(batch, attention_mask=batch.attention_mask & ~batch.question_mask),
     )
 
 def guesses(
     simulator: torch.nn.Module,                # from `train_simulator`
-    encoded: Encoded,                          # N questions
+    batch: ChoiceBatch,                        # N questions
     answers: list | np.ndarray | torch.Tensor, # (N,) what the model answered
 ) -> dict:                                     # view -> (N,), 1 where the guess is right
     """How often a simulator guesses what a model answered, view by view: what
     `leakage_adjusted_simulatability` is computed from."""
     right = {}
-    for name, view in views(encoded).items():
+    for name, view in views(batch).items():
         guessed = probabilities(simulator, view).argmax(1)
         right[name] = (guessed == np.asarray(answers)).astype(float)
     return right
@@ -544,21 +554,22 @@ def guesses(
 # %% ../nbs/15_pinto.ipynb #a269f5d1
 def train_simulator(
     base: Seq2Seq,                             # a T5; it stays as it is
-    encoded: Encoded,                          # N questions that a model has answered
+    batch: ChoiceBatch,                        # N questions that a model has answered
     answers: list | np.ndarray | torch.Tensor, # (N,) what it answered
     config: TrainConfig = PINTO_RECIPE,        # steps, learning rate, seed ...
-    batch: int = 16,                           # questions in a step
+    batch_size: int = 16,                      # questions in a step
     folder: str | Path | None = None,          # for checkpoints
     progress: bool = False,                    # show a bar
 ) -> torch.nn.Module:                          # a T5 of transformers, in eval mode
     "Train a T5 to guess the answers of another model, with all three `views` in equal shares."
     answers = torch.as_tensor(answers)
-    shown = [replace(view, gold=answers) for view in views(encoded).values()]
+    shown = [replace(view, answer=answers) for view in views(batch).values()]
     tensors = {}
     for name in TENSORS:
         tensors[name] = torch.cat([getattr(view, name) for view in shown])
-    examples = replace(encoded, **tensors)
-    return train_reasoner(base, examples, config, None, batch, folder=folder, progress=progress)
+    examples = replace(batch, **tensors)
+    options = dict(folder=folder, progress=progress)
+    return train_reasoner(base, examples, config, None, batch_size, **options)
 
 # %% ../nbs/15_pinto.ipynb #pin00061
 @dataclass

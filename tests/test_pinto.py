@@ -1,4 +1,4 @@
-"Rationales by every family, the store, what is read and scored, damage, and bad input."
+"Rationales by every family, the store, what is read and scored, perturbation, and bad input."
 import copy, json, multiprocessing, sqlite3, warnings
 from dataclasses import replace
 
@@ -141,7 +141,7 @@ def test_scores_of_every_t5(kind):
     t5 = make_t5(kind); model = copy.deepcopy(t5.model).double(); e = encode_questions(T5_TOKENIZER, GROUP, WHYS)
     with torch.no_grad(): together, alone = choice_scores(model, e), [choice_scores(model, encode_questions(T5_TOKENIZER, [m], [w]))[0] for m, w in zip(GROUP, WHYS)]
     assert all(torch.allclose(s[:len(a)], a, atol=1e-9) and (s[len(a):] == -torch.inf).all() for s, a in zip(together, alone))
-    ids, m = e.ids[0, 1][e.mask[0, 1]], GROUP[0]
+    ids, m = e.input_ids[0, 1][e.attention_mask[0, 1]], GROUP[0]
     target = T5_TOKENIZER(m.choices[1], add_special_tokens=False, return_tensors='pt').input_ids
     with torch.no_grad(): by_hand = -model(input_ids=ids[None], labels=target).loss                                  # the mean over the tokens of the choice
     assert torch.allclose(together[0, 1].double(), by_hand.double(), atol=1e-5)
@@ -150,29 +150,29 @@ def test_scores_of_every_t5(kind):
 
 def test_what_is_read(t5):
     m = MCQ('what runs?', ('fox', 'cow'), 0, (), 'own'); e = encode_questions(T5_TOKENIZER, [m], [('It runs.', 'It does not.')])
-    read = [T5_TOKENIZER.decode(e.ids[0, k][e.mask[0, k]]) for k in range(2)]
+    read = [T5_TOKENIZER.decode(e.input_ids[0, k][e.attention_mask[0, k]]) for k in range(2)]
     assert read == ['Question: what runs? Answer Choices: (a) fox (b) cow. Explanation: It runs.', 'Question: what runs? Answer Choices: (a) fox (b) cow. Explanation: It does not.']
-    assert T5_TOKENIZER.decode(e.ids[0, 1][e.rationale[0, 1]]) == ' Explanation: It does not.' and T5_TOKENIZER.decode(e.ids[0, 0][e.question[0, 0]]) == 'Question: what runs?'
-    assert not encode_questions(T5_TOKENIZER, [m]).rationale.any() and e.gold.tolist() == [0] and encode_questions(T5_TOKENIZER, [replace(m, answer=None)]).gold.tolist() == [-1]
+    assert T5_TOKENIZER.decode(e.input_ids[0, 1][e.rationale_mask[0, 1]]) == ' Explanation: It does not.' and T5_TOKENIZER.decode(e.input_ids[0, 0][e.question_mask[0, 0]]) == 'Question: what runs?'
+    assert not encode_questions(T5_TOKENIZER, [m]).rationale_mask.any() and e.answer.tolist() == [0] and encode_questions(T5_TOKENIZER, [replace(m, answer=None)]).answer.tolist() == [-1]
 
 def test_long_and_empty_rationales_are_said(t5):
     m = MCQ('what runs?', ('fox', 'cow'), 0, (), 'own')
-    with pytest.warns(UserWarning, match='^1 rationales do not fit into 32 tokens'): e = encode_questions(T5_TOKENIZER, [m], [('so ' * 80, 'It does not.')], length=32)
-    assert e.ids.shape[2] == 32 and e.cut == 1 and e.mask[0, 0].all()
+    with pytest.warns(UserWarning, match='^1 rationales do not fit into 32 tokens'): e = encode_questions(T5_TOKENIZER, [m], [('so ' * 80, 'It does not.')], max_length=32)
+    assert e.input_ids.shape[2] == 32 and e.n_truncated == 1 and e.attention_mask[0, 0].all()
     with pytest.warns(UserWarning, match='^1 rationales are empty'): e = encode_questions(T5_TOKENIZER, [m], [('', 'It does not.')])
     with torch.no_grad(): assert torch.allclose(choice_scores(t5.model, e)[0, 0], choice_scores(t5.model, encode_questions(T5_TOKENIZER, [m]))[0, 0], atol=1e-5)
-    with pytest.raises(BadInput, match='question and choices take'): encode_questions(T5_TOKENIZER, [replace(m, question='so '*80)], length=32)
+    with pytest.raises(BadInput, match='question and choices take'): encode_questions(T5_TOKENIZER, [replace(m, question='so '*80)], max_length=32)
     with pytest.raises(BadInput, match='as many rationales as choices'): encode_questions(T5_TOKENIZER, [m], [('one',)])
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_damage(seed, mask_prob, mask_ratio, replace_ratio):
-    e = encode_questions(T5_TOKENIZER, GROUP, WHYS); d = damaged(e, np.random.default_rng(seed), 1408, mask_prob, mask_ratio, replace_ratio)
-    n, hidden, other = e.rationale.sum(2), (d.mask != e.mask), (d.ids != e.ids)
-    assert not (hidden & ~e.rationale).any() and not (other & ~e.rationale).any() and not (hidden.any(2) & other.any(2)).any()
+def test_perturbed_rationales(seed, mask_prob, mask_ratio, replace_ratio):
+    e = encode_questions(T5_TOKENIZER, GROUP, WHYS); d = perturbed(e, np.random.default_rng(seed), 1408, mask_prob, mask_ratio, replace_ratio)
+    n, hidden, other = e.rationale_mask.sum(2), (d.attention_mask != e.attention_mask), (d.input_ids != e.input_ids)
+    assert not (hidden & ~e.rationale_mask).any() and not (other & ~e.rationale_mask).any() and not (hidden.any(2) & other.any(2)).any()
     masked = hidden.sum(2) == (mask_ratio*n.double() + 1e-9).floor()
     assert (masked | (hidden.sum(2) == 0)).all() and (other.sum(2) <= (replace_ratio*n.double() + 1e-9).floor()).all()
-    assert (d.ids.max() < 1408) and torch.equal(d.targets, e.targets)
+    assert (d.input_ids.max() < 1408) and torch.equal(d.labels, e.labels)
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 6), st.floats(0, 1), st.integers(0, 10**6))
@@ -190,13 +190,13 @@ def test_no_such_spread():
 def test_short_choices_beside_long_ones(t5):
     some = [MCQ('what?', ('a rather long choice of words', 'cow'), 0, (), 'own'), MCQ('what?', ('fox', 'cow', 'pig'), 1, (), 'own')]
     e = encode_questions(T5_TOKENIZER, some)
-    assert np.allclose(probabilities(t5.model, e, batch_size=1), probabilities(t5.model, e)) and np.isfinite(train_reasoner(t5, e, TrainConfig(2, 1e-3), batch=1).shared.weight.detach().numpy()).all()
+    assert np.allclose(probabilities(t5.model, e, batch_size=1), probabilities(t5.model, e)) and np.isfinite(train_reasoner(t5, e, TrainConfig(2, 1e-3), batch_size=1).shared.weight.detach().numpy()).all()
 
 # Writers and simulators
 
 def test_a_writer_learns_by_heart(tmp_path):
     t5, pairs = make_t5(), [('one', 'the fox runs'), ('two and three and more', 'a cow'), ('four', 'so')]
-    how = dict(config=TrainConfig(150, 1e-2), batch=3)
+    how = dict(config=TrainConfig(150, 1e-2), batch_size=3)
     model = train_writer(t5, pairs, **how, folder=tmp_path/'run')
     reads = [a for a, _ in pairs]
     assert written(model, T5_TOKENIZER, reads) == [b for _, b in pairs] == [written(model, T5_TOKENIZER, [r])[0] for r in reads] and not model.training
@@ -209,16 +209,16 @@ def test_what_a_thought_comes_to(text, answer): assert answer_in(text, ('fox', '
 
 def test_views_hide_what_they_say(t5):
     e = encode_questions(T5_TOKENIZER, GROUP, WHYS); seen = views(e)
-    assert torch.equal(seen['both'].mask, e.mask) and not (seen['question'].mask & e.rationale).any() and not (seen['rationale'].mask & e.question).any()
-    assert torch.equal(seen['question'].mask | e.rationale, e.mask) and torch.equal(seen['rationale'].mask | e.question, e.mask)
+    assert torch.equal(seen['both'].attention_mask, e.attention_mask) and not (seen['question'].attention_mask & e.rationale_mask).any() and not (seen['rationale'].attention_mask & e.question_mask).any()
+    assert torch.equal(seen['question'].attention_mask | e.rationale_mask, e.attention_mask) and torch.equal(seen['rationale'].attention_mask | e.question_mask, e.attention_mask)
     other = encode_questions(T5_TOKENIZER, [replace(m, question=m.question[:-1] + '!') for m in GROUP], WHYS)          # another question of as many tokens
-    assert other.ids.shape == e.ids.shape and not torch.equal(other.ids, e.ids) and np.allclose(probabilities(t5.model, views(other)['rationale']), probabilities(t5.model, seen['rationale']))
+    assert other.input_ids.shape == e.input_ids.shape and not torch.equal(other.input_ids, e.input_ids) and np.allclose(probabilities(t5.model, views(other)['rationale']), probabilities(t5.model, seen['rationale']))
 
 def test_a_simulator_learns_answers_that_are_wrong():
-    t5, e = make_t5(), read(); wrong = 1 - e.gold
-    got = guesses(train_simulator(t5, e, wrong.numpy(), TrainConfig(200, 1e-2), batch=12), e, wrong)
+    t5, e = make_t5(), read(); wrong = 1 - e.answer
+    got = guesses(train_simulator(t5, e, wrong.numpy(), TrainConfig(200, 1e-2), batch_size=12), e, wrong)
     assert got['both'].mean() > .9 and set(got) == {'both', 'question', 'rationale'} and all(g.shape == (12,) for g in got.values())
-    assert e.gold.tolist() == [m.answer for m in QUESTIONS] and fingerprint(t5.model) == t5.fingerprint
+    assert e.answer.tolist() == [m.answer for m in QUESTIONS] and fingerprint(t5.model) == t5.fingerprint
 
 # Training, and what is kept
 
@@ -232,7 +232,7 @@ def test_weight_zero_is_plain_with_dropout():
     assert fingerprint(a) == fingerprint(b) != fingerprint(train_reasoner(t5, read(), SHORT, Regularizer(), 4)) and fingerprint(t5.model) == t5.fingerprint and not a.training
 
 def test_a_training_resumes(tmp_path):
-    t5 = make_t5(); whole = train_reasoner(t5, read(), SHORT, batch=5)
+    t5 = make_t5(); whole = train_reasoner(t5, read(), SHORT, batch_size=5)
     class Stop(Exception): pass
     losses, real = [], pinto.smoothed_loss
     def stopping(*a, **k):
@@ -241,9 +241,9 @@ def test_a_training_resumes(tmp_path):
         return real(*a, **k)
     pinto.smoothed_loss = stopping
     try:
-        with pytest.raises(Stop): train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch=5, folder=tmp_path/'run')
+        with pytest.raises(Stop): train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch_size=5, folder=tmp_path/'run')
     finally: pinto.smoothed_loss = real
-    assert fingerprint(train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch=5, folder=tmp_path/'run')) == fingerprint(whole)
+    assert fingerprint(train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch_size=5, folder=tmp_path/'run')) == fingerprint(whole)
 
 def test_hidden_questions_and_no_answers(t5):
     assert fingerprint(train_reasoner(t5, read(), SHORT, None, 4, hide_question=.5)) != fingerprint(train_reasoner(t5, read(), SHORT, None, 4))
