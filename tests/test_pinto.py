@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from frozen_nb import pinto
+from frozen_nb.benchmarks.choices import as_question, check_question, correct_choices, read_questions
 from frozen_nb.core.generation import continuations
 from frozen_nb.core.folders import SUMS
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes
@@ -300,9 +301,37 @@ def test_the_recipe_of_a_fit():
     assert config == replace(PINTO_RECIPE, checkpoint_every=50)
     assert PintoFit('q.jsonl', 'out', steps=50, lr=.1, seed=3).train_config == replace(config, steps=50, warmup=5, lr=.1, seed=3)
 
-# Published formats
+# Equal choices
 
 CSQA = dict(answerKey='B', id='1', question=dict(stem='what runs?', choices=[dict(label='A', text='stone'), dict(label='B', text='fox')]))
+EQUAL = dict(answerKey='C', id='1', question=dict(stem='what runs?', choices=[dict(label=l, text=t) for l, t in zip('ABC', ('fox', 'stone', 'Fox'))]))
+
+def test_equal_choices_are_kept_where_labels_tell_them_apart(tmp_path):
+    (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, (EQUAL, CSQA))))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        equal, other = read_questions(tmp_path/'q.jsonl')
+    assert (equal.choices, equal.answer) == (('fox', 'stone', 'Fox'), 2)
+    (tmp_path/'q.tsv').write_text('what runs?\\nOptions:\\n- fox\\n- stone\\n- fox\tfox\tFoxes run.\n')
+    assert [(m.choices, m.answer, m.rationales) for m in read_questions(tmp_path/'q.tsv')] == [(('fox', 'stone', 'fox'), 0, ('Foxes run.', '', ''))]
+    with pytest.raises(BadInput, match='is there twice'): check_question(equal)
+    with pytest.raises(BadInput, match='is there twice'): as_question(dict(question='what runs?', choices=list(equal.choices), answer=2))
+    with pytest.raises(BadInput, match='two choices have the same label'): as_question(EQUAL | dict(question=dict(stem='what?', choices=[dict(label='C', text=t) for t in 'xyz'])))
+
+def test_equal_choices_are_one_answer():
+    equal = as_question(EQUAL)
+    assert correct_choices([equal]*5, [0, 1, 2, 'FOX', 'fo']).tolist() == [1, 0, 1, 1, 0]
+    with pytest.raises(BadInput, match='give the number of a choice, 0 to 2'): correct_choices([equal], [3])
+
+def test_equal_choices_have_equal_scores(t5):
+    equal = replace(as_question(EQUAL), choices=('fox', 'stone', 'fox'))
+    rationales = rationalize(make('llama'), [equal], PROMPT, 6, store=False)
+    assert rationales[0][0] == rationales[0][2]
+    p = probabilities(t5.model, encode_questions(T5_TOKENIZER, [equal], rationales))[0]
+    assert p[0] == pytest.approx(p[2], rel=1e-5) and p[0] != pytest.approx(p[1], rel=1e-2)
+
+# Published formats
+
 
 def test_published_formats(tmp_path):
     (tmp_path/'csqa.jsonl').write_text(json.dumps(CSQA)); m = read_questions(tmp_path/'csqa.jsonl')[0]
