@@ -10,11 +10,15 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from frozen_nb import pinto
+from frozen_nb.benchmarks.choice_tokens import encode_questions, items_of_step
+from frozen_nb.core import prompts
 from frozen_nb.benchmarks.choices import as_question, check_question, correct_choices, read_questions
 from frozen_nb.core.generation import continuations
 from frozen_nb.core.folders import SUMS
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes
 from frozen_nb.world.multiple_choice import MCQ, mcq
+from frozen_nb.core.prompts import Prompt, rationale_store, read_prompt
+from frozen_nb.fits.pinto_baselines import answer_in, guesses, train_simulator, train_writer, views, written
 from frozen_nb.pinto import *
 from frozen_nb.core.training import TrainConfig
 from frozen_nb.core.zoo import LM, Seq2Seq, load_lm, load_seq2seq, load_tokenizer
@@ -62,20 +66,20 @@ def test_the_answer_has_no_way_in():
     assert len({rationalize(lm, [replace(m, answer=a, rationales=('gold',)*5)], PROMPT, 6, store=False)[0] for a in (None, 0, 1, 2, 3, 4)}) == 1
 
 def test_said_once(tmp_path, monkeypatch):
-    lm, ms, calls, real = make('llama'), [mcq(i, 'strategy') for i in range(3)], [], pinto.continuations
-    monkeypatch.setattr(pinto, 'continuations', lambda lm, prefix, rows, *a, **k: calls.extend(rows) or real(lm, prefix, rows, *a, **k))
+    lm, ms, calls, real = make('llama'), [mcq(i, 'strategy') for i in range(3)], [], prompts.continuations
+    monkeypatch.setattr(prompts, 'continuations', lambda lm, prefix, rows, *a, **k: calls.extend(rows) or real(lm, prefix, rows, *a, **k))
     first = rationalize(lm, ms[:2], PROMPT, 6, store=tmp_path); n = len(calls)
     assert rationalize(lm, ms, PROMPT, 6, store=tmp_path)[:2] == first and len(calls) == n + 2 and len(set(calls)) == len(calls)
     rationalize(lm, ms, PROMPT, 7, store=tmp_path); rationalize(make('llama', 1), ms, PROMPT, 6, store=tmp_path); rationalize(lm, ms, replace(PROMPT, stop=('?',)), 6, store=tmp_path)
     assert len(calls) == n + 2 + 3*6 and len(list(tmp_path.glob('*.sqlite'))) == 4                                  # another length, model or prompt is another file
 
 def test_a_kill_between_batches_loses_only_the_batch(tmp_path, monkeypatch):
-    lm, ms, real = make('llama'), [mcq(i, 'csqa') for i in range(4)], pinto.continuations
+    lm, ms, real = make('llama'), [mcq(i, 'csqa') for i in range(4)], prompts.continuations
     done = []
     def once(lm, prefix, rows, *a, **k):
         if done: raise KeyboardInterrupt
         done.extend(rows); return real(lm, prefix, rows, *a, **k)
-    monkeypatch.setattr(pinto, 'continuations', once)
+    monkeypatch.setattr(prompts, 'continuations', once)
     with pytest.raises(KeyboardInterrupt): rationalize(lm, ms, PROMPT, 6, 2, store=tmp_path)
     assert len(rationale_store(lm, PROMPT, 6, tmp_path).get(done)) == len(done) == 8
 
