@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SLOTS', 'TENSORS', 'SPREADS', 'PINTO_RECIPE', 'ANSWER', 'Prompt', 'read_prompt', 'rationale_store', 'rationalize',
            'ChoiceBatch', 'ChoiceTokens', 'format_question', 'tokenize_question', 'collate_choices', 'encode_questions',
-           'choice_scores', 'perturbed', 'smoothed_loss', 'Regularizer', 'train_reasoner', 'probabilities',
-           'train_writer', 'written', 'answer_in', 'views', 'guesses', 'train_simulator', 'Reasoner', 'save_reasoner',
-           'load_reasoner', 'Explanation', 'explain', 'PintoFit', 'fit_questions']
+           'choice_scores', 'causal_scores', 'perturbed', 'smoothed_loss', 'Regularizer', 'train_reasoner',
+           'probabilities', 'train_writer', 'written', 'answer_in', 'views', 'guesses', 'train_simulator', 'Reasoner',
+           'check_reasoner_place', 'save_reasoner', 'load_reasoner', 'Explanation', 'explain']
 
 # %% ../nbs/15_pinto.ipynb #pin00002
 import copy
 import hashlib
+import inspect
 import json
-import re
 import string
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -26,19 +26,19 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
-from .core.claims import paired_bootstrap
-from .benchmarks.choices import check_question, read_questions
+from .benchmarks.choices import check_question
 from frozen_nb.core.folders import (
     as_path, check_place, finish_write, parse_json, read_json, read_text, schema_error,
     verify_folder, whole_folder,
 )
 from .core.frozen import *
-from .core.generation import continuations, greedy
-from .core.stores import run_folder, TextStore
-from .core.training import check_options, numeric, remove_checkpoints, train, TrainConfig
+from .core.generation import continuations, greedy, last_position, log_likelihoods
+from .core.stores import TextStore
+from .core.training import train, TrainConfig
 from .core.zoo import (
-    check_texts, GREEDY, has_weights, LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq)
+    check_texts, GREEDY, has_weights, LM, load_lm, load_text_model, quiet_libraries, Seq2Seq)
 from .world.multiple_choice import MCQ
 
 # %% ../nbs/15_pinto.ipynb #pin00024
@@ -184,7 +184,8 @@ def _used(mask):
 def __getitem__(self: ChoiceBatch, i):
     "Some of the questions, without the columns that are padding in all of them."
     x = {name: getattr(self, name)[i] for name in TENSORS}
-    K, T, U = _used(x['choice_mask']), _used(x['attention_mask']), _used(x['labels'] >= 0)
+    present = x['attention_mask'] | x['rationale_mask'] | x['question_mask']  # hidden or not
+    K, T, U = _used(x['choice_mask']), _used(present), _used(x['labels'] >= 0)
     for name in ('input_ids', 'attention_mask', 'rationale_mask', 'question_mask'):
         x[name] = x[name][:, :K, :T]
     x['labels'], x['choice_mask'] = x['labels'][:, :K, :U], x['choice_mask'][:, :K]
@@ -216,24 +217,28 @@ def format_question(
     return f'Question: {question.question}', f' Answer Choices: {listed}.'
 
 # %% ../nbs/15_pinto.ipynb #56450991
+def _start(tokenizer):
+    "The start token, where the tokenizer puts one in front of a text."
+    start = tokenizer('a').input_ids[:1]
+    return start if start == [tokenizer.bos_token_id] else []
+
 def tokenize_question(
-    tokenizer: object,        # of a T5
+    tokenizer: object,        # of a T5, or of a causal LM
     question: MCQ,            # with K choices
     rationales: list | None,  # K texts, or None
-    max_length: int = 128,    # T, at most: a rationale that does not fit is cut
+    max_length: int = 128,    # T: what is longer loses its end
+    causal: bool = False,     # whether for a causal LM: a start token, spaces before choices
 ) -> list:                    # K of `ChoiceTokens`
-    "A question as tokens. Raises `BadInput` if question and choices are too long by themselves."
+    "A question as tokens. It is too long by itself where `n_prompt` is above `max_length`."
     def ids(text): return tokenizer(text, add_special_tokens=False).input_ids
     stem, choices = map(ids, format_question(question))
-    prompt = stem + choices
-    if len(prompt) > max_length: raise BadInput(
-        f'{question.question[:60]!r}: question and choices take {len(prompt)} tokens, and '
-        f'{max_length} are allowed; make them shorter (fit pinto trains with more by --length)')
-    rows = []
+    if causal: stem = _start(tokenizer) + stem
+    prompt, rows = stem + choices, []
     for choice, rationale in zip(question.choices, rationales or [None]*len(question.choices)):
         whole = prompt + (ids(f' Explanation: {rationale}') if rationale else [])
         truncated, ends = len(whole) > max_length, (len(stem), len(prompt))
-        rows.append(ChoiceTokens(whole[:max_length], ids(choice), *ends, truncated))
+        label_ids = ids(f' {choice}' if causal else choice)
+        rows.append(ChoiceTokens(whole[:max_length], label_ids, *ends, truncated))
     return rows
 
 # %% ../nbs/15_pinto.ipynb #a5004c96
@@ -270,34 +275,56 @@ def collate_choices(
     n_truncated = sum(c.truncated for row in rows for c in row)
     return ChoiceBatch(*(x.view(N, K, -1) for x in of_tokens), choice_mask, answer, n_truncated)
 
+# %% ../nbs/15_pinto.ipynb #pintrun1
+def _check_lengths(questions, rows, max_length, truncate):
+    "Count the questions that are too long by themselves: refuse them, or say that they are cut."
+    lengths = [row[0].n_prompt for row in rows]
+    long = [i for i, n in enumerate(lengths) if n > max_length]
+    if not long: return
+    text, n = questions[long[0]].question[:60], lengths[long[0]]
+    count = f'{len(long)} of {len(rows)} questions do not fit into {max_length} tokens'
+    if not truncate: raise BadInput(
+        f'{text!r}: question and choices take {n} tokens, and {max_length} are allowed ({count}); '
+        'make them shorter, or train with a larger --length or with --truncate (fit pinto)')
+    warnings.warn(f'{count} with their choices, and are cut; the longest takes {max(lengths)}',
+                  stacklevel=3)
+
+def _warn(n_truncated, rationales, max_length):
+    "Say how many rationales are cut or empty, to the caller of `encode_questions`."
+    n_empty = sum((texts or ()).count('') for texts in rationales)
+    if n_truncated: warnings.warn(
+        f'{n_truncated} rationales do not fit into {max_length} tokens with their question, and '
+        'are cut', stacklevel=3)
+    if n_empty: warnings.warn(
+        f'{n_empty} rationales are empty: their choices are read without one', stacklevel=3)
+
 # %% ../nbs/15_pinto.ipynb #f762f7e6
 def encode_questions(
-    tokenizer: object,              # of a T5
+    tokenizer: object,              # of a T5, or of a causal LM
     questions: list,                # N of `MCQ`
     rationales: list | None = None, # N tuples of K texts; None: without
     max_length: int = 128,          # T, at most: a rationale that does not fit is cut
+    truncate: bool = False,         # cut questions that do not fit, as the published code does
+    causal: bool = False,           # whether for a causal LM, see `tokenize_question`
 ) -> ChoiceBatch:
-    "Questions and rationales as tokens. A warning counts rationales that are cut or empty."
+    "Questions and rationales as tokens. A warning counts what is cut, and empty rationales."
     if rationales is None: rationales = [None]*len(questions)
     elif list(map(len, rationales)) != [len(q.choices) for q in questions]:
         raise BadInput('as many rationales as choices are needed, for every question')
     pairs = zip(questions, rationales)
-    rows = [tokenize_question(tokenizer, q, texts, max_length) for q, texts in pairs]
+    rows = [tokenize_question(tokenizer, q, texts, max_length, causal) for q, texts in pairs]
+    _check_lengths(questions, rows, max_length, truncate)
     batch = collate_choices(rows, [q.answer for q in questions], tokenizer.pad_token_id)
-    n_empty = sum((texts or ()).count('') for texts in rationales)
-    if batch.n_truncated: warnings.warn(
-        f'{batch.n_truncated} rationales do not fit into {max_length} tokens with their question, '
-        'and are cut', stacklevel=2)
-    if n_empty: warnings.warn(
-        f'{n_empty} rationales are empty: their choices are read without one', stacklevel=2)
+    if any(rationales): _warn(batch.n_truncated, rationales, max_length)
     return batch
 
 # %% ../nbs/15_pinto.ipynb #b3bb834c
 def choice_scores(
-    model: torch.nn.Module, # a T5
+    model: torch.nn.Module, # a T5, or a causal LM
     batch: ChoiceBatch,     # N questions
 ) -> torch.Tensor:          # (N, K), -inf where there is no such choice
     "Mean log-likelihood of the tokens of each choice."
+    if not model.config.is_encoder_decoder: return causal_scores(model, batch)
     labels = batch.labels.flatten(0, 1).contiguous()                    # (N*K, U)
     logits = model(
         input_ids=batch.input_ids.flatten(0, 1),
@@ -309,6 +336,40 @@ def choice_scores(
     nll = F.cross_entropy(logits, labels, ignore_index=-100, reduction='none') # (N*K, U)
     scores = -nll.sum(1)/(labels >= 0).sum(1)                           # (N*K,)
     return scores.view_as(batch.choice_mask).masked_fill(~batch.choice_mask, -torch.inf)
+
+# %% ../nbs/15_pinto.ipynb #pincausal0
+def _behind_input(batch, hidden_id):
+    "Tokens, attention and labels of rows in which each choice stands behind its input."
+    visible = batch.attention_mask.flatten(0, 1)                                 # (N*K, T)
+    present = visible | (batch.rationale_mask | batch.question_mask).flatten(0, 1)
+    choice = batch.labels.flatten(0, 1)                                          # (N*K, U)
+    U, n_columns = choice.shape[1], choice.shape[1] + present.shape[1]
+    place = torch.arange(n_columns, device=choice.device) - present.sum(1, keepdim=True)
+    is_choice = (place >= 0) & (place < U)                                       # (N*K, T + U)
+    labels = choice.gather(1, place.clamp(0, U - 1)).where(is_choice, -100)
+    input_ids = batch.input_ids.flatten(0, 1).where(visible, hidden_id)
+    input_ids = F.pad(input_ids, (0, U), value=hidden_id).where(labels < 0, labels)
+    return input_ids, (F.pad(visible, (0, U)) | (labels >= 0)).long(), labels
+
+# %% ../nbs/15_pinto.ipynb #pincausal1
+def causal_scores(
+    model: PreTrainedModel, # a causal LM
+    batch: ChoiceBatch,     # N questions, encoded with `causal=True`
+) -> torch.Tensor:          # (N, K), -inf where there is no such choice
+    """Mean log-likelihood of the tokens of each choice, right behind its input. Tokens that are
+    hidden from attention keep their positions, but not what they are: behind the last of them the
+    choice begins."""
+    hidden_id = model.generation_config.pad_token_id or 0
+    input_ids, attention_mask, labels = _behind_input(batch, hidden_id)
+    length, inputs = input_ids.shape[1], dict(input_ids=input_ids)
+    if length > last_position(model): raise BadInput(
+        f'{length} tokens, and this model has {last_position(model)} positions; take shorter ones')
+    if 'position_ids' in inspect.signature(model.forward).parameters:
+        position = torch.arange(length, device=input_ids.device)
+        inputs['position_ids'] = position.expand_as(input_ids)
+    total, n_tokens = log_likelihoods(model, labels, attention_mask, **inputs)   # (N*K,)
+    scores = (total/n_tokens).view_as(batch.choice_mask)
+    return scores.masked_fill(~batch.choice_mask, -torch.inf)
 
 # %% ../nbs/15_pinto.ipynb #pin00037
 def _sample(batch, rng, ratio, chosen):
@@ -405,30 +466,39 @@ def _reasoning_loss(regularizer):
 
 # %% ../nbs/15_pinto.ipynb #630ceb6d
 def train_reasoner(
-    base: Seq2Seq,                                  # a T5; it stays as it is
-    batch: ChoiceBatch,                             # all questions to train on, with answers
-    config: TrainConfig = PINTO_RECIPE,             # steps, learning rate, seed ...
+    base: LM,                           # a causal LM, or a `Seq2Seq` such as a T5; stays as it is
+    batch: ChoiceBatch,                 # all questions to train on, with answers
+    config: TrainConfig = PINTO_RECIPE, # steps, learning rate, seed ...
     regularizer: Regularizer | None = Regularizer(), # None: no perturbed rationales
-    batch_size: int = 16,                           # questions in a step
-    hide_question: float = 0.,                      # probability (the paper's `dropout_context`)
-    folder: str | Path | None = None,               # for checkpoints
-    progress: bool = False,                         # show a bar
-) -> torch.nn.Module:                               # a T5 of transformers, in eval mode
-    "Fine-tune a copy of a T5 to answer questions. Raises `BadInput` for one without an answer."
+    batch_size: int = 16,               # questions in a step
+    hide_question: float = 0.,          # probability (the paper's `dropout_context`)
+    lora: int = 0,                      # rank of the changes that are trained; 0: all weights are
+    **options: object,                  # folder, for checkpoints; progress, whether to show a bar
+) -> torch.nn.Module:                   # a model of transformers, in eval mode
+    "Fine-tune a copy of a model to answer questions. Raises `BadInput` for one without an answer."
     unknown = int((batch.answer < 0).sum())
     if unknown: raise BadInput(f'{unknown} questions have no answer: leave them out of the '
                                'training')
     batches = _reasoning_batches(base, batch, config.seed, regularizer, batch_size, hide_question)
     inputs = batch, regularizer, batch_size, hide_question
-    options = dict(folder=folder, inputs=inputs, progress=progress)
-    return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, **options)
+    options = dict(progress=False) | options | dict(inputs=(*inputs, lora) if lora else inputs)
+    return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, lora, **options)
 
-def _fine_tuned(base, batches, loss, config, **options):
-    "A trained copy of a T5, in eval mode."
+# %% ../nbs/15_pinto.ipynb #pinlora1
+def _fine_tuned(base, batches, loss, config, lora=0, **options):
+    "A trained copy of a model, in eval mode. What LoRA has trained is added to its weights."
     with seeded(config.seed):
         model = unfreeze(copy.deepcopy(base.model)).requires_grad_(True)
+        if lora: adapted = _with_lora(model, lora)
     train(model, batches, loss, config, frozen=[base.model], **options)
+    if lora: model = adapted.merge_and_unload()
     return model.eval()
+
+def _with_lora(model, rank):
+    "A model in whose linear layers, but the last, a low-rank change is all that can be trained."
+    from peft import LoraConfig, get_peft_model
+    config = LoraConfig(r=rank, lora_alpha=2*rank, target_modules='all-linear')
+    with quiet_libraries(): return get_peft_model(model, config)
 
 # %% ../nbs/15_pinto.ipynb #793e9d4a
 def _reasoning_batches(base, batch, seed, regularizer, batch_size, hide_question):
@@ -447,7 +517,7 @@ def _reasoning_batches(base, batch, seed, regularizer, batch_size, hide_question
 # %% ../nbs/15_pinto.ipynb #1b39a939
 @torch.no_grad()
 def probabilities(
-    model: torch.nn.Module, # a T5
+    model: torch.nn.Module, # a T5, or a causal LM
     batch: ChoiceBatch,     # N questions
     batch_size: int = 64,   # questions at a time
 ) -> np.ndarray:            # (N, K)
@@ -574,13 +644,14 @@ def train_simulator(
 # %% ../nbs/15_pinto.ipynb #pin00061
 @dataclass
 class _ReasonerFields:
-    model: torch.nn.Module # a T5 of transformers
+    model: torch.nn.Module # a T5 or a causal LM of transformers
     tokenizer: object      # its tokenizer
     prompt: Prompt         # that rationales are generated with
     lm: str                # fingerprint of the rationalizing model
     lm_name: str = ''      # as it was given
     tokens: int = 48       # of a rationale, at most
     length: int = 128      # of what is read, at most
+    truncate: bool = False # whether longer questions are cut
 
 # %% ../nbs/15_pinto.ipynb #f81f0ad5
 class Reasoner(_ReasonerFields):
@@ -590,8 +661,10 @@ class Reasoner(_ReasonerFields):
         rationales: list | None = None, # N tuples of K texts; None: without
     ) -> np.ndarray:                    # (N, K)
         "Probabilities of the choices, with rationales or without."
-        encoded = encode_questions(self.tokenizer, questions, rationales, self.length)
-        return probabilities(self.model, encoded)
+        batch = encode_questions(
+            self.tokenizer, questions, rationales, self.length, self.truncate,
+            causal=not self.model.config.is_encoder_decoder)
+        return probabilities(self.model, batch)
 
     def rationalize(self,
         lm: LM,          # the language model of the training
@@ -610,18 +683,22 @@ def _holds_reasoner(folder):
     verify_folder(folder, 'reasoning model')
     return (folder/'pinto.json').is_file()
 
-def _check_reasoner_place(folder):
+def check_reasoner_place(
+    folder: str | Path, # where a reasoning model is to go
+) -> Path:              # the folder
+    "Raises `BadInput` if something else is there."
     return check_place(folder, 'a reasoning model', _holds_reasoner)
 
+# %% ../nbs/15_pinto.ipynb #pinsave1
 def save_reasoner(
     reasoner: Reasoner, # to be saved
     folder: str | Path, # where config.json, model.safetensors, the tokenizer and pinto.json go
 ) -> Path:              # the folder
     "Save a reasoning model; the folder appears whole or not at all."
-    folder = _check_reasoner_place(folder)
+    folder = check_reasoner_place(folder)
     fields = dict(
         prompt=asdict(reasoner.prompt), lm=reasoner.lm, lm_name=reasoner.lm_name,
-        tokens=reasoner.tokens, length=reasoner.length,
+        tokens=reasoner.tokens, length=reasoner.length, truncate=reasoner.truncate,
         fingerprint=fingerprint(copy.deepcopy(reasoner.model).float()),
     )
     with whole_folder(folder, 'a reasoning model', _holds_reasoner) as new:
@@ -640,6 +717,7 @@ def _read_fields(path):
         if error: raise ValueError(error)
         stop = tuple(fields['prompt']['stop'])
         kept = {name: fields[name] for name in ('lm', 'lm_name', 'tokens', 'length')}
+        kept['truncate'] = fields.get('truncate', False)
         if min(fields['tokens'], fields['length']) < 1: raise ValueError('tokens below 1')
         prompt = Prompt(**fields['prompt'] | dict(stop=stop))
         return dict(prompt=prompt) | kept, fields['fingerprint']
@@ -649,7 +727,8 @@ def _read_fields(path):
 
 _prompt_schema = dict(examples=str, line=str, stop=list[str])
 _reasoner_schema = dict(
-    prompt=_prompt_schema, lm=str, lm_name=str, tokens=int, length=int, fingerprint=str)
+    prompt=_prompt_schema, lm=str, lm_name=str, tokens=int, length=int, fingerprint=str,
+    truncate=NotRequired[bool])
 
 # %% ../nbs/15_pinto.ipynb #pinload1
 def load_reasoner(
@@ -663,10 +742,10 @@ def load_reasoner(
                                           'pinto.json, as frozen-nb fit pinto makes it')
     verify_folder(folder, 'reasoning model')
     fields, expected = _read_fields(path)
-    t5 = load_seq2seq(str(folder), device=device)
-    if t5.fingerprint != expected: raise BadInput(
+    base = load_text_model(str(folder), device=device)
+    if base.fingerprint != expected: raise BadInput(
         f'{folder}: these weights are not those that pinto.json belongs to; copy the folder again')
-    return Reasoner(t5.model, t5.tokenizer, **fields)
+    return Reasoner(base.model, base.tokenizer, **fields)
 
 # %% ../nbs/15_pinto.ipynb #f4e021db
 @dataclass
@@ -691,125 +770,3 @@ def explain(
     rationales = reasoner.rationalize(lm, [m])[0]
     chosen = reasoner.probabilities([m], [rationales])[0]
     return Explanation(m.choices, rationales, chosen, reasoner.probabilities([m])[0])
-
-# %% ../nbs/15_pinto.ipynb #pin00064
-@dataclass
-class PintoFit:
-    "How PINTO is trained on a file of questions."
-    # A JSON object a line: "question", "choices" (a list), and "answer" (a choice, or its number
-    # from 0).
-    data: Path
-    out: Path                           # Where the reasoning model goes.
-    # LM that is prompted for rationales: the name of an included one, a folder or a hub id.
-    lm: str = 'llama'
-    # csqa, strategy, obqa or qasc, or a JSON file with examples, line and stop.
-    prompt: str = 'obqa'
-    t5: str = 't5'                      # T5 that is trained: a name, a folder or a hub id.
-    own: bool = False                   # Take the "rationales" of the file in place of prompting.
-    weight: float = numeric(1., 0)      # Of the loss on damaged rationales; 0: no regularization.
-    steps: int | None = numeric(None, 1)      # Training steps; by default the recipe's, 400.
-    batch: int = numeric(16, 1)               # Questions in a step.
-    lr: float | None = numeric(None, 1e-12)   # Highest learning rate; by default the recipe's.
-    tokens: int = numeric(48, 1)              # Of a rationale, at most.
-    length: int = numeric(128, 8)             # Tokens that the T5 reads, at most.
-    seed: int = numeric(0, 0)           # Of the order of the questions and of the damage.
-    device: str | None = None           # 'cpu', 'cuda' ...; by default CUDA where there is one.
-    dtype: str | None = None            # 'fp32' (the default), 'bf16' or 'fp16'.
-    def __post_init__(self): check_options(self)
-
-# %% ../nbs/15_pinto.ipynb #a355b1ae
-@patch(as_prop=True)
-def train_config(self: PintoFit) -> TrainConfig:
-    "Steps, learning rate and seed of the training."
-    steps = self.steps or PINTO_RECIPE.steps
-    return replace(PINTO_RECIPE, steps=steps, warmup=min(PINTO_RECIPE.warmup, steps//10),
-                   seed=self.seed, lr=self.lr or PINTO_RECIPE.lr, checkpoint_every=50)
-
-# %% ../nbs/15_pinto.ipynb #2ff531e6
-@patch
-def lines(
-    self: PintoFit,
-    result: dict, # of `fit_questions`
-) -> list:        # of texts
-    "What came of a training, for people."
-    questions, held_out = result['questions'], result['held_out']
-    lines = [f'{questions:,} questions, {held_out:,} of them held out; '
-             f'{self.train_config.steps:,} steps: {self.out}']
-    for name, right in result['right'].items():
-        share = paired_bootstrap(right) if len(right) > 1 else f'{right.mean():.2f}'
-        lines.append(f"held out, {name}: {share} right; chance {result['chance']:.2f}")
-    return lines
-
-# %% ../nbs/15_pinto.ipynb #5070767a
-def _split_questions(questions, path):
-    "A tenth of the questions, held out, and the others; one that comes again is on one side."
-    groups = {}
-    for m in questions:
-        groups.setdefault(m.question, []).append(m)
-    names = sorted(groups, key=lambda question: hashlib.sha256(question.encode()).hexdigest())
-    if len(names) < 10: raise BadInput(f'{path}: {len(names)} different questions; ten or more '
-                                       'are needed, one of ten to test')
-    parts, n = {}, len(names)//10
-    for part, some in (('held_out', names[:n]), ('train', names[n:])):
-        parts[part] = [m for name in some for m in groups[name]]
-    return parts
-
-def _check_own(questions, path):
-    "Every choice of every question has to have a rationale."
-    def is_bare(m): return not m.rationales or not all(map(str.strip, m.rationales))
-    bare = next(filter(is_bare, questions), None)
-    if bare: raise BadInput(
-        f'{path}: {bare.question[:60]!r} has no rationale for each of its choices, and one that '
-        'stands alone would give the answer away: write one for each, or leave out --own to '
-        'prompt for them')
-
-# %% ../nbs/15_pinto.ipynb #929a8929
-def _score_held_out(model, tokenizer, questions, rationales, length):
-    "Right answers with rationales and without, (questions,) of 0 and 1 each."
-    answers = np.array([m.answer for m in questions])
-    right = {}
-    for name, texts in (('with rationales', rationales), ('without', None)):
-        encoded = encode_questions(tokenizer, questions, texts, length)
-        right[name] = (probabilities(model, encoded).argmax(1) == answers).astype(float)
-    return right
-
-def _rationales_of(fit, lm, prompt, parts):
-    "Rationales of the file, or of the language model, for the questions of each part."
-    def rationales(part):
-        if fit.own: return [m.rationales for m in part]
-        return rationalize(lm, part, prompt, fit.tokens)
-    with guard(lm.model):
-        return {name: rationales(part) for name, part in parts.items()}
-
-# %% ../nbs/15_pinto.ipynb #5847be07
-def _train_kept(fit, t5, lm, prompt, encoded):
-    "A trained T5, and the folder in the cache where an interrupted training goes on."
-    regularizer, config = Regularizer(weight=fit.weight), fit.train_config
-    inputs = t5, lm, prompt, fit.tokens, fit.length, encoded, config, regularizer, fit.batch
-    folder = run_folder('pinto', 'fit', *inputs)
-    model = train_reasoner(t5, encoded, config, regularizer, fit.batch, folder=folder,
-                           progress=True)
-    return model, folder
-
-# %% ../nbs/15_pinto.ipynb #cef439c6
-def fit_questions(
-    fit: PintoFit, # data, place, models, steps ...
-) -> dict:         # numbers of questions, and right answers (0 or 1) on those held out
-    "PINTO on a file of questions. An interrupted call goes on where it stopped, given once more."
-    out, prompt = _check_reasoner_place(fit.out), read_prompt(fit.prompt)
-    questions = read_questions(fit.data)
-    parts = _split_questions(questions, fit.data)
-    if fit.own: _check_own(questions, fit.data)
-    lm, t5 = load_lm(fit.lm, fit.dtype, fit.device), load_seq2seq(fit.t5, device=fit.device)
-    encode_questions(t5.tokenizer, questions, None, fit.length) # refuses one that is too long
-    rationales = _rationales_of(fit, lm, prompt, parts)
-    encoded = encode_questions(t5.tokenizer, parts['train'], rationales['train'], fit.length)
-    model, folder = _train_kept(fit, t5, lm, prompt, encoded)
-    held_out = parts['held_out']
-    right = _score_held_out(model, t5.tokenizer, held_out, rationales['held_out'], fit.length)
-    reasoner = Reasoner(model, t5.tokenizer, prompt, lm.fingerprint, lm.name, fit.tokens,
-                        fit.length)
-    save_reasoner(reasoner, out)
-    remove_checkpoints(folder)
-    chance = float(np.mean([1/len(m.choices) for m in held_out]))
-    return dict(questions=len(questions), held_out=len(held_out), right=right, chance=chance)
