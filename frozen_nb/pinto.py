@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPREADS', 'PINTO_RECIPE', 'rationalize', 'choice_scores', 'probabilities', 'perturbed', 'smoothed_loss',
            'Regularizer', 'train_reasoner', 'kept_reasoner', 'Reasoner', 'check_reasoner_place', 'save_reasoner',
-           'load_reasoner', 'Explanation', 'explain', 'PintoFit', 'fit_questions']
+           'load_reasoner', 'Explanation', 'explain']
 
 # %% ../nbs/15_pinto.ipynb #pin00002
 import copy
@@ -14,12 +14,14 @@ import time
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .benchmarks.choice_tokens import ChoiceBatch, encode_questions, items_of_step
+from .benchmarks.choice_tokens import (
+    causal_scores, ChoiceBatch, encode_questions, items_of_step)
 from .benchmarks.choices import check_question
 from .core.folders import (
     as_path, check_place, finish_write, read_json, verify_folder, whole_folder)
@@ -28,7 +30,7 @@ from .core.prompts import Prompt, prompted_texts, rationale_store, read_prompt
 from .core.stores import run_folder
 from .core.training import BusyError, train, TrainConfig
 from .core.zoo import (
-    check_texts, has_weights, LM, load_lm, load_seq2seq, quiet_libraries, Seq2Seq)
+    check_texts, has_weights, LM, load_lm, load_text_model, quiet_libraries)
 from .world.multiple_choice import MCQ
 
 # %% ../nbs/15_pinto.ipynb #pin00027
@@ -49,10 +51,11 @@ def rationalize(
 
 # %% ../nbs/15_pinto.ipynb #b3bb834c
 def choice_scores(
-    model: torch.nn.Module, # a T5
+    model: torch.nn.Module, # a T5, or a causal LM
     batch: ChoiceBatch,     # N questions
 ) -> torch.Tensor:          # (N, K), -inf where there is no such choice
     "Mean log-likelihood of the tokens of each choice."
+    if not model.config.is_encoder_decoder: return causal_scores(model, batch)
     labels = batch.labels.flatten(0, 1).contiguous()                    # (N*K, U)
     logits = model(
         input_ids=batch.input_ids.flatten(0, 1),
@@ -68,7 +71,7 @@ def choice_scores(
 # %% ../nbs/15_pinto.ipynb #1b39a939
 @torch.no_grad()
 def probabilities(
-    model: torch.nn.Module, # a T5
+    model: torch.nn.Module, # a T5, or a causal LM
     batch: ChoiceBatch,     # N questions
     batch_size: int = 64,   # questions at a time
 ) -> np.ndarray:            # (N, K)
@@ -170,39 +173,51 @@ def _reasoning_batches(base, batch, seed, regularizer, batch_size, hide_question
         return dict(whole=vars(whole), perturbed=vars(other))
     return batches
 
+def _with_lora(model, rank):
+    "A model in whose linear layers, but the last, a low-rank change is all that can be trained."
+    from peft import LoraConfig, get_peft_model
+    config = LoraConfig(r=rank, lora_alpha=2*rank, target_modules='all-linear')
+    with quiet_libraries(): return get_peft_model(model, config)
+
 # %% ../nbs/15_pinto.ipynb #630ceb6d
 def train_reasoner(
-    base: Seq2Seq,                      # a T5; it stays as it is
+    base: LM,                           # a causal LM, or a `Seq2Seq` such as a T5; stays as it is
     batch: ChoiceBatch,                 # all questions to train on, with answers
     config: TrainConfig = PINTO_RECIPE, # steps, learning rate, seed ...
     regularizer: Regularizer | None = Regularizer(), # None: no perturbed rationales
     batch_size: int = 16,               # questions in a step
     hide_question: float = 0.,          # probability (the paper's `dropout_context`)
-    folder: str | Path | None = None,   # for checkpoints
-    progress: bool = False,             # show a bar
-) -> torch.nn.Module:                   # a T5 of transformers, in eval mode
-    "Fine-tune a copy of a T5 to answer questions. Raises `BadInput` for one without an answer."
+    lora: int = 0,                      # rank of the changes that are trained; 0: all weights are
+    **options: object,                  # folder, for checkpoints; progress, whether to show a bar
+) -> torch.nn.Module:                   # a model of transformers, in eval mode
+    "Fine-tune a copy of a model to answer questions. Raises `BadInput` for one without an answer."
     unknown = int((batch.answer < 0).sum())
     if unknown: raise BadInput(f'{unknown} questions have no answer: leave them out of the '
                                'training')
-    options = regularizer, batch_size, hide_question
-    batches = _reasoning_batches(base, batch, config.seed, *options)
-    with seeded(config.seed):
-        model = unfreeze(copy.deepcopy(base.model)).requires_grad_(True)
-    train(model, batches, _reasoning_loss(regularizer), config, frozen=[base.model],
-          folder=folder, inputs=(batch, *options), progress=progress)
-    return model.eval()
+    batches = _reasoning_batches(base, batch, config.seed, regularizer, batch_size, hide_question)
+    inputs = batch, regularizer, batch_size, hide_question
+    options = dict(progress=False) | options | dict(inputs=(*inputs, lora) if lora else inputs)
+    return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, lora, **options)
 
 # %% ../nbs/15_pinto.ipynb #pinkept0
+def _fine_tuned(base, batches, loss, config, lora=0, **options):
+    "A trained copy of a model, in eval mode. What LoRA has trained is added to its weights."
+    with seeded(config.seed):
+        model = unfreeze(copy.deepcopy(base.model)).requires_grad_(True)
+        if lora: adapted = _with_lora(model, lora)
+    train(model, batches, loss, config, frozen=[base.model], **options)
+    if lora: model = adapted.merge_and_unload()
+    return model.eval()
+
 def kept_reasoner(
-    base: Seq2Seq,      # as for `train_reasoner`
+    base: LM,           # as for `train_reasoner`
     batch: ChoiceBatch, # likewise
     config: TrainConfig = PINTO_RECIPE, # likewise
     regularizer: Regularizer | None = Regularizer(), # likewise
-    **options: object,  # `batch_size` and `hide_question`
+    **options: object,  # of `train_reasoner`, but for folder and progress
 ) -> torch.nn.Module:   # a T5 of transformers, in eval mode
-    """As `train_reasoner`, with the result kept in the cache under a hash of all arguments. If
-    another process trains this model now, it is waited for."""
+    """As `train_reasoner`, kept in the cache under a hash of all arguments. If another process
+    trains the same model now, it is waited for."""
     inputs = base, batch, config, regularizer
     folder = run_folder('pinto', 'reasoner', *inputs, options)
     while True:
@@ -215,20 +230,21 @@ def kept_reasoner(
 @dataclass
 class Reasoner:
     "A trained reasoning model, and where its rationales come from."
-    model: torch.nn.Module # a T5 of transformers
+    model: torch.nn.Module # a T5 or a causal LM of transformers
     tokenizer: object      # its tokenizer
     prompt: Prompt         # that rationales are generated with
     lm: str                # fingerprint of the rationalizing model
     lm_name: str = ''      # as it was given
     tokens: int = 48       # of a rationale, at most
     length: int = 128      # of what is read, at most
+    truncate: bool = False # whether longer questions are cut
 
     def probabilities(self,
         questions: list,                # N of `MCQ`
         rationales: list | None = None, # N tuples of K texts; None: without
     ) -> np.ndarray:                    # (N, K)
         "Probabilities of the choices, with rationales or without."
-        batch = encode_questions(self.tokenizer, questions, rationales, self.length)
+        batch = encode_questions(self.tokenizer, questions, rationales, **_encoding(self))
         return probabilities(self.model, batch)
 
     def rationalize(self,
@@ -236,19 +252,21 @@ class Reasoner:
         questions: list, # N of `MCQ`
     ) -> list:           # N tuples of K texts
         "Rationales for all choices. Raises `BadInput` for another LM than that of the training."
-        _check_rationalizer(self, lm)
-        return rationalize(lm, questions, self.prompt, self.tokens)
+        return rationalize(_checked(lm, self), questions, self.prompt, self.tokens)
 
 # %% ../nbs/15_pinto.ipynb #f81f0ad5
-def _check_rationalizer(reasoner, lm):
+def _checked(lm, reasoner):
+    "The language model, if it is that of the training."
     if not has_weights(lm, reasoner.lm, load_lm): raise BadInput(
         'this reasoning model was trained with rationales of '
         f'{reasoner.lm_name or "another model"} ({reasoner.lm[:12]}), not of {lm.name} '
         f'({lm.fingerprint[:12]}): load that one')
+    return lm
 
-_prompt_schema = dict(examples=str, line=str, stop=list[str])
-_reasoner_schema = dict(
-    prompt=_prompt_schema, lm=str, lm_name=str, tokens=int, length=int, fingerprint=str)
+def _encoding(reasoner):
+    "How questions are encoded for a reasoner."
+    causal = not reasoner.model.config.is_encoder_decoder
+    return dict(max_length=reasoner.length, truncate=reasoner.truncate, causal=causal)
 
 def _read_fields(path):
     "What `pinto.json` says: the fields of a `Reasoner` without its model, and the fingerprint."
@@ -279,7 +297,7 @@ def save_reasoner(
 ) -> Path:              # the folder
     "Save a reasoning model; the folder appears whole or not at all."
     folder = check_reasoner_place(folder)
-    names = 'lm', 'lm_name', 'tokens', 'length'
+    names = 'lm', 'lm_name', 'tokens', 'length', 'truncate'
     fields = dict(prompt=asdict(reasoner.prompt), **{n: getattr(reasoner, n) for n in names})
     fields['fingerprint'] = fingerprint(copy.deepcopy(reasoner.model).float())
     with whole_folder(folder, 'a reasoning model', _holds_reasoner) as new:
@@ -290,6 +308,11 @@ def save_reasoner(
     return folder
 
 # %% ../nbs/15_pinto.ipynb #pinload1
+_prompt_schema = dict(examples=str, line=str, stop=list[str])
+_reasoner_schema = dict(
+    prompt=_prompt_schema, lm=str, lm_name=str, tokens=int, length=int, fingerprint=str,
+    truncate=NotRequired[bool])
+
 def load_reasoner(
     folder: str | Path,        # made by `save_reasoner`
     device: str | None = None, # 'cpu', 'cuda' ...
@@ -302,10 +325,10 @@ def load_reasoner(
     verify_folder(folder, 'reasoning model')
     fields = _read_fields(path)
     expected = fields.pop('fingerprint')
-    t5 = load_seq2seq(str(folder), device=device)
-    if t5.fingerprint != expected: raise BadInput(
+    base = load_text_model(str(folder), device=device)
+    if base.fingerprint != expected: raise BadInput(
         f'{folder}: these weights are not those that pinto.json belongs to; copy the folder again')
-    return Reasoner(t5.model, t5.tokenizer, **fields)
+    return Reasoner(base.model, base.tokenizer, **fields)
 
 # %% ../nbs/15_pinto.ipynb #f4e021db
 @dataclass
@@ -330,134 +353,3 @@ def explain(
     rationales = reasoner.rationalize(lm, [checked])[0]
     chosen = reasoner.probabilities([checked], [rationales])[0]
     return Explanation(checked.choices, rationales, chosen, reasoner.probabilities([checked])[0])
-
-# %% ../nbs/15_pinto.ipynb #pinfitim
-import hashlib
-from fastcore.basics import patch
-from .benchmarks.choices import read_questions
-from .core.claims import paired_bootstrap
-from .core.training import check_options, numeric, remove_checkpoints
-
-_check_reasoner_place = check_reasoner_place
-
-# %% ../nbs/15_pinto.ipynb #pin00064
-@dataclass
-class PintoFit:
-    "How PINTO is trained on a file of questions."
-    # A JSON object a line: "question", "choices" (a list), and "answer" (a choice, or its number
-    # from 0).
-    data: Path
-    out: Path                           # Where the reasoning model goes.
-    # LM that is prompted for rationales: the name of an included one, a folder or a hub id.
-    lm: str = 'llama'
-    # csqa, strategy, obqa or qasc, or a JSON file with examples, line and stop.
-    prompt: str = 'obqa'
-    t5: str = 't5'                      # T5 that is trained: a name, a folder or a hub id.
-    own: bool = False                   # Take the "rationales" of the file in place of prompting.
-    weight: float = numeric(1., 0)      # Of the loss on damaged rationales; 0: no regularization.
-    steps: int | None = numeric(None, 1)      # Training steps; by default the recipe's, 400.
-    batch: int = numeric(16, 1)               # Questions in a step.
-    lr: float | None = numeric(None, 1e-12)   # Highest learning rate; by default the recipe's.
-    tokens: int = numeric(48, 1)              # Of a rationale, at most.
-    length: int = numeric(128, 8)             # Tokens that the T5 reads, at most.
-    seed: int = numeric(0, 0)           # Of the order of the questions and of the damage.
-    device: str | None = None           # 'cpu', 'cuda' ...; by default CUDA where there is one.
-    dtype: str | None = None            # 'fp32' (the default), 'bf16' or 'fp16'.
-    def __post_init__(self): check_options(self)
-
-# %% ../nbs/15_pinto.ipynb #a355b1ae
-@patch(as_prop=True)
-def train_config(self: PintoFit) -> TrainConfig:
-    "Steps, learning rate and seed of the training."
-    steps = self.steps or PINTO_RECIPE.steps
-    return replace(PINTO_RECIPE, steps=steps, warmup=min(PINTO_RECIPE.warmup, steps//10),
-                   seed=self.seed, lr=self.lr or PINTO_RECIPE.lr, checkpoint_every=50)
-
-# %% ../nbs/15_pinto.ipynb #2ff531e6
-@patch
-def lines(
-    self: PintoFit,
-    result: dict, # of `fit_questions`
-) -> list:        # of texts
-    "What came of a training, for people."
-    questions, held_out = result['questions'], result['held_out']
-    lines = [f'{questions:,} questions, {held_out:,} of them held out; '
-             f'{self.train_config.steps:,} steps: {self.out}']
-    for name, right in result['right'].items():
-        share = paired_bootstrap(right) if len(right) > 1 else f'{right.mean():.2f}'
-        lines.append(f"held out, {name}: {share} right; chance {result['chance']:.2f}")
-    return lines
-
-# %% ../nbs/15_pinto.ipynb #5070767a
-def _split_questions(questions, path):
-    "A tenth of the questions, held out, and the others; one that comes again is on one side."
-    groups = {}
-    for m in questions:
-        groups.setdefault(m.question, []).append(m)
-    names = sorted(groups, key=lambda question: hashlib.sha256(question.encode()).hexdigest())
-    if len(names) < 10: raise BadInput(f'{path}: {len(names)} different questions; ten or more '
-                                       'are needed, one of ten to test')
-    parts, n = {}, len(names)//10
-    for part, some in (('held_out', names[:n]), ('train', names[n:])):
-        parts[part] = [m for name in some for m in groups[name]]
-    return parts
-
-def _check_own(questions, path):
-    "Every choice of every question has to have a rationale."
-    def is_bare(m): return not m.rationales or not all(map(str.strip, m.rationales))
-    bare = next(filter(is_bare, questions), None)
-    if bare: raise BadInput(
-        f'{path}: {bare.question[:60]!r} has no rationale for each of its choices, and one that '
-        'stands alone would give the answer away: write one for each, or leave out --own to '
-        'prompt for them')
-
-# %% ../nbs/15_pinto.ipynb #929a8929
-def _score_held_out(model, tokenizer, questions, rationales, length):
-    "Right answers with rationales and without, (questions,) of 0 and 1 each."
-    answers = np.array([m.answer for m in questions])
-    right = {}
-    for name, texts in (('with rationales', rationales), ('without', None)):
-        encoded = encode_questions(tokenizer, questions, texts, length)
-        right[name] = (probabilities(model, encoded).argmax(1) == answers).astype(float)
-    return right
-
-def _rationales_of(fit, lm, prompt, parts):
-    "Rationales of the file, or of the language model, for the questions of each part."
-    def rationales(part):
-        if fit.own: return [m.rationales for m in part]
-        return rationalize(lm, part, prompt, fit.tokens)
-    with guard(lm.model):
-        return {name: rationales(part) for name, part in parts.items()}
-
-# %% ../nbs/15_pinto.ipynb #5847be07
-def _train_kept(fit, t5, lm, prompt, encoded):
-    "A trained T5, and the folder in the cache where an interrupted training goes on."
-    regularizer, config = Regularizer(weight=fit.weight), fit.train_config
-    inputs = t5, lm, prompt, fit.tokens, fit.length, encoded, config, regularizer, fit.batch
-    folder = run_folder('pinto', 'fit', *inputs)
-    model = train_reasoner(t5, encoded, config, regularizer, fit.batch, folder=folder,
-                           progress=True)
-    return model, folder
-
-# %% ../nbs/15_pinto.ipynb #cef439c6
-def fit_questions(
-    fit: PintoFit, # data, place, models, steps ...
-) -> dict:         # numbers of questions, and right answers (0 or 1) on those held out
-    "PINTO on a file of questions. An interrupted call goes on where it stopped, given once more."
-    out, prompt = _check_reasoner_place(fit.out), read_prompt(fit.prompt)
-    questions = read_questions(fit.data)
-    parts = _split_questions(questions, fit.data)
-    if fit.own: _check_own(questions, fit.data)
-    lm, t5 = load_lm(fit.lm, fit.dtype, fit.device), load_seq2seq(fit.t5, device=fit.device)
-    encode_questions(t5.tokenizer, questions, None, fit.length) # refuses one that is too long
-    rationales = _rationales_of(fit, lm, prompt, parts)
-    encoded = encode_questions(t5.tokenizer, parts['train'], rationales['train'], fit.length)
-    model, folder = _train_kept(fit, t5, lm, prompt, encoded)
-    held_out = parts['held_out']
-    right = _score_held_out(model, t5.tokenizer, held_out, rationales['held_out'], fit.length)
-    reasoner = Reasoner(model, t5.tokenizer, prompt, lm.fingerprint, lm.name, fit.tokens,
-                        fit.length)
-    save_reasoner(reasoner, out)
-    remove_checkpoints(folder)
-    chance = float(np.mean([1/len(m.choices) for m in held_out]))
-    return dict(questions=len(questions), held_out=len(held_out), right=right, chance=chance)

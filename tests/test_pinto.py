@@ -10,18 +10,20 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from frozen_nb import pinto
-from frozen_nb.benchmarks.choice_tokens import encode_questions, items_of_step
+from frozen_nb.benchmarks.choice_tokens import *
 from frozen_nb.core import prompts
 from frozen_nb.benchmarks.choices import as_question, check_question, correct_choices, read_questions
 from frozen_nb.core.generation import continuations
 from frozen_nb.core.folders import SUMS
-from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes
+from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes, unfreeze
 from frozen_nb.world.multiple_choice import MCQ, mcq
-from frozen_nb.core.prompts import Prompt, rationale_store, read_prompt
-from frozen_nb.fits.pinto_baselines import answer_in, guesses, train_simulator, train_writer, views, written
+from frozen_nb.core.prompts import *
+from frozen_nb.fits.pinto_baselines import *
+import frozen_nb.fits.pinto as fits
+from frozen_nb.fits.pinto import PintoFit, fit_questions
 from frozen_nb.pinto import *
 from frozen_nb.core.training import TrainConfig
-from frozen_nb.core.zoo import LM, Seq2Seq, load_lm, load_seq2seq, load_tokenizer
+from frozen_nb.core.zoo import LM, Seq2Seq, load_lm, load_seq2seq, load_text_model, load_tokenizer
 
 SIZES = dict(vocab_size=1408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=256, pad_token_id=1, bos_token_id=0, eos_token_id=0)
 FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2))
@@ -333,6 +335,147 @@ def test_equal_choices_have_equal_scores(t5):
     assert rationales[0][0] == rationales[0][2]
     p = probabilities(t5.model, encode_questions(T5_TOKENIZER, [equal], rationales))[0]
     assert p[0] == pytest.approx(p[2], rel=1e-5) and p[0] != pytest.approx(p[1], rel=1e-2)
+
+# A causal language model as the reasoner
+
+def causal_batch(questions=None, rationales=None): return encode_questions(TOKENIZER, questions or GROUP, rationales or WHYS, causal=True)
+
+def one_by_one(lm, questions, rationales):
+    "Scores of choices, one row after the other, without padding."
+    scores = []
+    for m, texts in zip(questions, rationales):
+        for choice, text in zip(m.choices, texts):
+            ids = [TOKENIZER(part, add_special_tokens=False).input_ids for part in (*format_question(m), f' Explanation: {text}', f' {choice}')]
+            whole, n = torch.tensor([sum(ids, [])]), len(ids[-1])
+            with torch.no_grad(): log_p = lm.model(input_ids=whole).logits[0, -n-1:-1].log_softmax(-1)
+            scores.append(float(log_p.gather(1, whole[0, -n:, None]).mean()))
+    return scores
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_causal_scores_are_those_of_one_row_after_the_other(family):
+    lm = make(family)
+    with torch.no_grad(): scores = choice_scores(lm.model, causal_batch())
+    assert torch.equal(scores > -torch.inf, causal_batch().choice_mask)
+    assert np.allclose(scores[scores > -torch.inf].numpy(), one_by_one(lm, GROUP, WHYS), atol=1e-5, rtol=1e-6)
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_padding_and_company_change_no_causal_score(family):
+    lm, batch = make(family), causal_batch()
+    hidden = replace(batch, attention_mask=batch.attention_mask & ~batch.rationale_mask)
+    for whole in (batch, hidden):
+        with torch.no_grad():
+            together, alone = choice_scores(lm.model, whole), [choice_scores(lm.model, whole[i:i + 1])[0] for i in range(3)]
+        for row, single in zip(together, alone): assert torch.allclose(row[:len(single)], single, atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_hidden_rationale_says_nothing_and_keeps_its_place(family):
+    lm, batch = make(family), causal_batch()
+    other_ids = torch.where(batch.rationale_mask, (batch.input_ids + 7) % 1400, batch.input_ids)
+    def scores(input_ids, hide):
+        mask = batch.attention_mask & ~(batch.rationale_mask & hide)
+        with torch.no_grad(): return choice_scores(lm.model, replace(batch, input_ids=input_ids, attention_mask=mask))[batch.choice_mask]
+    assert torch.allclose(scores(batch.input_ids, True), scores(other_ids, True), atol=1e-6, rtol=0)
+    assert not torch.allclose(scores(batch.input_ids, False), scores(other_ids, False), atol=1e-3)
+    with torch.no_grad(): without = choice_scores(lm.model, encode_questions(TOKENIZER, GROUP, causal=True))[batch.choice_mask]
+    assert not torch.allclose(scores(batch.input_ids, True), without, atol=1e-3)   # there the choice stands earlier
+
+def test_gradients_reach_a_causal_model():
+    model = unfreeze(make('llama').model).requires_grad_(True); batch = causal_batch()
+    smoothed_loss(choice_scores(model, batch), batch.answer).backward()
+    assert all(p.grad.isfinite().all() and (p.grad != 0).any() for p in model.parameters())
+
+def test_a_choice_of_a_causal_model_begins_with_a_space():
+    batch, m = causal_batch(), GROUP[0]
+    assert [TOKENIZER.decode(row[row >= 0]) for row in batch.labels[0, :5]] == [f' {choice}' for choice in m.choices]
+    class WithStart:
+        bos_token_id, pad_token_id = 5, 0
+        def __call__(self, text, add_special_tokens=True): return type('out', (), dict(input_ids=[5]*add_special_tokens + TOKENIZER(text, add_special_tokens=False).input_ids))
+    started = encode_questions(WithStart(), GROUP, WHYS, causal=True)
+    assert (started.input_ids[:, :, 0] == 5).all() and torch.equal(started.input_ids[0, 0, 1:][started.attention_mask[0, 0, 1:]], batch.input_ids[0, 0][batch.attention_mask[0, 0]])
+    assert (encode_questions(WithStart(), GROUP, WHYS).input_ids[:, :, 0] != 5).all()
+
+def test_too_long_for_a_causal_model():
+    with pytest.raises(BadInput, match='and this model has 64 positions'): choice_scores(short_gpt2().model, causal_batch())
+
+def short_gpt2():
+    model = freeze(AutoModelForCausalLM.from_config(AutoConfig.for_model('gpt2', **SIZES | dict(max_position_embeddings=64))))
+    return LM(model, TOKENIZER, 'gpt2', fingerprint(model))
+
+@pytest.mark.parametrize('lora', [0, 2])
+def test_a_causal_reasoner_is_trained_kept_and_explains(lora, tmp_path):
+    lm = make('llama'); freeze(lm.model.float()); batch = causal_batch()
+    lm.fingerprint = fingerprint(lm.model)
+    model = train_reasoner(lm, batch, TrainConfig(60, 1e-2, 'constant'), batch_size=3, lora=lora)
+    assert fingerprint(lm.model) == lm.fingerprint != fingerprint(model) and not model.training
+    assert {n for n, _ in model.named_parameters()} == {n for n, _ in lm.model.named_parameters()}
+    with torch.no_grad(): after, before = (smoothed_loss(choice_scores(m, batch), batch.answer).item() for m in (model, lm.model))
+    assert after < .5*before
+    mine = Reasoner(model, TOKENIZER, PROMPT, lm.fingerprint, 'llama', 6, 100)
+    back = load_reasoner(save_reasoner(mine, tmp_path/'a'), 'cpu')
+    assert np.allclose(back.probabilities(GROUP, WHYS), probabilities(model, batch), atol=1e-6)
+    assert explain(back, lm, 'what runs?', ['fox', 'cow']).answer in ('fox', 'cow')
+
+def test_a_causal_training_resumes_and_weight_zero_is_plain(tmp_path):
+    lm, batch = make('llama'), causal_batch()
+    for lora in (0, 2):
+        def train_it(regularizer, **options): return fingerprint(train_reasoner(lm, batch, SHORT, regularizer, 2, lora=lora, **options))
+        assert train_it(Regularizer(weight=0)) == train_it(None) != train_it(Regularizer())
+        first = train_it(None, folder=tmp_path/f'{lora}')
+        assert first == train_it(None, folder=tmp_path/f'{lora}') == train_it(None)
+
+def test_lora_trains_a_low_rank_change_of_a_t5():
+    t5 = make_t5()
+    model = train_reasoner(t5, read(), SHORT, batch_size=4, lora=2)
+    before, after = t5.model.state_dict(), model.state_dict()
+    assert before.keys() == after.keys()
+    ranks = {n: int(torch.linalg.matrix_rank(after[n].double() - before[n].double(), rtol=1e-4)) for n in before if not torch.equal(before[n], after[n])}
+    assert ranks and max(ranks.values()) <= 2 and not any('shared' in n or 'norm' in n for n in ranks)
+
+def test_text_models_by_their_kind(t5, tmp_path):
+    for name, kind in (('llama', LM), ('t5', Seq2Seq)): assert type(load_text_model(name, device='cpu')) is kind
+    t5.model.save_pretrained(tmp_path/'t'); T5_TOKENIZER.save_pretrained(tmp_path/'t')
+    assert type(load_text_model(tmp_path/'t', device='cpu')) is Seq2Seq
+    with pytest.raises(BadInput): load_text_model('clip')
+
+# What does not fit
+
+LONG = MCQ('so '*80, ('fox', 'cow'), 0, (), 'own')
+
+def test_long_questions_are_counted_and_cut_where_wanted(t5):
+    questions = [LONG, GROUP[1], LONG]
+    with pytest.raises(BadInput, match=r"question and choices take \d+ tokens, and 40 are allowed \(2 of 3 questions do not fit into 40 tokens\).*--truncate"):
+        encode_questions(T5_TOKENIZER, questions, max_length=40)
+    rationales = [('It runs.', 'It does not.'), ('It is.', 'It is not.'), ('It runs.', '')]
+    with pytest.warns(UserWarning) as said: batch = encode_questions(T5_TOKENIZER, questions, rationales, max_length=40, truncate=True)
+    assert str(said[0].message).startswith('2 of 3 questions do not fit into 40 tokens with their choices, and are cut; the longest takes ')
+    with pytest.warns(UserWarning, match='^1 rationales are empty'): whole = encode_questions(T5_TOKENIZER, questions, rationales, max_length=999)
+    assert torch.equal(batch.input_ids[0], whole.input_ids[0, :, :40]) and batch.attention_mask[0].all()     # the end is cut, as in the published code
+    assert not batch.rationale_mask[0].any() and batch.question_mask[0].all()
+    p = probabilities(t5.model, batch)
+    assert np.allclose(p.sum(1), 1) and np.allclose(p[0], probabilities(t5.model, batch[:1])[0], atol=1e-6)
+    with pytest.warns(UserWarning, match='2 of 3 questions'): batch = encode_questions(TOKENIZER, questions, max_length=40, truncate=True, causal=True)
+    assert np.isfinite(probabilities(make('llama').model, batch)).all()
+
+def test_a_fit_counts_what_it_cuts(tmp_path):
+    rows = [dict(question=f'{m.question} {i}', choices=m.choices, answer=m.answer, rationales=m.rationales) for i, m in enumerate(mcq(i, 'strategy', seed=9) for i in range(20))]
+    rows[3]['question'] = 'so '*80
+    (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    fit = PintoFit(tmp_path/'q.jsonl', tmp_path/'out', steps=1, batch=4, device='cpu', own=True, length=60)
+    with pytest.raises(BadInput, match='1 of 20 questions do not fit into 60 tokens'): fit_questions(fit)
+    fit = replace(fit, truncate=True)
+    with pytest.warns(UserWarning, match='questions do not fit|rationales do not fit'): result = fit_questions(fit)
+    assert result['too_long']['questions'] == 1 and 'cut at 60 tokens: 1 questions, and' in fit.lines(result)[-1]
+    back = load_reasoner(tmp_path/'out', 'cpu')
+    assert back.truncate and back.length == 60
+    with pytest.warns(UserWarning, match='1 of 1 questions'): assert np.isfinite(back.probabilities([LONG])).all()
+    assert fits._count_long(replace(fit, length=999), load_text_model('t5', device='cpu'), dict(a=GROUP), dict(a=WHYS)) == dict(questions=0, rationales=0)
+
+def test_a_causal_fit(tmp_path):
+    rows = [dict(question=f'{m.question} {i}', choices=m.choices, answer=m.answer, rationales=m.rationales) for i, m in enumerate(mcq(i, 'strategy', seed=9) for i in range(20))]
+    (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    found = fit_questions(PintoFit(tmp_path/'q.jsonl', tmp_path/'out', reasoner='llama', lora=2, steps=2, batch=4, device='cpu', own=True))
+    assert found['held_out'] == 2 and not load_reasoner(tmp_path/'out', 'cpu').model.config.is_encoder_decoder
+    assert not [p.name for p in (tmp_path/'out').iterdir() if 'adapter' in p.name]
 
 # Published formats
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TENSORS', 'ChoiceTokens', 'format_question', 'tokenize_question', 'ChoiceBatch', 'collate_choices',
-           'encode_questions', 'items_of_step']
+           'encode_questions', 'causal_scores', 'items_of_step']
 
-# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #1ffe8e0d
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #07abf3dc
+import inspect
 import string
 import warnings
 from dataclasses import dataclass, replace
@@ -14,13 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from ..core.frozen import *
+from ..core.generation import last_position, log_likelihoods
 from ..world.multiple_choice import MCQ
 
-# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #9bddee23
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #0a540e60
 class ChoiceTokens(NamedTuple):
     "One choice of one question, before padding."
     input_ids: list # question, choices, rationale
@@ -37,28 +41,32 @@ def format_question(
     listed = ' '.join(f'({letter}) {choice}' for letter, choice in choices)
     return f'Question: {question.question}', f' Answer Choices: {listed}.'
 
-# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #65697f90
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #45f9ed9f
+def _start(tokenizer):
+    "The start token, where the tokenizer puts one in front of a text."
+    start = tokenizer('a').input_ids[:1]
+    return start if start == [tokenizer.bos_token_id] else []
+
 def tokenize_question(
-    tokenizer: object,        # of a T5
+    tokenizer: object,        # of a T5, or of a causal LM
     question: MCQ,            # with K choices
     rationales: list | None,  # K texts, or None
-    max_length: int = 128,    # T, at most: a rationale that does not fit is cut
+    max_length: int = 128,    # T: what is longer loses its end
+    causal: bool = False,     # whether for a causal LM: a start token, spaces before choices
 ) -> list:                    # K of `ChoiceTokens`
-    "A question as tokens. Raises `BadInput` if question and choices are too long by themselves."
+    "A question as tokens. It is too long by itself where `n_prompt` is above `max_length`."
     def ids(text): return tokenizer(text, add_special_tokens=False).input_ids
     stem, choices = map(ids, format_question(question))
-    prompt = stem + choices
-    if len(prompt) > max_length: raise BadInput(
-        f'{question.question[:60]!r}: question and choices take {len(prompt)} tokens, and '
-        f'{max_length} are allowed; make them shorter (fit pinto trains with more by --length)')
-    rows = []
+    if causal: stem = _start(tokenizer) + stem
+    prompt, rows = stem + choices, []
     for choice, rationale in zip(question.choices, rationales or [None]*len(question.choices)):
         whole = prompt + (ids(f' Explanation: {rationale}') if rationale else [])
         truncated, ends = len(whole) > max_length, (len(stem), len(prompt))
-        rows.append(ChoiceTokens(whole[:max_length], ids(choice), *ends, truncated))
+        label_ids = ids(f' {choice}' if causal else choice)
+        rows.append(ChoiceTokens(whole[:max_length], label_ids, *ends, truncated))
     return rows
 
-# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #677b0325
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #f14c2952
 TENSORS = ('input_ids', 'attention_mask', 'rationale_mask', 'question_mask', 'labels',
            'choice_mask', 'answer')
 
@@ -76,7 +84,7 @@ class ChoiceBatch:
 
     def __len__(self): return len(self.input_ids)
 
-# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #a7c52723
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #2c0b4c91
 def _used(mask):
     "How many of the columns of (..., T) hold anything."
     return int(mask.flatten(0, -2).any(0).nonzero().max()) + 1
@@ -85,7 +93,8 @@ def _used(mask):
 def __getitem__(self: ChoiceBatch, i):
     "Some of the questions, without the columns that are padding in all of them."
     x = {name: getattr(self, name)[i] for name in TENSORS}
-    K, T, U = _used(x['choice_mask']), _used(x['attention_mask']), _used(x['labels'] >= 0)
+    present = x['attention_mask'] | x['rationale_mask'] | x['question_mask']  # hidden or not
+    K, T, U = _used(x['choice_mask']), _used(present), _used(x['labels'] >= 0)
     for name in ('input_ids', 'attention_mask', 'rationale_mask', 'question_mask'):
         x[name] = x[name][:, :K, :T]
     x['labels'], x['choice_mask'] = x['labels'][:, :K, :U], x['choice_mask'][:, :K]
@@ -99,7 +108,7 @@ def to(
     "The same on another device."
     return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
-# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #d05ebb54
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #ca936130
 def _pad(rows, value):
     "Lists of tokens as a tensor, (rows, longest)."
     rows = [torch.tensor(row, dtype=torch.long) for row in rows]
@@ -113,7 +122,7 @@ def _masks(rows, T):
     rationale_mask = attention_mask & ~before([c.n_prompt for c in rows])
     return attention_mask, rationale_mask, before([c.n_question for c in rows])
 
-# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #c8d69eac
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #5b69c729
 def collate_choices(
     rows: list,    # N lists of up to K `ChoiceTokens`
     answers: list, # N indices, or None
@@ -133,29 +142,84 @@ def collate_choices(
     n_truncated = sum(c.truncated for row in rows for c in row)
     return ChoiceBatch(*(x.view(N, K, -1) for x in of_tokens), choice_mask, answer, n_truncated)
 
-# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #4711bb7e
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #b645f5d2
+def _check_lengths(questions, rows, max_length, truncate):
+    "Count the questions that are too long by themselves: refuse them, or say that they are cut."
+    lengths = [row[0].n_prompt for row in rows]
+    long = [i for i, n in enumerate(lengths) if n > max_length]
+    if not long: return
+    text, n = questions[long[0]].question[:60], lengths[long[0]]
+    count = f'{len(long)} of {len(rows)} questions do not fit into {max_length} tokens'
+    if not truncate: raise BadInput(
+        f'{text!r}: question and choices take {n} tokens, and {max_length} are allowed ({count}); '
+        'make them shorter, or train with a larger --length or with --truncate (fit pinto)')
+    warnings.warn(f'{count} with their choices, and are cut; the longest takes {max(lengths)}',
+                  stacklevel=3)
+
+def _warn(n_truncated, rationales, max_length):
+    "Say how many rationales are cut or empty, to the caller of `encode_questions`."
+    n_empty = sum((texts or ()).count('') for texts in rationales)
+    if n_truncated: warnings.warn(
+        f'{n_truncated} rationales do not fit into {max_length} tokens with their question, and '
+        'are cut', stacklevel=3)
+    if n_empty: warnings.warn(
+        f'{n_empty} rationales are empty: their choices are read without one', stacklevel=3)
+
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #3a67edb7
 def encode_questions(
-    tokenizer: object,              # of a T5
+    tokenizer: object,              # of a T5, or of a causal LM
     questions: list,                # N of `MCQ`
     rationales: list | None = None, # N tuples of K texts; None: without
     max_length: int = 128,          # T, at most: a rationale that does not fit is cut
+    truncate: bool = False,         # cut questions that do not fit, as the published code does
+    causal: bool = False,           # whether for a causal LM, see `tokenize_question`
 ) -> ChoiceBatch:
-    "Questions and rationales as tokens. A warning counts rationales that are cut or empty."
+    "Questions and rationales as tokens. A warning counts what is cut, and empty rationales."
     if rationales is None: rationales = [None]*len(questions)
     elif list(map(len, rationales)) != [len(q.choices) for q in questions]:
         raise BadInput('as many rationales as choices are needed, for every question')
     pairs = zip(questions, rationales)
-    rows = [tokenize_question(tokenizer, q, texts, max_length) for q, texts in pairs]
+    rows = [tokenize_question(tokenizer, q, texts, max_length, causal) for q, texts in pairs]
+    _check_lengths(questions, rows, max_length, truncate)
     batch = collate_choices(rows, [q.answer for q in questions], tokenizer.pad_token_id)
-    n_empty = sum((texts or ()).count('') for texts in rationales)
-    if batch.n_truncated: warnings.warn(
-        f'{batch.n_truncated} rationales do not fit into {max_length} tokens with their question, '
-        'and are cut', stacklevel=2)
-    if n_empty: warnings.warn(
-        f'{n_empty} rationales are empty: their choices are read without one', stacklevel=2)
+    if any(rationales): _warn(batch.n_truncated, rationales, max_length)
     return batch
 
-# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #0a0a0081
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #316ae0a5
+def _behind_input(batch, hidden_id):
+    "Tokens, attention and labels of rows in which each choice stands behind its input."
+    visible = batch.attention_mask.flatten(0, 1)                                 # (N*K, T)
+    present = visible | (batch.rationale_mask | batch.question_mask).flatten(0, 1)
+    choice = batch.labels.flatten(0, 1)                                          # (N*K, U)
+    U, n_columns = choice.shape[1], choice.shape[1] + present.shape[1]
+    place = torch.arange(n_columns, device=choice.device) - present.sum(1, keepdim=True)
+    is_choice = (place >= 0) & (place < U)                                       # (N*K, T + U)
+    labels = choice.gather(1, place.clamp(0, U - 1)).where(is_choice, -100)
+    input_ids = batch.input_ids.flatten(0, 1).where(visible, hidden_id)
+    input_ids = F.pad(input_ids, (0, U), value=hidden_id).where(labels < 0, labels)
+    return input_ids, (F.pad(visible, (0, U)) | (labels >= 0)).long(), labels
+
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #6744236c
+def causal_scores(
+    model: PreTrainedModel, # a causal LM
+    batch: ChoiceBatch,     # N questions, encoded with `causal=True`
+) -> torch.Tensor:          # (N, K), -inf where there is no such choice
+    """Mean log-likelihood of the tokens of each choice, right behind its input. Tokens that are
+    hidden from attention keep their positions, but not what they are: behind the last of them the
+    choice begins."""
+    hidden_id = model.generation_config.pad_token_id or 0
+    input_ids, attention_mask, labels = _behind_input(batch, hidden_id)
+    length, inputs = input_ids.shape[1], dict(input_ids=input_ids)
+    if length > last_position(model): raise BadInput(
+        f'{length} tokens, and this model has {last_position(model)} positions; take shorter ones')
+    if 'position_ids' in inspect.signature(model.forward).parameters:
+        position = torch.arange(length, device=input_ids.device)
+        inputs['position_ids'] = position.expand_as(input_ids)
+    total, n_tokens = log_likelihoods(model, labels, attention_mask, **inputs)   # (N*K,)
+    scores = (total/n_tokens).view_as(batch.choice_mask)
+    return scores.masked_fill(~batch.choice_mask, -torch.inf)
+
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #5c892283
 def items_of_step(
     seed: int,       # of the training
     order: int,      # which of several orders, drawn apart
