@@ -1570,8 +1570,9 @@ def _explain(
 ) -> int:
     "Answer a question with choices, with a rationale for each, and print what they change."
     question, choices = _one_line(question), tuple(_one_line(c) for c in choices or ())
+    from frozen_nb.benchmarks.choices import check_question
     from frozen_nb.core.zoo import load_lm
-    from frozen_nb.pinto import check_question, explain, load_reasoner
+    from frozen_nb.pinto import explain, load_reasoner
     from frozen_nb.world.multiple_choice import MCQ
     check_question(MCQ(question, choices, None, (), 'own'))
     reasoner = _shipped(reasoner, 'pinto', ('reasoning model', '--reasoner'), 'pinto')
@@ -1587,7 +1588,7 @@ FITS = { # method -> config dataclass and function of its module, and what they 
     'generative_adapter': ('GeneratorFit', 'fit_texts', 'Train a generator of weights on texts.'),
     'pinto': ('PintoFit', 'fit_questions', 'Train a reasoning model on questions with choices.'),
 }
-FIT_MODULES = {'limber': 'fits.limber'}   # of the others: their chapter
+FIT_MODULES = {'limber': 'fits.limber', 'pinto': 'fits.pinto'} # of the others: their chapter
 METAVARS = {int: 'N', float: 'X', Path: 'PATH', str: 'NAME'}
 
 

@@ -865,8 +865,8 @@ def padded_like(x, like): return F.pad(x, (0, like.shape[-1] - x.shape[-1]))
 def ids_and_mask(batch, z, front):
     "What a T5 is given, where it is no padding."
     theirs = z[f'{front}attention_mask'].bool()
-    ours = padded_like(batch.mask, theirs)
-    ids = padded_like(batch.ids, theirs)
+    ours = padded_like(batch.attention_mask, theirs)
+    ids = padded_like(batch.input_ids, theirs)
     return {f'{front}ids': (ids*ours, z[f'{front}ids']*theirs), f'{front}attention_mask': (ours, theirs)}
 
 
@@ -875,17 +875,17 @@ def replaced_counts(numbers):
     longest, n = int(numbers.max()), len(numbers)
     there = (torch.arange(longest) < numbers[:, None])[:, None]   # (N, 1, T)
     nothing = torch.zeros(n, 1, longest, dtype=torch.bool)
-    batch = pinto.Encoded(torch.full(there.shape, -5), there, there, nothing, torch.zeros(n, 1, 1, dtype=torch.long),
+    batch = pinto.ChoiceBatch(torch.full(there.shape, -5), there, there, nothing, torch.zeros(n, 1, 1, dtype=torch.long),
                           torch.ones(n, 1, dtype=torch.bool), torch.zeros(n, dtype=torch.long))
-    found = pinto.damaged(batch, np.random.default_rng(0), 10, mask_prob=0., replace_ratio=.3)
-    return (found.ids != -5).sum((1, 2))
+    found = pinto.perturbed(batch, np.random.default_rng(0), 10, mask_prob=0., replace_ratio=.3)
+    return (found.input_ids != -5).sum((1, 2))
 
 
 @vectors('pinto/inputs', r'\w+_bytes|replace_counts_n|smoothing')
 def inputs_of_reasoner(z):
     q = questions()
     e, empty = q['whole'], q['empty']
-    T, at = e.ids.shape[2], torch.arange(e.ids.shape[2])
+    T, at = e.input_ids.shape[2], torch.arange(e.input_ids.shape[2])
     pairs = ids_and_mask(e, z, '') | ids_and_mask(q['bare'], z, 'bare_') | ids_and_mask(q['cut'], z, 'cut_90_')
     out = {name: Held(*pair) for name, pair in pairs.items()}
     announced = 'an empty rationale is announced all the same'
@@ -896,14 +896,14 @@ def inputs_of_reasoner(z):
     question = mask & ~z['dropout_context_attention_mask'][..., :T].bool()
     heads, lengths = z['head_lengths'].view(-1, 1, 1), z['lengths'][..., None]
     return out | {
-        'targets': Held(e.targets, z['targets'][..., :e.targets.shape[2]]), 'gold': Held(e.gold, z['gold']),
-        'lengths': Held(e.mask.sum(2), z['lengths']),
-        'head_lengths': Held((at >= heads) & (at < lengths), e.rationale),
-        'question_lengths': Held(e.question.sum(2), z['question_lengths'].view(-1, 1).expand(-1, 3)),
+        'targets': Held(e.labels, z['targets'][..., :e.labels.shape[2]]), 'gold': Held(e.answer, z['gold']),
+        'lengths': Held(e.attention_mask.sum(2), z['lengths']),
+        'head_lengths': Held((at >= heads) & (at < lengths), e.rationale_mask),
+        'question_lengths': Held(e.question_mask.sum(2), z['question_lengths'].view(-1, 1).expand(-1, 3)),
         # their draws damage what is the rationale for us: all of it hidden, or some of it replaced
-        'damaged_attention_mask': Held(hidden, e.rationale & hidden.any(2, keepdim=True)),
-        'damaged_ids': Held(swapped & e.rationale, swapped),
-        'dropout_context_attention_mask': Held(question, e.question & question.any(2, keepdim=True)),
+        'damaged_attention_mask': Held(hidden, e.rationale_mask & hidden.any(2, keepdim=True)),
+        'damaged_ids': Held(swapped & e.rationale_mask, swapped),
+        'dropout_context_attention_mask': Held(question, e.question_mask & question.any(2, keepdim=True)),
         'replace_counts_published': Held(replaced_counts(z['replace_counts_n']), z['replace_counts_published']),
     }
 
@@ -928,16 +928,16 @@ def t5():
 def scores_and_losses(z):
     i, q, model = read('pinto/inputs'), questions(), t5()
     e = q['whole']
-    T = e.ids.shape[2]
-    ids = torch.where(e.mask, i['damaged_ids'][..., :T], e.ids)
-    damaged = replace(e, ids=ids, mask=i['damaged_attention_mask'][..., :T].bool())
-    dropped = replace(e, mask=i['dropout_context_attention_mask'][..., :T].bool())
+    T = e.input_ids.shape[2]
+    ids = torch.where(e.attention_mask, i['damaged_ids'][..., :T], e.input_ids)
+    damaged = replace(e, input_ids=ids, attention_mask=i['damaged_attention_mask'][..., :T].bool())
+    dropped = replace(e, attention_mask=i['dropout_context_attention_mask'][..., :T].bool())
     batches = dict(scores=e, scores_bare=q['bare'], scores_damaged=damaged, scores_dropout_context=dropped)
     with torch.no_grad():
         out = {name: Held(pinto.choice_scores(model, batch), z[name]) for name, batch in batches.items()}
         empty = pinto.choice_scores(model, q['empty'])
-    clean = pinto.smoothed_loss(pinto.choice_scores(model, e), e.gold)
-    other = pinto.smoothed_loss(pinto.choice_scores(model, damaged), e.gold, .1)
+    clean = pinto.smoothed_loss(pinto.choice_scores(model, e), e.answer)
+    other = pinto.smoothed_loss(pinto.choice_scores(model, damaged), e.answer, .1)
     (clean + other).backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
     norms = torch.stack([grads[name].norm() for name in sorted(grads)])
@@ -945,7 +945,7 @@ def scores_and_losses(z):
             'loss_clean': Held(clean, z['loss_clean']), 'loss_counter': Held(other, z['loss_counter']),
             'loss_total': Held(clean + other, z['loss_total']), 'grad_norms': Held(norms, z['grad_norms'])}
     for eps in (0., .1, .3):
-        loss = pinto.smoothed_loss(z['scores_damaged'], e.gold, eps)
+        loss = pinto.smoothed_loss(z['scores_damaged'], e.answer, eps)
         out[f'smoothed_ce/{eps}'] = Held(loss, z[f'smoothed_ce/{eps}'])
     return out | {f'grad/{name}': Held(grads[name], x) for name, x in under(z, 'grad/').items()}
 

@@ -1,4 +1,4 @@
-"Rationales by every family, the store, what is read and scored, damage, and bad input."
+"Rationales by every family, the store, what is read and scored, perturbation, and bad input."
 import copy, json, multiprocessing, sqlite3, warnings
 from dataclasses import replace
 
@@ -10,13 +10,20 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from frozen_nb import pinto
+from frozen_nb.benchmarks.choice_tokens import *
+from frozen_nb.core import prompts
+from frozen_nb.benchmarks.choices import as_question, check_question, correct_choices, read_questions
 from frozen_nb.core.generation import continuations
 from frozen_nb.core.folders import SUMS
-from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes
+from frozen_nb.core.frozen import BadInput, fingerprint, freeze, tensor_hashes, unfreeze
 from frozen_nb.world.multiple_choice import MCQ, mcq
+from frozen_nb.core.prompts import *
+from frozen_nb.fits.pinto_baselines import *
+import frozen_nb.fits.pinto as fits
+from frozen_nb.fits.pinto import PintoFit, fit_questions
 from frozen_nb.pinto import *
 from frozen_nb.core.training import TrainConfig
-from frozen_nb.core.zoo import LM, Seq2Seq, load_lm, load_seq2seq, load_tokenizer
+from frozen_nb.core.zoo import LM, Seq2Seq, load_lm, load_seq2seq, load_text_model, load_tokenizer
 
 SIZES = dict(vocab_size=1408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=256, pad_token_id=1, bos_token_id=0, eos_token_id=0)
 FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2))
@@ -61,20 +68,20 @@ def test_the_answer_has_no_way_in():
     assert len({rationalize(lm, [replace(m, answer=a, rationales=('gold',)*5)], PROMPT, 6, store=False)[0] for a in (None, 0, 1, 2, 3, 4)}) == 1
 
 def test_said_once(tmp_path, monkeypatch):
-    lm, ms, calls, real = make('llama'), [mcq(i, 'strategy') for i in range(3)], [], pinto.continuations
-    monkeypatch.setattr(pinto, 'continuations', lambda lm, prefix, rows, *a, **k: calls.extend(rows) or real(lm, prefix, rows, *a, **k))
+    lm, ms, calls, real = make('llama'), [mcq(i, 'strategy') for i in range(3)], [], prompts.continuations
+    monkeypatch.setattr(prompts, 'continuations', lambda lm, prefix, rows, *a, **k: calls.extend(rows) or real(lm, prefix, rows, *a, **k))
     first = rationalize(lm, ms[:2], PROMPT, 6, store=tmp_path); n = len(calls)
     assert rationalize(lm, ms, PROMPT, 6, store=tmp_path)[:2] == first and len(calls) == n + 2 and len(set(calls)) == len(calls)
     rationalize(lm, ms, PROMPT, 7, store=tmp_path); rationalize(make('llama', 1), ms, PROMPT, 6, store=tmp_path); rationalize(lm, ms, replace(PROMPT, stop=('?',)), 6, store=tmp_path)
     assert len(calls) == n + 2 + 3*6 and len(list(tmp_path.glob('*.sqlite'))) == 4                                  # another length, model or prompt is another file
 
 def test_a_kill_between_batches_loses_only_the_batch(tmp_path, monkeypatch):
-    lm, ms, real = make('llama'), [mcq(i, 'csqa') for i in range(4)], pinto.continuations
+    lm, ms, real = make('llama'), [mcq(i, 'csqa') for i in range(4)], prompts.continuations
     done = []
     def once(lm, prefix, rows, *a, **k):
         if done: raise KeyboardInterrupt
         done.extend(rows); return real(lm, prefix, rows, *a, **k)
-    monkeypatch.setattr(pinto, 'continuations', once)
+    monkeypatch.setattr(prompts, 'continuations', once)
     with pytest.raises(KeyboardInterrupt): rationalize(lm, ms, PROMPT, 6, 2, store=tmp_path)
     assert len(rationale_store(lm, PROMPT, 6, tmp_path).get(done)) == len(done) == 8
 
@@ -140,7 +147,7 @@ def test_scores_of_every_t5(kind):
     t5 = make_t5(kind); model = copy.deepcopy(t5.model).double(); e = encode_questions(T5_TOKENIZER, GROUP, WHYS)
     with torch.no_grad(): together, alone = choice_scores(model, e), [choice_scores(model, encode_questions(T5_TOKENIZER, [m], [w]))[0] for m, w in zip(GROUP, WHYS)]
     assert all(torch.allclose(s[:len(a)], a, atol=1e-9) and (s[len(a):] == -torch.inf).all() for s, a in zip(together, alone))
-    ids, m = e.ids[0, 1][e.mask[0, 1]], GROUP[0]
+    ids, m = e.input_ids[0, 1][e.attention_mask[0, 1]], GROUP[0]
     target = T5_TOKENIZER(m.choices[1], add_special_tokens=False, return_tensors='pt').input_ids
     with torch.no_grad(): by_hand = -model(input_ids=ids[None], labels=target).loss                                  # the mean over the tokens of the choice
     assert torch.allclose(together[0, 1].double(), by_hand.double(), atol=1e-5)
@@ -149,29 +156,29 @@ def test_scores_of_every_t5(kind):
 
 def test_what_is_read(t5):
     m = MCQ('what runs?', ('fox', 'cow'), 0, (), 'own'); e = encode_questions(T5_TOKENIZER, [m], [('It runs.', 'It does not.')])
-    read = [T5_TOKENIZER.decode(e.ids[0, k][e.mask[0, k]]) for k in range(2)]
+    read = [T5_TOKENIZER.decode(e.input_ids[0, k][e.attention_mask[0, k]]) for k in range(2)]
     assert read == ['Question: what runs? Answer Choices: (a) fox (b) cow. Explanation: It runs.', 'Question: what runs? Answer Choices: (a) fox (b) cow. Explanation: It does not.']
-    assert T5_TOKENIZER.decode(e.ids[0, 1][e.rationale[0, 1]]) == ' Explanation: It does not.' and T5_TOKENIZER.decode(e.ids[0, 0][e.question[0, 0]]) == 'Question: what runs?'
-    assert not encode_questions(T5_TOKENIZER, [m]).rationale.any() and e.gold.tolist() == [0] and encode_questions(T5_TOKENIZER, [replace(m, answer=None)]).gold.tolist() == [-1]
+    assert T5_TOKENIZER.decode(e.input_ids[0, 1][e.rationale_mask[0, 1]]) == ' Explanation: It does not.' and T5_TOKENIZER.decode(e.input_ids[0, 0][e.question_mask[0, 0]]) == 'Question: what runs?'
+    assert not encode_questions(T5_TOKENIZER, [m]).rationale_mask.any() and e.answer.tolist() == [0] and encode_questions(T5_TOKENIZER, [replace(m, answer=None)]).answer.tolist() == [-1]
 
 def test_long_and_empty_rationales_are_said(t5):
     m = MCQ('what runs?', ('fox', 'cow'), 0, (), 'own')
-    with pytest.warns(UserWarning, match='^1 rationales do not fit into 32 tokens'): e = encode_questions(T5_TOKENIZER, [m], [('so ' * 80, 'It does not.')], length=32)
-    assert e.ids.shape[2] == 32 and e.cut == 1 and e.mask[0, 0].all()
+    with pytest.warns(UserWarning, match='^1 rationales do not fit into 32 tokens'): e = encode_questions(T5_TOKENIZER, [m], [('so ' * 80, 'It does not.')], max_length=32)
+    assert e.input_ids.shape[2] == 32 and e.n_truncated == 1 and e.attention_mask[0, 0].all()
     with pytest.warns(UserWarning, match='^1 rationales are empty'): e = encode_questions(T5_TOKENIZER, [m], [('', 'It does not.')])
     with torch.no_grad(): assert torch.allclose(choice_scores(t5.model, e)[0, 0], choice_scores(t5.model, encode_questions(T5_TOKENIZER, [m]))[0, 0], atol=1e-5)
-    with pytest.raises(BadInput, match='question and choices take'): encode_questions(T5_TOKENIZER, [replace(m, question='so '*80)], length=32)
+    with pytest.raises(BadInput, match='question and choices take'): encode_questions(T5_TOKENIZER, [replace(m, question='so '*80)], max_length=32)
     with pytest.raises(BadInput, match='as many rationales as choices'): encode_questions(T5_TOKENIZER, [m], [('one',)])
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_damage(seed, mask_prob, mask_ratio, replace_ratio):
-    e = encode_questions(T5_TOKENIZER, GROUP, WHYS); d = damaged(e, np.random.default_rng(seed), 1408, mask_prob, mask_ratio, replace_ratio)
-    n, hidden, other = e.rationale.sum(2), (d.mask != e.mask), (d.ids != e.ids)
-    assert not (hidden & ~e.rationale).any() and not (other & ~e.rationale).any() and not (hidden.any(2) & other.any(2)).any()
+def test_perturbed_rationales(seed, mask_prob, mask_ratio, replace_ratio):
+    e = encode_questions(T5_TOKENIZER, GROUP, WHYS); d = perturbed(e, np.random.default_rng(seed), 1408, mask_prob, mask_ratio, replace_ratio)
+    n, hidden, other = e.rationale_mask.sum(2), (d.attention_mask != e.attention_mask), (d.input_ids != e.input_ids)
+    assert not (hidden & ~e.rationale_mask).any() and not (other & ~e.rationale_mask).any() and not (hidden.any(2) & other.any(2)).any()
     masked = hidden.sum(2) == (mask_ratio*n.double() + 1e-9).floor()
     assert (masked | (hidden.sum(2) == 0)).all() and (other.sum(2) <= (replace_ratio*n.double() + 1e-9).floor()).all()
-    assert (d.ids.max() < 1408) and torch.equal(d.targets, e.targets)
+    assert (d.input_ids.max() < 1408) and torch.equal(d.labels, e.labels)
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 6), st.floats(0, 1), st.integers(0, 10**6))
@@ -189,13 +196,13 @@ def test_no_such_spread():
 def test_short_choices_beside_long_ones(t5):
     some = [MCQ('what?', ('a rather long choice of words', 'cow'), 0, (), 'own'), MCQ('what?', ('fox', 'cow', 'pig'), 1, (), 'own')]
     e = encode_questions(T5_TOKENIZER, some)
-    assert np.allclose(probabilities(t5.model, e, batch_size=1), probabilities(t5.model, e)) and np.isfinite(train_reasoner(t5, e, TrainConfig(2, 1e-3), batch=1).shared.weight.detach().numpy()).all()
+    assert np.allclose(probabilities(t5.model, e, batch_size=1), probabilities(t5.model, e)) and np.isfinite(train_reasoner(t5, e, TrainConfig(2, 1e-3), batch_size=1).shared.weight.detach().numpy()).all()
 
 # Writers and simulators
 
 def test_a_writer_learns_by_heart(tmp_path):
     t5, pairs = make_t5(), [('one', 'the fox runs'), ('two and three and more', 'a cow'), ('four', 'so')]
-    how = dict(config=TrainConfig(150, 1e-2), batch=3)
+    how = dict(config=TrainConfig(150, 1e-2), batch_size=3)
     model = train_writer(t5, pairs, **how, folder=tmp_path/'run')
     reads = [a for a, _ in pairs]
     assert written(model, T5_TOKENIZER, reads) == [b for _, b in pairs] == [written(model, T5_TOKENIZER, [r])[0] for r in reads] and not model.training
@@ -208,16 +215,16 @@ def test_what_a_thought_comes_to(text, answer): assert answer_in(text, ('fox', '
 
 def test_views_hide_what_they_say(t5):
     e = encode_questions(T5_TOKENIZER, GROUP, WHYS); seen = views(e)
-    assert torch.equal(seen['both'].mask, e.mask) and not (seen['question'].mask & e.rationale).any() and not (seen['rationale'].mask & e.question).any()
-    assert torch.equal(seen['question'].mask | e.rationale, e.mask) and torch.equal(seen['rationale'].mask | e.question, e.mask)
+    assert torch.equal(seen['both'].attention_mask, e.attention_mask) and not (seen['question'].attention_mask & e.rationale_mask).any() and not (seen['rationale'].attention_mask & e.question_mask).any()
+    assert torch.equal(seen['question'].attention_mask | e.rationale_mask, e.attention_mask) and torch.equal(seen['rationale'].attention_mask | e.question_mask, e.attention_mask)
     other = encode_questions(T5_TOKENIZER, [replace(m, question=m.question[:-1] + '!') for m in GROUP], WHYS)          # another question of as many tokens
-    assert other.ids.shape == e.ids.shape and not torch.equal(other.ids, e.ids) and np.allclose(probabilities(t5.model, views(other)['rationale']), probabilities(t5.model, seen['rationale']))
+    assert other.input_ids.shape == e.input_ids.shape and not torch.equal(other.input_ids, e.input_ids) and np.allclose(probabilities(t5.model, views(other)['rationale']), probabilities(t5.model, seen['rationale']))
 
 def test_a_simulator_learns_answers_that_are_wrong():
-    t5, e = make_t5(), read(); wrong = 1 - e.gold
-    got = guesses(train_simulator(t5, e, wrong.numpy(), TrainConfig(200, 1e-2), batch=12), e, wrong)
+    t5, e = make_t5(), read(); wrong = 1 - e.answer
+    got = guesses(train_simulator(t5, e, wrong.numpy(), TrainConfig(200, 1e-2), batch_size=12), e, wrong)
     assert got['both'].mean() > .9 and set(got) == {'both', 'question', 'rationale'} and all(g.shape == (12,) for g in got.values())
-    assert e.gold.tolist() == [m.answer for m in QUESTIONS] and fingerprint(t5.model) == t5.fingerprint
+    assert e.answer.tolist() == [m.answer for m in QUESTIONS] and fingerprint(t5.model) == t5.fingerprint
 
 # Training, and what is kept
 
@@ -231,7 +238,7 @@ def test_weight_zero_is_plain_with_dropout():
     assert fingerprint(a) == fingerprint(b) != fingerprint(train_reasoner(t5, read(), SHORT, Regularizer(), 4)) and fingerprint(t5.model) == t5.fingerprint and not a.training
 
 def test_a_training_resumes(tmp_path):
-    t5 = make_t5(); whole = train_reasoner(t5, read(), SHORT, batch=5)
+    t5 = make_t5(); whole = train_reasoner(t5, read(), SHORT, batch_size=5)
     class Stop(Exception): pass
     losses, real = [], pinto.smoothed_loss
     def stopping(*a, **k):
@@ -240,9 +247,9 @@ def test_a_training_resumes(tmp_path):
         return real(*a, **k)
     pinto.smoothed_loss = stopping
     try:
-        with pytest.raises(Stop): train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch=5, folder=tmp_path/'run')
+        with pytest.raises(Stop): train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch_size=5, folder=tmp_path/'run')
     finally: pinto.smoothed_loss = real
-    assert fingerprint(train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch=5, folder=tmp_path/'run')) == fingerprint(whole)
+    assert fingerprint(train_reasoner(t5, read(), replace(SHORT, checkpoint_every=1), batch_size=5, folder=tmp_path/'run')) == fingerprint(whole)
 
 def test_hidden_questions_and_no_answers(t5):
     assert fingerprint(train_reasoner(t5, read(), SHORT, None, 4, hide_question=.5)) != fingerprint(train_reasoner(t5, read(), SHORT, None, 4))
@@ -300,9 +307,178 @@ def test_the_recipe_of_a_fit():
     assert config == replace(PINTO_RECIPE, checkpoint_every=50)
     assert PintoFit('q.jsonl', 'out', steps=50, lr=.1, seed=3).train_config == replace(config, steps=50, warmup=5, lr=.1, seed=3)
 
-# Published formats
+# Equal choices
 
 CSQA = dict(answerKey='B', id='1', question=dict(stem='what runs?', choices=[dict(label='A', text='stone'), dict(label='B', text='fox')]))
+EQUAL = dict(answerKey='C', id='1', question=dict(stem='what runs?', choices=[dict(label=l, text=t) for l, t in zip('ABC', ('fox', 'stone', 'Fox'))]))
+
+def test_equal_choices_are_kept_where_labels_tell_them_apart(tmp_path):
+    (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, (EQUAL, CSQA))))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        equal, other = read_questions(tmp_path/'q.jsonl')
+    assert (equal.choices, equal.answer) == (('fox', 'stone', 'Fox'), 2)
+    (tmp_path/'q.tsv').write_text('what runs?\\nOptions:\\n- fox\\n- stone\\n- fox\tfox\tFoxes run.\n')
+    assert [(m.choices, m.answer, m.rationales) for m in read_questions(tmp_path/'q.tsv')] == [(('fox', 'stone', 'fox'), 0, ('Foxes run.', '', ''))]
+    with pytest.raises(BadInput, match='is there twice'): check_question(equal)
+    with pytest.raises(BadInput, match='is there twice'): as_question(dict(question='what runs?', choices=list(equal.choices), answer=2))
+    with pytest.raises(BadInput, match='two choices have the same label'): as_question(EQUAL | dict(question=dict(stem='what?', choices=[dict(label='C', text=t) for t in 'xyz'])))
+
+def test_equal_choices_are_one_answer():
+    equal = as_question(EQUAL)
+    assert correct_choices([equal]*5, [0, 1, 2, 'FOX', 'fo']).tolist() == [1, 0, 1, 1, 0]
+    with pytest.raises(BadInput, match='give the number of a choice, 0 to 2'): correct_choices([equal], [3])
+
+def test_equal_choices_have_equal_scores(t5):
+    equal = replace(as_question(EQUAL), choices=('fox', 'stone', 'fox'))
+    rationales = rationalize(make('llama'), [equal], PROMPT, 6, store=False)
+    assert rationales[0][0] == rationales[0][2]
+    p = probabilities(t5.model, encode_questions(T5_TOKENIZER, [equal], rationales))[0]
+    assert p[0] == pytest.approx(p[2], rel=1e-5) and p[0] != pytest.approx(p[1], rel=1e-2)
+
+# A causal language model as the reasoner
+
+def causal_batch(questions=None, rationales=None): return encode_questions(TOKENIZER, questions or GROUP, rationales or WHYS, causal=True)
+
+def one_by_one(lm, questions, rationales):
+    "Scores of choices, one row after the other, without padding."
+    scores = []
+    for m, texts in zip(questions, rationales):
+        for choice, text in zip(m.choices, texts):
+            ids = [TOKENIZER(part, add_special_tokens=False).input_ids for part in (*format_question(m), f' Explanation: {text}', f' {choice}')]
+            whole, n = torch.tensor([sum(ids, [])]), len(ids[-1])
+            with torch.no_grad(): log_p = lm.model(input_ids=whole).logits[0, -n-1:-1].log_softmax(-1)
+            scores.append(float(log_p.gather(1, whole[0, -n:, None]).mean()))
+    return scores
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_causal_scores_are_those_of_one_row_after_the_other(family):
+    lm = make(family)
+    with torch.no_grad(): scores = choice_scores(lm.model, causal_batch())
+    assert torch.equal(scores > -torch.inf, causal_batch().choice_mask)
+    assert np.allclose(scores[scores > -torch.inf].numpy(), one_by_one(lm, GROUP, WHYS), atol=1e-5, rtol=1e-6)
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_padding_and_company_change_no_causal_score(family):
+    lm, batch = make(family), causal_batch()
+    hidden = replace(batch, attention_mask=batch.attention_mask & ~batch.rationale_mask)
+    for whole in (batch, hidden):
+        with torch.no_grad():
+            together, alone = choice_scores(lm.model, whole), [choice_scores(lm.model, whole[i:i + 1])[0] for i in range(3)]
+        for row, single in zip(together, alone): assert torch.allclose(row[:len(single)], single, atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_hidden_rationale_says_nothing_and_keeps_its_place(family):
+    lm, batch = make(family), causal_batch()
+    other_ids = torch.where(batch.rationale_mask, (batch.input_ids + 7) % 1400, batch.input_ids)
+    def scores(input_ids, hide):
+        mask = batch.attention_mask & ~(batch.rationale_mask & hide)
+        with torch.no_grad(): return choice_scores(lm.model, replace(batch, input_ids=input_ids, attention_mask=mask))[batch.choice_mask]
+    assert torch.allclose(scores(batch.input_ids, True), scores(other_ids, True), atol=1e-6, rtol=0)
+    assert not torch.allclose(scores(batch.input_ids, False), scores(other_ids, False), atol=1e-3)
+    with torch.no_grad(): without = choice_scores(lm.model, encode_questions(TOKENIZER, GROUP, causal=True))[batch.choice_mask]
+    assert not torch.allclose(scores(batch.input_ids, True), without, atol=1e-3)   # there the choice stands earlier
+
+def test_gradients_reach_a_causal_model():
+    model = unfreeze(make('llama').model).requires_grad_(True); batch = causal_batch()
+    smoothed_loss(choice_scores(model, batch), batch.answer).backward()
+    assert all(p.grad.isfinite().all() and (p.grad != 0).any() for p in model.parameters())
+
+def test_a_choice_of_a_causal_model_begins_with_a_space():
+    batch, m = causal_batch(), GROUP[0]
+    assert [TOKENIZER.decode(row[row >= 0]) for row in batch.labels[0, :5]] == [f' {choice}' for choice in m.choices]
+    class WithStart:
+        bos_token_id, pad_token_id = 5, 0
+        def __call__(self, text, add_special_tokens=True): return type('out', (), dict(input_ids=[5]*add_special_tokens + TOKENIZER(text, add_special_tokens=False).input_ids))
+    started = encode_questions(WithStart(), GROUP, WHYS, causal=True)
+    assert (started.input_ids[:, :, 0] == 5).all() and torch.equal(started.input_ids[0, 0, 1:][started.attention_mask[0, 0, 1:]], batch.input_ids[0, 0][batch.attention_mask[0, 0]])
+    assert (encode_questions(WithStart(), GROUP, WHYS).input_ids[:, :, 0] != 5).all()
+
+def test_too_long_for_a_causal_model():
+    with pytest.raises(BadInput, match='and this model has 64 positions'): choice_scores(short_gpt2().model, causal_batch())
+
+def short_gpt2():
+    model = freeze(AutoModelForCausalLM.from_config(AutoConfig.for_model('gpt2', **SIZES | dict(max_position_embeddings=64))))
+    return LM(model, TOKENIZER, 'gpt2', fingerprint(model))
+
+@pytest.mark.parametrize('lora', [0, 2])
+def test_a_causal_reasoner_is_trained_kept_and_explains(lora, tmp_path):
+    lm = make('llama'); freeze(lm.model.float()); batch = causal_batch()
+    lm.fingerprint = fingerprint(lm.model)
+    model = train_reasoner(lm, batch, TrainConfig(60, 1e-2, 'constant'), batch_size=3, lora=lora)
+    assert fingerprint(lm.model) == lm.fingerprint != fingerprint(model) and not model.training
+    assert {n for n, _ in model.named_parameters()} == {n for n, _ in lm.model.named_parameters()}
+    with torch.no_grad(): after, before = (smoothed_loss(choice_scores(m, batch), batch.answer).item() for m in (model, lm.model))
+    assert after < .5*before
+    mine = Reasoner(model, TOKENIZER, PROMPT, lm.fingerprint, 'llama', 6, 100)
+    back = load_reasoner(save_reasoner(mine, tmp_path/'a'), 'cpu')
+    assert np.allclose(back.probabilities(GROUP, WHYS), probabilities(model, batch), atol=1e-6)
+    assert explain(back, lm, 'what runs?', ['fox', 'cow']).answer in ('fox', 'cow')
+
+def test_a_causal_training_resumes_and_weight_zero_is_plain(tmp_path):
+    lm, batch = make('llama'), causal_batch()
+    for lora in (0, 2):
+        def train_it(regularizer, **options): return fingerprint(train_reasoner(lm, batch, SHORT, regularizer, 2, lora=lora, **options))
+        assert train_it(Regularizer(weight=0)) == train_it(None) != train_it(Regularizer())
+        first = train_it(None, folder=tmp_path/f'{lora}')
+        assert first == train_it(None, folder=tmp_path/f'{lora}') == train_it(None)
+
+def test_lora_trains_a_low_rank_change_of_a_t5():
+    t5 = make_t5()
+    model = train_reasoner(t5, read(), SHORT, batch_size=4, lora=2)
+    before, after = t5.model.state_dict(), model.state_dict()
+    assert before.keys() == after.keys()
+    ranks = {n: int(torch.linalg.matrix_rank(after[n].double() - before[n].double(), rtol=1e-4)) for n in before if not torch.equal(before[n], after[n])}
+    assert ranks and max(ranks.values()) <= 2 and not any('shared' in n or 'norm' in n for n in ranks)
+
+def test_text_models_by_their_kind(t5, tmp_path):
+    for name, kind in (('llama', LM), ('t5', Seq2Seq)): assert type(load_text_model(name, device='cpu')) is kind
+    t5.model.save_pretrained(tmp_path/'t'); T5_TOKENIZER.save_pretrained(tmp_path/'t')
+    assert type(load_text_model(tmp_path/'t', device='cpu')) is Seq2Seq
+    with pytest.raises(BadInput): load_text_model('clip')
+
+# What does not fit
+
+LONG = MCQ('so '*80, ('fox', 'cow'), 0, (), 'own')
+
+def test_long_questions_are_counted_and_cut_where_wanted(t5):
+    questions = [LONG, GROUP[1], LONG]
+    with pytest.raises(BadInput, match=r"question and choices take \d+ tokens, and 40 are allowed \(2 of 3 questions do not fit into 40 tokens\).*--truncate"):
+        encode_questions(T5_TOKENIZER, questions, max_length=40)
+    rationales = [('It runs.', 'It does not.'), ('It is.', 'It is not.'), ('It runs.', '')]
+    with pytest.warns(UserWarning) as said: batch = encode_questions(T5_TOKENIZER, questions, rationales, max_length=40, truncate=True)
+    assert str(said[0].message).startswith('2 of 3 questions do not fit into 40 tokens with their choices, and are cut; the longest takes ')
+    with pytest.warns(UserWarning, match='^1 rationales are empty'): whole = encode_questions(T5_TOKENIZER, questions, rationales, max_length=999)
+    assert torch.equal(batch.input_ids[0], whole.input_ids[0, :, :40]) and batch.attention_mask[0].all()     # the end is cut, as in the published code
+    assert not batch.rationale_mask[0].any() and batch.question_mask[0].all()
+    p = probabilities(t5.model, batch)
+    assert np.allclose(p.sum(1), 1) and np.allclose(p[0], probabilities(t5.model, batch[:1])[0], atol=1e-6)
+    with pytest.warns(UserWarning, match='2 of 3 questions'): batch = encode_questions(TOKENIZER, questions, max_length=40, truncate=True, causal=True)
+    assert np.isfinite(probabilities(make('llama').model, batch)).all()
+
+def test_a_fit_counts_what_it_cuts(tmp_path):
+    rows = [dict(question=f'{m.question} {i}', choices=m.choices, answer=m.answer, rationales=m.rationales) for i, m in enumerate(mcq(i, 'strategy', seed=9) for i in range(20))]
+    rows[3]['question'] = 'so '*80
+    (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    fit = PintoFit(tmp_path/'q.jsonl', tmp_path/'out', steps=1, batch=4, device='cpu', own=True, length=60)
+    with pytest.raises(BadInput, match='1 of 20 questions do not fit into 60 tokens'): fit_questions(fit)
+    fit = replace(fit, truncate=True)
+    with pytest.warns(UserWarning, match='questions do not fit|rationales do not fit'): result = fit_questions(fit)
+    assert result['too_long']['questions'] == 1 and 'cut at 60 tokens: 1 questions, and' in fit.lines(result)[-1]
+    back = load_reasoner(tmp_path/'out', 'cpu')
+    assert back.truncate and back.length == 60
+    with pytest.warns(UserWarning, match='1 of 1 questions'): assert np.isfinite(back.probabilities([LONG])).all()
+    assert fits._count_long(replace(fit, length=999), load_text_model('t5', device='cpu'), dict(a=GROUP), dict(a=WHYS)) == dict(questions=0, rationales=0)
+
+def test_a_causal_fit(tmp_path):
+    rows = [dict(question=f'{m.question} {i}', choices=m.choices, answer=m.answer, rationales=m.rationales) for i, m in enumerate(mcq(i, 'strategy', seed=9) for i in range(20))]
+    (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    found = fit_questions(PintoFit(tmp_path/'q.jsonl', tmp_path/'out', reasoner='llama', lora=2, steps=2, batch=4, device='cpu', own=True))
+    assert found['held_out'] == 2 and not load_reasoner(tmp_path/'out', 'cpu').model.config.is_encoder_decoder
+    assert not [p.name for p in (tmp_path/'out').iterdir() if 'adapter' in p.name]
+
+# Published formats
+
 
 def test_published_formats(tmp_path):
     (tmp_path/'csqa.jsonl').write_text(json.dumps(CSQA)); m = read_questions(tmp_path/'csqa.jsonl')[0]

@@ -13,7 +13,7 @@ from frozen_nb.flmm import FLMMFit, fit_grounding
 from frozen_nb.generative_adapter import check_adapter_place, fit_texts, GeneratorFit
 from frozen_nb.fits.limber import fit_captions, LimberFit
 from frozen_nb.lm4visual import fit_folder, LM4VisualFit
-from frozen_nb.pinto import fit_questions, PintoFit
+from frozen_nb.fits.pinto import fit_questions, PintoFit
 from frozen_nb.pretraining.recipes import pretrain
 
 def contents(folder): return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}

@@ -231,10 +231,10 @@ def log_likelihoods(
     model: PreTrainedModel,       # a language model
     labels: torch.Tensor,         # (B, T) ids of the tokens to score, -100 elsewhere
     attention_mask: torch.Tensor, # (B, T), 0 on padding
-    **inputs: Any,                # `input_ids` (B, T) or `inputs_embeds` (B, T, d)
+    **inputs: Any,                # `input_ids` (B, T) or `inputs_embeds` (B, T, d), and others
 ) -> tuple:                       # (B,) summed log-likelihoods, (B,) how many tokens each sums
     "Log-likelihood of the labelled tokens of each row."
-    inputs = inputs | position_arguments(model, attention_mask)
+    inputs = position_arguments(model, attention_mask) | inputs
     logits, ids = target_logits(model, labels, attention_mask=attention_mask, **inputs) # (n, V)
     check_logits(model, logits)
     nll, is_target = F.cross_entropy(logits, ids, reduction='none'), labels[:, 1:] != -100
