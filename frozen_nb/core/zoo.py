@@ -6,10 +6,11 @@
 __all__ = ['OWNERLESS', 'PACKAGED', 'RANDOM', 'IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'GREEDY', 'shipped', 'weight_files',
            'configuration', 'hub_reachable', 'cached_folder', 'hub_folder', 'ModelSource', 'Packaged', 'packaged_file',
            'converted_folder', 'find_model', 'quiet_libraries', 'load_tokenizer', 'folder_settings', 'warn_of_settings',
-           'LM', 'load_lm', 'has_weights', 'is_same_model', 'Seq2Seq', 'load_seq2seq', 'to_rgb', 'image_formats',
-           'check_images', 'open_image', 'is_nf_resnet', 'visual_tokens', 'pool_tokens', 'Encoder', 'load_encoder',
-           'unit_pixels', 'clip_vision_model', 'check_texts', 'messages', 'check_logits', 'greedy', 'LMM',
-           'check_marks', 'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card', 'zoo']
+           'LM', 'load_lm', 'has_weights', 'is_same_model', 'Seq2Seq', 'load_seq2seq', 'load_text_model', 'to_rgb',
+           'image_formats', 'check_images', 'open_image', 'is_nf_resnet', 'visual_tokens', 'pool_tokens', 'Encoder',
+           'load_encoder', 'unit_pixels', 'clip_vision_model', 'check_texts', 'messages', 'check_logits', 'greedy',
+           'LMM', 'check_marks', 'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card',
+           'zoo']
 
 # %% ../../nbs/core/03_zoo.ipynb #021933e7
 import difflib, hashlib, importlib.util, inspect, json, logging, math, re, sys, warnings
@@ -878,6 +879,19 @@ def load_seq2seq(
 ) -> Seq2Seq:
     "An encoder-decoder such as a T5, frozen. Raises `BadInput` as `load_lm` does."
     return Seq2Seq(*_load_text_model(name, 'seq2seq', dtype, device, tokenizer))
+
+# %% ../../nbs/core/03_zoo.ipynb #s2s00002
+def load_text_model(
+    name: str | Path,                         # included name, folder or hub id
+    dtype: str | torch.dtype | None = None,   # 'fp32' (default), 'bf16', 'fp16'
+    device: str | torch.device | None = None, # 'cpu', 'cuda' ...; by default CUDA if it is there
+) -> LM:                                      # a `Seq2Seq` if it is an encoder-decoder
+    "A causal language model or an encoder-decoder, as its configuration says, frozen."
+    config = configuration(find_model(name).folder)[1]
+    if config.get('is_encoder_decoder'): return load_seq2seq(name, dtype, device)
+    is_causal = config.get('model_type') in _family('lm').model_types
+    is_seq2seq = config.get('model_type') in _family('seq2seq').model_types
+    return (load_seq2seq if is_seq2seq and not is_causal else load_lm)(name, dtype, device)
 
 # %% ../../nbs/core/03_zoo.ipynb #0379b53c
 def to_rgb(
