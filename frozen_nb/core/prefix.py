@@ -119,8 +119,8 @@ def _check_map_config(config, folder):
 
 def _sizes_of(config, folder):
     "The three sizes of a map from its configuration."
-    kind = config.get('kind') or config.get('model_type') or 'something else'
-    if not set(_SIZE_KEYS) & set(config): raise BadInput(
+    kind = config.get('kind') or config.get('model_type') or 'LinearMap'
+    if kind != 'LinearMap' and not set(_SIZE_KEYS) & set(config): raise BadInput(
         f'no map in {folder}: its config.json is that of {str(kind)[:40]!r}; '
         'give a folder that frozen-nb fit limber wrote')
     sizes = [config.get(k) for k in _SIZE_KEYS]
