@@ -155,6 +155,16 @@ def test_files_that_hold_no_lines(tmp_path):
     refused(lambda: read_captions(tmp_path/'nowhere.jsonl'), 'nowhere.jsonl', 'no such file')
     refused(lambda: read_captions(tmp_path), 'folder')
 
+def test_an_address_is_no_path(paths, tmp_path):
+    "A path would lose one of its slashes in the message."
+    data = write(tmp_path, dict(image=paths[0], caption='a'), dict(image='https://x.org/a.jpg', caption='a'))
+    refused(lambda: read_captions(data), 'data.jsonl: line 2', 'address', 'download')
+
+def test_a_caption_is_one_line(paths, tmp_path):
+    "Generated captions end at a line break, so nothing behind one could be generated."
+    data = write(tmp_path, dict(image=paths[0], caption='a red\nhippo \r\n\n in the snow\n'))
+    assert read_captions(data)[1] == [['a red hippo in the snow']]
+
 @pytest.fixture(scope='module')
 def menagerie(tmp_path_factory):
     "A hundred pictures of one animal each with captions, one of them under two names."
@@ -236,6 +246,34 @@ def test_nothing_is_written_for_what_cannot_be_used(menagerie, root, tmp_path, m
         monkeypatch.delattr(fits, 'image_features')   # it is said before anything is encoded
     refused(lambda: fit_captions(LimberFit(**given)), *words)
     assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*')) == before
+
+@pytest.mark.parametrize('options', [dict(batch=2, accumulate=3), dict(accumulate=19)])
+def test_more_parts_than_a_batch_has_images_are_refused_before_anything_is_encoded(menagerie, root, tmp_path, monkeypatch, options):
+    monkeypatch.delattr(fits, 'load_encoder')
+    lines = (menagerie/'data.jsonl').read_text().replace('"image": "', f'"image": "{menagerie}/').splitlines()
+    n = options.get('batch', 18)   # twenty images, two of them held out
+    refused(lambda: fit_captions(LimberFit(write(tmp_path, *lines[:20]), tmp_path/'map', **options)), f"accumulate {options['accumulate']}", f'give {n} or fewer')
+
+def test_a_caption_that_is_too_long_is_named(menagerie, root, tmp_path):
+    fit = LimberFit(menagerie/'data.jsonl', tmp_path/'map')
+    lm = load_lm('llama', device='cpu')
+    refused(lambda: fits._check_fits(fit, encoder_in(root/'clip_vit'), lm, [['short'], ['a red hippo ' * 1000]]), 'data.jsonl', "'a red hippo", 'do not fit into the 1024')
+    long_prompt = replace(fit, prompt='a red hippo ' * 1000)
+    with pytest.raises(BadInput, match='do not fit') as error: fits._check_fits(long_prompt, encoder_in(root/'clip_vit'), lm, [['short']])
+    assert "'short'" not in str(error.value)   # it is not the caption's fault
+
+def test_lines_of_a_result_say_fewer_visual_tokens_and_few_images():
+    losses = {name: dict(value=1., ci=[.5, 1.5]) for name in ('right', 'another', 'difference')}
+    def lines(k, n): return LimberFit(Path('a'), Path('map'), k=100).lines(dict(data=dict(images=10*n, captions=9, held_out_images=n), held_out=losses, steps=2, k=k))
+    first, second = lines(64, 2)
+    assert '2 steps, 64 visual tokens, as the encoder has no more: map' in first and '2 images held out are few' in second
+    first, second = lines(100, 10)
+    assert '2 steps: map' in first and 'few' not in second
+
+@pytest.mark.parametrize('name', ['flmm', 'llama', 'pinto'])
+def test_a_folder_of_another_kind_is_no_damaged_map(name):
+    with pytest.raises(BadInput, match='no map in .*config.json is that of') as error: load_map(data_path('zoo', name))
+    assert 'download' not in str(error.value)   # what is there is whole
 
 # --- the authors' projections
 
@@ -344,7 +382,7 @@ def test_a_map_trains_by_its_schedule(menagerie, root, tmp_path, monkeypatch):
     assert LimberFit(**given).train_config == replace(LIMBER_RECIPE, steps=20, warmup=2, checkpoint_every=100)
 
 @pytest.mark.parametrize('options, words', [
-    (dict(schedule='cosin'), ["schedule 'cosin'", 'linear', 'cosine']), (dict(schedule='greedy'), ['validation loss']), (dict(schedule=5), ['schedule=5', 'name']), (dict(schedule='constant', warmup=10), ['constant_with_warmup']),
+    (dict(schedule='cosin'), ["schedule 'cosin' is unknown; use linear, cosine, "]), (dict(schedule='greedy'), ['validation loss']), (dict(schedule='warmup_stable_decay'), ['steps to fall in']), (dict(schedule=5), ['schedule=5', 'name']), (dict(schedule='constant', warmup=10), ['constant_with_warmup']),
     (dict(warmup=800), ['warmup 800', '800 steps']), (dict(steps=10, warmup=10), ['10 steps']), (dict(warmup=-1), ['warmup -1', '0 or more']), (dict(warmup=2.5), ['whole number'])])
 def test_a_schedule_that_there_is_not(options, words): refused(lambda: LimberFit(Path('a'), Path('b'), **options), *words)
 

@@ -119,7 +119,11 @@ def _check_map_config(config, folder):
 
 def _sizes_of(config, folder):
     "The three sizes of a map from its configuration."
-    sizes = [config.get(k) if isinstance(config, dict) else None for k in _SIZE_KEYS]
+    kind = config.get('kind') or config.get('model_type') or 'LinearMap'
+    if kind != 'LinearMap' and not set(_SIZE_KEYS) & set(config): raise BadInput(
+        f'no map in {folder}: its config.json is that of {str(kind)[:40]!r}; '
+        'give a folder that frozen-nb fit limber wrote')
+    sizes = [config.get(k) for k in _SIZE_KEYS]
     if not all(type(n) is int and 0 < n < 2**31 for n in sizes): raise BadInput(
         f'{folder/"config.json"}: a map needs width_in, width_out and out_tokens, and here they '
         f'are {sizes}: train or download it again')

@@ -74,13 +74,22 @@ def _check_config(config):
         raise BadInput(f"schedule {config.schedule!r} has no min_lr; use 'cosine_with_min_lr'")
 
 # %% ../../nbs/core/08_training.ipynb #422582ca
+_lacking = {   # what a schedule needs that a run does not give it
+    'reduce_lr_on_plateau': 'a validation loss', 'greedy': 'a validation loss',
+    'warmup_stable_decay': 'a number of steps to fall in'}
+
+def _check_schedule_name(name):
+    from transformers import SchedulerType
+    if name in _lacking: raise BadInput(
+        f'schedule {name!r} needs {_lacking[name]}; use one that depends on the step alone')
+    known = [kind.value for kind in SchedulerType if kind.value not in _lacking]
+    if name not in known: raise BadInput(f'schedule {name!r} is unknown; use {", ".join(known)}')
+
 def _scheduler(optimizer, config):
     "The schedule of transformers for one optimizer."
     from transformers import get_scheduler
     name = config.schedule
-    if name in ('reduce_lr_on_plateau', 'greedy'):
-        raise BadInput(
-            f'schedule {name!r} needs a validation loss; use one that depends on the step')
+    _check_schedule_name(name)
     settings = dict(min_lr=config.min_lr) if 'min_lr' in name else None
     try:
         return get_scheduler(name, optimizer, config.warmup, config.steps, settings)

@@ -8,6 +8,7 @@ __all__ = ['read_captions', 'CaptionData', 'LimberFit', 'fit_captions', 'read_pr
 # %% ../../nbs/fits/limber.ipynb #94738e83
 import hashlib
 import json
+import re
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,8 +33,14 @@ from ..limber import fit_map, LIMBER_RECIPE
 
 # %% ../../nbs/fits/limber.ipynb #f1tdata1
 _EXAMPLE = '{"image": "a.jpg", "caption": "a dog"}'
+_line_break = re.compile(r'\s*[\r\n]\s*')   # a caption is one line
 
 def _are_texts(texts): return all(isinstance(t, str) and t.strip() for t in texts)
+
+def _check_path(image):
+    if not isinstance(image, str) or not image.strip():
+        raise ValueError('has no "image" with a path')
+    if '://' in image: raise ValueError('names an address as "image"; download the file first')
 
 def _parse_line(line):
     "Image and texts of a line. Raises `ValueError` that says what the line lacks."
@@ -44,11 +51,10 @@ def _parse_line(line):
     if not isinstance(values, dict): values = {}
     image, texts = values.get('image'), values.get('caption')
     if isinstance(texts, str): texts = [texts]
-    if not isinstance(image, str) or not image.strip():
-        raise ValueError('has no "image" with a path')
+    _check_path(image)
     if not isinstance(texts, list) or not texts or not _are_texts(texts):
         raise ValueError('has no "caption" with a text or a list of texts, none of them blank')
-    return image, [text.strip() for text in texts]
+    return image, [_line_break.sub(' ', text.strip()) for text in texts]
 
 # %% ../../nbs/fits/limber.ipynb #c78dd67c
 def _lines(path):
@@ -91,7 +97,8 @@ class CaptionData:
     # Image encoder: a name that ships, a folder or a hub id.
     encoder: str | Path | Encoder = option('clip', 'E')
     lm: str | Path | LM = option('llama', 'L')       # Language model, likewise.
-    k: int = numeric(16, 1) # Visual tokens, a square number; 1: one vector for the image.
+    # Visual tokens, a square number; 1: one vector for the image; all where there are fewer.
+    k: int = numeric(16, 1)
     prompt: str = option('A picture of', 'TEXT')     # What stands between image and caption.
     out_tokens: int = numeric(1, 1)                 # Embeddings made of each visual token.
     device: str | None = option(None, 'D')  # 'cpu', 'cuda' ...; by default CUDA where there is one.
@@ -157,11 +164,21 @@ def _read_images(data):
     for path, texts in zip(*read_captions(data)):
         with open(path, 'rb') as f: digest = hashlib.file_digest(f, 'sha256').hexdigest()
         by_hash.setdefault(digest, (path, []))[1].extend(texts)
+    n = f'{len(by_hash)} different image{"" if len(by_hash) == 1 else "s"}'
     if len(by_hash) < 10: raise BadInput(
-        f'{data}: {len(by_hash)} different images; at least 10 are needed, of which 2 are held out')
+        f'{data}: {n}; at least 10 are needed, of which 2 are held out')
     hashes = sorted(by_hash)
     paths, captions = zip(*(by_hash[digest] for digest in hashes))
     return hashes, paths, captions
+
+# %% ../../nbs/fits/limber.ipynb #1a12f3f5
+def _n_held_out(n_images): return max(2, n_images // 10)
+
+def _check_parts(fit, n_images):
+    "Refuse more parts of a batch than it has images, before anything is encoded."
+    n = min(fit.batch, n_images - _n_held_out(n_images))
+    if fit.accumulate > n: raise BadInput(
+        f'accumulate {fit.accumulate}: a batch has {n} images here; give {n} or fewer')
 
 def _check_fits(fit, encoder, lm, captions):
     "Refuse a `k` that the encoder has no grid for, and captions longer than the context."
@@ -170,7 +187,11 @@ def _check_fits(fit, encoder, lm, captions):
     texts = [text for texts in captions for text in texts]
     longest = max(texts, key=lambda text: len(lm.tokenizer(text).input_ids))
     prefix = torch.empty(1, k * fit.out_tokens, lm.width, device=lm.device)
-    sequence(lm, prefix, fit.prompt, [f' {longest}'])
+    sequence(lm, prefix, fit.prompt, [' a'])   # the prompt alone
+    try:
+        sequence(lm, prefix, fit.prompt, [f' {longest}'])
+    except BadInput as error:
+        raise BadInput(f'{fit.data}: the caption {longest[:40]!r} ...: {error}') from None
 
 # %% ../../nbs/fits/limber.ipynb #80ce91ed
 def _held_out(lm, linear_map, features, prompt, captions):
@@ -218,6 +239,7 @@ def fit_captions(
     data or models that cannot be used; the folder is written at the end, whole."""
     out = check_place(fit.out, 'a map', load_map)
     hashes, paths, captions = _read_images(fit.data)
+    _check_parts(fit, len(hashes))
     encoder, lm = fit.encoder, fit.lm
     if not isinstance(encoder, Encoder): encoder = load_encoder(encoder, fit.dtype, fit.device)
     if not isinstance(lm, LM): lm = load_lm(lm, fit.dtype, fit.device)
@@ -225,7 +247,7 @@ def fit_captions(
     bar = progress and not progress_bar(0).disable
     image_of = lambda i: _open_image(fit.data, paths[i])
     features = image_features(encoder, image_of, hashes, fit.k, store, bar)  # (n, k, e)
-    n = max(2, len(hashes) // 10)
+    n = _n_held_out(len(hashes))
     trained, about = _train_fit(fit, encoder, lm, features, captions, n)
     held_out = _held_out(lm, trained, features[:n], fit.prompt, captions[:n])
     about |= dict(held_out=held_out, unit='nats a token', versions=versions())
@@ -242,12 +264,15 @@ def lines(
     data, losses = result['data'], result['held_out']
     losses = {name: Interval(i['value'], *i['ci']) for name, i in losses.items()}
     no_use = '' if losses['difference'].low > 0 else ', which shows no use of the image'
+    n, k = data['held_out_images'], result['k']
+    few = '' if n > 5 else f'; {n} images held out are few: rely on 100 images and more'
+    fewer = '' if k >= self.k else f', {k} visual tokens, as the encoder has no more'
     return [
         f"{data['images']:,} images with {data['captions']:,} captions, "
         f"{data['held_out_images']:,} of the images held out; "
-        f"{result['steps']:,} steps: {self.out}",
+        f"{result['steps']:,} steps{fewer}: {self.out}",
         f"held out: {losses['right']} nats a token, behind another image {losses['another']}; "
-        f"difference {losses['difference']}{no_use}",
+        f"difference {losses['difference']}{no_use}{few}",
     ]
 
 # %% ../../nbs/fits/limber.ipynb #599b30fc
