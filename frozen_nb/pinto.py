@@ -277,7 +277,7 @@ def _read_fields(path):
     stop = tuple(fields['prompt']['stop'])
     try:
         return fields | dict(prompt=Prompt(**fields['prompt'] | dict(stop=stop)))
-    except BadInput as error:
+    except (BadInput, TypeError) as error:    # TypeError: a field that a prompt does not have
         raise BadInput(f'{path}: {error}; {way_out}') from None
 
 # %% ../nbs/15_pinto.ipynb #273d64c3

@@ -73,9 +73,9 @@ FIT = {
 VALUES = {
     'lr': 'inf nan -1 0 x 1e30', 'steps': '-1 0 1.5 1000000000000 x', 'batch': '-1 0 1000000000000 nan', 'seed': '-1 100000000000000000000000000000 x', 'device': 'meta nonsense cuda:99 cpu:x vulkan', 'dtype': 'int8 nonsense',
     'weight': 'nan inf -1', 'k': '0 -1 1000000000000', 'out-tokens': '0 10000000', 'dropout': 'nan 1 -1 inf', 'feature-dropout': 'nan 2', 'tokens': '0 -1 1000000000', 'length': '0 1000000000', 'width': '0 -5 10000000000', 'rank': '0 10000000000',
-    'chunk': '0 -1 100000000000', 'size': '0 1000000000', 'patch': '0 1000000', 'depth': '0 1000000', 'heads': '0 1000000', 'optimizer': 'sgd', 'schedule': 'cosin greedy', 'warmup': '-1 1.5 x 1000000000000', 'norm': 'batch', 'part': 'head', 'lm': 'lama clip /nowhere ../../etc', 'prompt': 'nowhere', 't5': 'llama nowhere', 'encoder': 'llama nowhere', 'layer': '99 100000000000000000000000000 x', 'split': 'nowhere'}
+    'chunk': '0 -1 100000000000', 'size': '0 1000000000', 'patch': '0 1000000', 'depth': '0 1000000', 'heads': '0 1000000', 'optimizer': 'sgd', 'schedule': 'cosin greedy', 'warmup': '-1 1.5 x 1000000000000', 'norm': 'batch', 'part': 'head', 'lm': 'lama clip /nowhere ../../etc', 'prompt': 'nowhere', 'reasoner': 'clip nowhere', 'lora': '-1 x nan 100000000000', 'encoder': 'llama nowhere', 'layer': '99 100000000000000000000000000 x', 'split': 'nowhere'}
 HAS = {
-    'limber': 'lr steps batch seed device dtype k out-tokens dropout feature-dropout optimizer schedule warmup lm encoder', 'pinto': 'lr steps batch seed device dtype weight tokens length lm prompt t5', 'generative_adapter': 'lr steps batch seed device dtype width rank chunk part lm',
+    'limber': 'lr steps batch seed device dtype k out-tokens dropout feature-dropout optimizer schedule warmup lm encoder', 'pinto': 'lr steps batch seed device dtype weight tokens length lm prompt reasoner lora', 'generative_adapter': 'lr steps batch seed device dtype width rank chunk part lm',
     'lm4visual': 'steps batch seed device size patch width depth heads norm lm layer', 'flmm': 'lr steps batch seed device dtype width'}
 
 def words(line): return lambda folder: line.split()
@@ -310,7 +310,7 @@ def test_a_report_is_made_beside_damaged_files(tmp_path, name, data):
         'caption a.png': 'map encoder lm device dtype', 'ask a.png why': 'map lm', 'ground a.png fox': 'model lmm sam out', 'align images': 'captions map lm out',
         'adapt doc.txt --ask why': 'generator lm save mode', 'explain why --choices a b': 'reasoner lm', 'reproduce': 'out preset', 'claims': 'records markdown',
         'verify': 'records', 'pretrain llama': 'out', 'fit limber --data captions.jsonl --out new': 'lm encoder', 'fit limber --data captions.jsonl': 'out',
-        'fit pinto --data questions.jsonl --out new': 't5 lm prompt'}.items() for name in names.split()])
+        'fit pinto --data questions.jsonl --out new': 'reasoner lm prompt'}.items() for name in names.split()])
 def test_a_blank_value_is_not_the_default(line, place, monkeypatch, shell):
     monkeypatch.chdir(place)
     before = sorted(place.rglob('*'))
