@@ -103,8 +103,9 @@ def kept_map(
     **options: object,                   # further arguments of `fit_map`: texts and numbers
 ) -> tuple:                              # `LinearMap`, `History`
     """As `fit_map`, with the result kept in the cache under a hash of all arguments: the same call
-    again, in another notebook or after a break, trains nothing. If another process trains this map
-    now, it is waited for."""
+    again, in another notebook, trains nothing; after a break it goes on. If another process trains
+    this map now, it is waited for."""
+    config = replace(config, checkpoint_every=config.checkpoint_every or 100)
     folder = run_folder('limber', 'map', encoder, lm, features, captions, config, options)
     inputs, options = (encoder, lm, features, captions, config), options | dict(desc=desc)
     while True:

@@ -212,13 +212,13 @@ def _fine_tuned(base, batches, loss, config, lora=0, **options):
 def kept_reasoner(
     base: LM,           # as for `train_reasoner`
     batch: ChoiceBatch, # likewise
-    config: TrainConfig = PINTO_RECIPE, # likewise
+    config: TrainConfig = PINTO_RECIPE,              # likewise
     regularizer: Regularizer | None = Regularizer(), # likewise
     **options: object,  # of `train_reasoner`, but for folder and progress
 ) -> torch.nn.Module:   # a T5 of transformers, in eval mode
-    """As `train_reasoner`, kept in the cache under a hash of all arguments. If another process
-    trains the same model now, it is waited for."""
-    inputs = base, batch, config, regularizer
+    """As `train_reasoner`, kept in the cache under a hash of all arguments; after a break it goes
+    on. If another process trains the same model now, it is waited for."""
+    inputs = base, batch, replace(config, checkpoint_every=50), regularizer
     folder = run_folder('pinto', 'reasoner', *inputs, options)
     while True:
         try:
