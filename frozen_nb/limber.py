@@ -6,7 +6,6 @@
 __all__ = ['LIMBER_RECIPE', 'new_map', 'caption_loss', 'fit_map', 'kept_map', 'Limber']
 
 # %% ../nbs/10_limber.ipynb #ffef462c
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from frozen_nb.core.prefix import (
     first_line, generate, image_features, LinearMap, load_map, sequence, shot_prompt, starts,
     target_loss)
 from .core.stores import run_folder
-from .core.training import BusyError, train, TrainConfig
+from .core.training import train, TrainConfig, wait_for_turn
 from .core.zoo import (
     check_images, check_texts, Encoder, LM, load_encoder, load_lm, pool_tokens, unit_pixels)
 
@@ -108,11 +107,7 @@ def kept_map(
     config = replace(config, checkpoint_every=config.checkpoint_every or 100)
     folder = run_folder('limber', 'map', encoder, lm, features, captions, config, options)
     inputs, options = (encoder, lm, features, captions, config), options | dict(desc=desc)
-    while True:
-        try:
-            return fit_map(*inputs, folder=folder, **options)
-        except BusyError:
-            time.sleep(1)
+    return wait_for_turn(partial(fit_map, *inputs, folder=folder, **options))
 
 # %% ../nbs/10_limber.ipynb #d195b7ec
 @dataclass

@@ -10,8 +10,8 @@ __all__ = ['SPREADS', 'PINTO_RECIPE', 'rationalize', 'choice_scores', 'probabili
 # %% ../nbs/15_pinto.ipynb #pin00002
 import copy
 import json
-import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NotRequired
@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 
 from .benchmarks.choice_tokens import (
-    causal_scores, ChoiceBatch, encode_questions, items_of_step)
+    causal_scores, ChoiceBatch, encode_questions, is_causal, items_of_step)
 from .benchmarks.choices import check_question
 from .core.folders import (
     as_path, check_place, finish_write, read_json, verify_folder, whole_folder)
 from .core.frozen import *
 from .core.prompts import Prompt, prompted_texts, rationale_store, read_prompt
 from .core.stores import run_folder
-from .core.training import BusyError, train, TrainConfig
+from .core.training import train, TrainConfig, wait_for_turn
 from .core.zoo import (
     check_texts, has_weights, LM, load_lm, load_text_model, quiet_libraries)
 from .world.multiple_choice import MCQ
@@ -55,7 +55,7 @@ def choice_scores(
     batch: ChoiceBatch,     # N questions
 ) -> torch.Tensor:          # (N, K), -inf where there is no such choice
     "Mean log-likelihood of the tokens of each choice."
-    if not model.config.is_encoder_decoder: return causal_scores(model, batch)
+    if is_causal(model): return causal_scores(model, batch)
     labels = batch.labels.flatten(0, 1).contiguous()                    # (N*K, U)
     logits = model(
         input_ids=batch.input_ids.flatten(0, 1),
@@ -195,8 +195,8 @@ def train_reasoner(
     if unknown: raise BadInput(f'{unknown} questions have no answer: leave them out of the '
                                'training')
     batches = _reasoning_batches(base, batch, config.seed, regularizer, batch_size, hide_question)
-    inputs = batch, regularizer, batch_size, hide_question
-    options = dict(progress=False) | options | dict(inputs=(*inputs, lora) if lora else inputs)
+    inputs = batch, regularizer, batch_size, hide_question, lora
+    options = dict(progress=False) | options | dict(inputs=inputs)
     return _fine_tuned(base, batches, _reasoning_loss(regularizer), config, lora, **options)
 
 # %% ../nbs/15_pinto.ipynb #pinkept0
@@ -215,16 +215,12 @@ def kept_reasoner(
     config: TrainConfig = PINTO_RECIPE,              # likewise
     regularizer: Regularizer | None = Regularizer(), # likewise
     **options: object,  # of `train_reasoner`, but for folder and progress
-) -> torch.nn.Module:   # a T5 of transformers, in eval mode
+) -> torch.nn.Module:   # a model of transformers, in eval mode
     """As `train_reasoner`, kept in the cache under a hash of all arguments; after a break it goes
     on. If another process trains the same model now, it is waited for."""
     inputs = base, batch, replace(config, checkpoint_every=50), regularizer
     folder = run_folder('pinto', 'reasoner', *inputs, options)
-    while True:
-        try:
-            return train_reasoner(*inputs, folder=folder, **options)
-        except BusyError:
-            time.sleep(1)
+    return wait_for_turn(partial(train_reasoner, *inputs, folder=folder, **options))
 
 # %% ../nbs/15_pinto.ipynb #pin00061
 @dataclass
@@ -265,7 +261,7 @@ def _checked(lm, reasoner):
 
 def _encoding(reasoner):
     "How questions are encoded for a reasoner."
-    causal = not reasoner.model.config.is_encoder_decoder
+    causal = is_causal(reasoner.model)
     return dict(max_length=reasoner.length, truncate=reasoner.truncate, causal=causal)
 
 def _read_fields(path):

@@ -509,3 +509,19 @@ def test_a_map_that_another_process_trains_is_waited_for(models):
     start = time.perf_counter()
     kept_map(encoder, lm, features, captions, FEW, batch_size=3)
     assert time.perf_counter() - start > 1
+
+def test_a_kept_map_goes_on_after_a_break(models, monkeypatch):
+    from frozen_nb.core import training
+    encoder, lm = models
+    features, captions, config = torch.randn(5, 2, encoder.width), ['a cat']*5, TrainConfig(130, 1e-3, seed=9)
+    step, steps = training._Run.step, []
+    def counted(run, *args):
+        steps.append(1)
+        if len(steps) == 120: raise KeyboardInterrupt
+        return step(run, *args)
+    monkeypatch.setattr(training._Run, 'step', counted)
+    with pytest.raises(KeyboardInterrupt): kept_map(encoder, lm, features, captions, config, batch_size=2)
+    stopped = kept_map(encoder, lm, features, captions, config, batch_size=2)[0]
+    assert len(steps) == 120 + 30   # from the hundredth step on
+    whole = fit_map(encoder, lm, features, captions, config, batch_size=2)[0]
+    assert torch.equal(stopped.linear.weight, whole.linear.weight)

@@ -343,3 +343,14 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
         with pytest.raises(BadInput, match='whole number'): LimberFit(data=Path('a'), out=Path('b'), steps=value)
     for value in (None, '2', [2]):
         with pytest.raises(BadInput, match='give a number'): TrainConfig(steps=value)
+
+def test_who_waits_for_a_turn_waits_for_no_other_failure():
+    from frozen_nb.core.training import BusyError, wait_for_turn
+    answers = iter([BusyError('busy'), BusyError('busy'), 'trained'])
+    def once():
+        answer = next(answers)
+        if isinstance(answer, Exception): raise answer
+        return answer
+    assert wait_for_turn(once, 0) == 'trained'
+    def broken(): raise BadInput('another reason')
+    with pytest.raises(BadInput, match='another reason'): wait_for_turn(broken, 0)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TENSORS', 'ChoiceTokens', 'format_question', 'tokenize_question', 'ChoiceBatch', 'collate_choices',
-           'encode_questions', 'causal_scores', 'items_of_step']
+           'encode_questions', 'is_causal', 'causal_scores', 'items_of_step']
 
 # %% ../../nbs/benchmarks/09_choice_tokens.ipynb #07abf3dc
 import inspect
@@ -17,11 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..core.frozen import *
-from ..core.generation import last_position, log_likelihoods
+from ..core.generation import last_position, log_likelihoods, pad_rows
 from ..world.multiple_choice import MCQ
 
 # %% ../../nbs/benchmarks/09_choice_tokens.ipynb #0a540e60
@@ -109,11 +108,6 @@ def to(
     return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
 # %% ../../nbs/benchmarks/09_choice_tokens.ipynb #ca936130
-def _pad(rows, value):
-    "Lists of tokens as a tensor, (rows, longest)."
-    rows = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return pad_sequence(rows, batch_first=True, padding_value=value)
-
 def _masks(rows, T):
     "Masks of attention, rationale and question, (N*K, T) each, of a list of `ChoiceTokens`."
     position = torch.arange(T)
@@ -133,8 +127,8 @@ def collate_choices(
     flat = []                                                              # N*K
     for row in rows:
         flat += row + row[:1]*(K - len(row))
-    input_ids = _pad([c.input_ids for c in flat], pad_id)                  # (N*K, T)
-    labels = _pad([c.label_ids for c in flat], -100)                       # (N*K, U)
+    input_ids = pad_rows([c.input_ids for c in flat], pad_id)              # (N*K, T)
+    labels = pad_rows([c.label_ids for c in flat], -100)                   # (N*K, U)
     of_tokens = input_ids, *_masks(flat, input_ids.shape[1]), labels
     n_choices = torch.tensor(list(map(len, rows)))                         # (N,)
     choice_mask = torch.arange(K) < n_choices[:, None]                     # (N, K)
@@ -200,6 +194,12 @@ def _behind_input(batch, hidden_id):
     return input_ids, (F.pad(visible, (0, U)) | (labels >= 0)).long(), labels
 
 # %% ../../nbs/benchmarks/09_choice_tokens.ipynb #6744236c
+def is_causal(
+    model: PreTrainedModel, # a language model
+) -> bool:                  # False for an encoder-decoder
+    "Whether a model scores a choice behind its input, and has no decoder for it."
+    return not model.config.is_encoder_decoder
+
 def causal_scores(
     model: PreTrainedModel, # a causal LM
     batch: ChoiceBatch,     # N questions, encoded with `causal=True`

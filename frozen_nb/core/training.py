@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'check_schedule', 'learning_rates', 'History', 'split_batch', 'has_bf16', 'remove_checkpoints',
-           'write_checkpoint', 'read_checkpoint', 'BusyError', 'recomputing', 'train', 'numeric', 'option',
-           'check_options']
+           'write_checkpoint', 'read_checkpoint', 'BusyError', 'wait_for_turn', 'recomputing', 'train', 'numeric',
+           'option', 'check_options']
 
 # %% ../../nbs/core/08_training.ipynb #5050d7d5
 import json, math, numbers, os, re, signal, threading, time, warnings
@@ -634,6 +634,17 @@ def is_due(self: _Checkpoints, step: int):
 # %% ../../nbs/core/08_training.ipynb #busyerr0
 class BusyError(BadInput):
     "Another process trains the same run in the same folder."
+
+def wait_for_turn(
+    train_once: Callable,    # trains in a folder, or takes what is there
+    seconds: float = 1.,     # between two tries
+) -> object:                 # what it gives
+    "Call what trains; while another process trains the same run, wait for it."
+    while True:
+        try:
+            return train_once()
+        except BusyError:
+            time.sleep(seconds)
 
 # %% ../../nbs/core/08_training.ipynb #trn00006
 @patch

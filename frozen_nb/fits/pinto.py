@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..benchmarks.choice_tokens import encode_questions, tokenize_question
+from ..benchmarks.choice_tokens import encode_questions, is_causal, tokenize_question
 from ..benchmarks.choices import correct_choices, read_questions
 from ..core.claims import paired_bootstrap
 from ..core.frozen import *
@@ -106,13 +106,12 @@ def _rationales_of(fit, lm, prompt, parts):
 # %% ../../nbs/fits/pinto.ipynb #pinfit20
 def _encode(fit, base, questions, rationales=None):
     "Questions as tokens for a reasoner."
-    causal = not base.model.config.is_encoder_decoder
-    return encode_questions(
-        base.tokenizer, questions, rationales, fit.length, fit.truncate, causal)
+    return encode_questions(base.tokenizer, questions, rationales, fit.length, fit.truncate,
+                            is_causal(base.model))
 
 def _count_long(fit, base, parts, rationales):
     "How many questions, and how many rationales of the others, do not fit."
-    counts, causal = dict(questions=0, rationales=0), not base.model.config.is_encoder_decoder
+    counts, causal = dict(questions=0, rationales=0), is_causal(base.model)
     for part, questions in parts.items():
         for m, texts in zip(questions, rationales[part]):
             rows = tokenize_question(base.tokenizer, m, texts, fit.length, causal)
@@ -134,8 +133,9 @@ def _score_held_out(fit, base, model, questions, rationales):
 def _train_kept(fit, base, lm, prompt, batch):
     "A trained model, and the folder in the cache where an interrupted training goes on."
     regularizer, config = Regularizer(weight=fit.weight), fit.train_config
-    inputs = base, lm, prompt, fit.tokens, fit.length, batch, config, regularizer, fit.batch
-    folder = run_folder('pinto', 'fit', *inputs, *filter(None, [fit.lora]))
+    rationales = lm, prompt, fit.tokens, fit.length
+    inputs = base, *rationales, batch, config, regularizer, fit.batch, fit.lora
+    folder = run_folder('pinto', 'fit', *inputs)
     model = train_reasoner(base, batch, config, regularizer, fit.batch, lora=fit.lora,
                            folder=folder, progress=True)
     return model, folder

@@ -12,29 +12,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from ..benchmarks.choice_tokens import ChoiceBatch, items_of_step, TENSORS
 from ..core.frozen import *
-from ..core.generation import greedy
+from ..core.generation import greedy, pad_rows
 from ..core.training import train, TrainConfig
 from ..core.zoo import Seq2Seq
 from ..pinto import PINTO_RECIPE, probabilities, train_reasoner
 
 # %% ../../nbs/fits/pinto_baselines.ipynb #2715d28d
-def _pad(rows, value):
-    "Lists of tokens as a tensor, (rows, longest)."
-    rows = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return pad_sequence(rows, batch_first=True, padding_value=value)
-
 def _writing_batches(tokenizer, pairs, seed, batch_size, max_length):
     "step -> what a T5 reads, and what it has to write."
     def ids(text): return tokenizer(text, add_special_tokens=False).input_ids[:max_length]
     inputs, outputs = (list(map(ids, side)) for side in zip(*pairs))
     def batches(step):
         items = items_of_step(seed, 0, step, batch_size, len(pairs)).tolist()
-        read = _pad([inputs[i] for i in items], -1)
-        labels = _pad([outputs[i] + [tokenizer.eos_token_id] for i in items], -100)
+        read = pad_rows([inputs[i] for i in items], -1)
+        labels = pad_rows([outputs[i] + [tokenizer.eos_token_id] for i in items], -100)
         input_ids = read.where(read >= 0, tokenizer.pad_token_id)
         return dict(input_ids=input_ids, attention_mask=(read >= 0).long(), labels=labels)
     return batches
@@ -66,15 +60,15 @@ def written(
     tokenizer: object,      # its tokenizer
     texts: list,            # n texts that are read
     tokens: int = 48,       # that are written, at most
-    length: int = 128,      # tokens that are read, at most
+    max_length: int = 128,  # tokens that are read, at most
     batch_size: int = 128,  # texts at a time
 ) -> list:                  # n texts
     "What a T5 writes, greedily."
-    rows = [tokenizer(text, add_special_tokens=False).input_ids[:length] for text in texts]
+    rows = [tokenizer(text, add_special_tokens=False).input_ids[:max_length] for text in texts]
     order, out = sorted(range(len(rows)), key=lambda i: len(rows[i])), ['']*len(texts)
     for start in range(0, len(order), batch_size):
         part = order[start:start + batch_size]
-        read = _pad([rows[i] for i in part], -1).to(model.device)
+        read = pad_rows([rows[i] for i in part], -1).to(model.device)
         inputs = dict(input_ids=read.where(read >= 0, tokenizer.pad_token_id),
                       attention_mask=(read >= 0).long())
         generated_ids = greedy(model, tokenizer, tokens, **inputs)

@@ -16,8 +16,9 @@ from transformers import (
     AutoConfig, CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor,
 )
 
+from ..core.generation import pad_rows
 from ..core.zoo import clip_vision_model, Encoder, find_model, LM, messages
-from .language_models import END, IMAGE, pad_rows, similar_lengths
+from .language_models import END, IMAGE, similar_lengths
 from .encoders import MEAN, SIDE, STD, to_pixels
 
 # %% ../../nbs/pretraining/03_llava.ipynb #lmm00001
