@@ -379,6 +379,30 @@ def test_a_hidden_rationale_says_nothing_and_keeps_its_place(family):
     with torch.no_grad(): without = choice_scores(lm.model, encode_questions(TOKENIZER, GROUP, causal=True))[batch.choice_mask]
     assert not torch.allclose(scores(batch.input_ids, True), without, atol=1e-3)   # there the choice stands earlier
 
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_shared_prompt_changes_no_score_and_no_gradient(family, monkeypatch):
+    from frozen_nb.benchmarks import choice_tokens
+    model, lengths = unfreeze(make(family).model).eval().requires_grad_(True), []
+    likelihoods = choice_tokens.log_likelihoods
+    monkeypatch.setattr(choice_tokens, 'log_likelihoods', lambda model, labels, *rest, **inputs: (lengths.append(labels.shape[1]), likelihoods(model, labels, *rest, **inputs))[1])
+    batch, outcomes = causal_batch(), []
+    for whole in (batch, replace(batch, attention_mask=batch.attention_mask & ~batch.rationale_mask)):
+        for shared in (True, False):
+            model.zero_grad()
+            scores = choice_tokens.causal_scores(model, whole, shared)
+            smoothed_loss(scores, whole.answer).backward()
+            outcomes.append((scores[whole.choice_mask].detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+        (one, grads), (other, other_grads) = outcomes[-2:]
+        assert torch.allclose(one, other, atol=1e-5, rtol=0)
+        assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-3) for a, b in zip(grads, other_grads, strict=True))
+    if family in ('llama', 'gpt2', 'gpt_neox'): assert lengths[0] < lengths[1]   # they do share
+
+def test_rows_with_different_prompts_are_not_taken_for_one():
+    from frozen_nb.benchmarks.choice_tokens import causal_scores
+    lm, batch = make('llama'), causal_batch()
+    batch.input_ids[0, 1, 2] = (batch.input_ids[0, 1, 2] + 7) % 1400
+    with torch.no_grad(): assert torch.equal(causal_scores(lm.model, batch), causal_scores(lm.model, batch, shared=False))
+
 def test_gradients_reach_a_causal_model():
     model = unfreeze(make('llama').model).requires_grad_(True); batch = causal_batch()
     smoothed_loss(choice_scores(model, batch), batch.answer).backward()

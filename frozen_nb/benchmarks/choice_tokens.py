@@ -17,10 +17,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from ..core.frozen import *
-from ..core.generation import last_position, log_likelihoods, pad_rows
+from ..core.generation import cache_argument, last_position, log_likelihoods, pad_rows
 from ..world.multiple_choice import MCQ
 
 # %% ../../nbs/benchmarks/09_choice_tokens.ipynb #0a540e60
@@ -200,22 +201,81 @@ def is_causal(
     "Whether a model scores a choice behind its input, and has no decoder for it."
     return not model.config.is_encoder_decoder
 
+def _whole_rows(model, input_ids, attention_mask, labels):
+    "What a model is called with to score each row from its first token on."
+    inputs = dict(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+    if 'position_ids' in inspect.signature(model.forward).parameters:
+        position = torch.arange(input_ids.shape[1], device=input_ids.device)
+        inputs['position_ids'] = position.expand_as(input_ids)
+    return inputs
+
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #chsh0001
+def _lengths_of_prompts(batch):
+    "Tokens of question and listed choices, (N,)."
+    present = batch.attention_mask | batch.question_mask
+    return (present & ~batch.rationale_mask).sum(2)[:, 0]
+
+def _same_prompts(batch, before):
+    "Whether the rows of a question agree `before` the last token of its prompt, (N, P) bool."
+    P = before.shape[1]
+    rows = batch.input_ids[..., :P], batch.attention_mask[..., :P]               # (N, K, P) each
+    return all(bool(((x == x[:, :1]) | ~before[:, None]).all()) for x in rows)
+
+def _prompt_cache(model, batch, before, hidden_id):
+    "Keys and values of the prompts, a row for each choice; None where they cannot be shared."
+    name, known = cache_argument(model), inspect.signature(model.forward).parameters
+    if not {name, 'position_ids'} <= set(known) or not _same_prompts(batch, before): return None
+    P = before.shape[1]
+    mask = batch.attention_mask[:, 0, :P] & before                               # (N, P)
+    input_ids = batch.input_ids[:, 0, :P].where(mask, hidden_id)
+    position_ids = torch.arange(P, device=mask.device).expand_as(mask)
+    output = model(input_ids=input_ids, attention_mask=mask.long(), position_ids=position_ids,
+                   use_cache=True, logits_to_keep=1)
+    cache = getattr(output, name, None)
+    plain = isinstance(cache, DynamicCache) and {type(x) for x in cache.layers} == {DynamicLayer}
+    if not plain: return None    # windows, or a state that has seen the padding
+    cache.batch_repeat_interleave(batch.choice_mask.shape[1])
+    return {name: cache}
+
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #chsh0002
+def _rows_behind_prompts(model, batch, rows, hidden_id):
+    "What a model is called with to score the rows behind their prompts; None: not with this one."
+    input_ids, attention_mask, labels = rows                                     # (N*K, T + U)
+    start = (_lengths_of_prompts(batch) - 1).clamp_min(0)                        # (N,)
+    P, device = int(start.max()), input_ids.device
+    if P == 0: return None
+    before = torch.arange(P, device=device) < start[:, None]                     # (N, P)
+    cache = _prompt_cache(model, batch, before, hidden_id)
+    if cache is None: return None
+    K, n_columns = batch.choice_mask.shape[1], input_ids.shape[1]
+    used = ((attention_mask > 0) | (labels >= 0)).nonzero()[:, 1].max() + 1
+    columns = torch.arange(int(used - start.min()), device=device)               # (S,)
+    place = start.repeat_interleave(K)[:, None] + columns                        # (N*K, S)
+    inside, place = place < n_columns, place.clamp_max(n_columns - 1)
+    of_prompts = (batch.attention_mask[:, 0, :P] & before).repeat_interleave(K, 0).long()
+    of_rows = attention_mask.gather(1, place)*inside
+    return cache | dict(
+        input_ids=input_ids.gather(1, place), position_ids=place,
+        attention_mask=torch.cat([of_prompts, of_rows], 1),                      # (N*K, P + S)
+        labels=labels.gather(1, place).where(inside, -100))
+
+# %% ../../nbs/benchmarks/09_choice_tokens.ipynb #chsh0003
 def causal_scores(
     model: PreTrainedModel, # a causal LM
     batch: ChoiceBatch,     # N questions, encoded with `causal=True`
+    shared: bool = True,    # whether question and choices are read once, where a model allows it
 ) -> torch.Tensor:          # (N, K), -inf where there is no such choice
     """Mean log-likelihood of the tokens of each choice, right behind its input. Tokens that are
     hidden from attention keep their positions, but not what they are: behind the last of them the
     choice begins."""
     hidden_id = model.generation_config.pad_token_id or 0
-    input_ids, attention_mask, labels = _behind_input(batch, hidden_id)
-    length, inputs = input_ids.shape[1], dict(input_ids=input_ids)
+    rows = _behind_input(batch, hidden_id)
+    length = rows[0].shape[1]
     if length > last_position(model): raise BadInput(
         f'{length} tokens, and this model has {last_position(model)} positions; take shorter ones')
-    if 'position_ids' in inspect.signature(model.forward).parameters:
-        position = torch.arange(length, device=input_ids.device)
-        inputs['position_ids'] = position.expand_as(input_ids)
-    total, n_tokens = log_likelihoods(model, labels, attention_mask, **inputs)   # (N*K,)
+    inputs = _rows_behind_prompts(model, batch, rows, hidden_id) if shared else None
+    if inputs is None: inputs = _whole_rows(model, *rows)
+    total, n_tokens = log_likelihoods(model, **inputs)                           # (N*K,)
     scores = (total/n_tokens).view_as(batch.choice_mask)
     return scores.masked_fill(~batch.choice_mask, -torch.inf)
 
