@@ -247,14 +247,15 @@ def _owner(path, methods):
 def notebooks_of(
     method: str,              # its name
     path: Path,               # its chapter
-    scale: str = 'miniature', # one of `SCALES`; at another, only notebooks that know of scales
+    scale: str = 'miniature', # one of `SCALES`; at another, notebooks that take any scale
 ) -> list[Path]:              # in the order in which they run
     "A chapter, and the notebooks with its experiments."
     known = chapters(path.parent)
     candidates = sorted((path.parent/'experiments').glob('*.ipynb'))
     paths = [path] + [p for p in candidates if _owner(p, known) == method]
     if scale == 'miniature': return paths
-    return [p for p in paths if 'read_scale(' in p.read_text(encoding='utf-8')]
+    takes_any = re.compile(r"read_scale\('\w+'\)")    # and not one that is named there
+    return [p for p in paths if takes_any.search(p.read_text(encoding='utf-8'))]
 
 # %% ../nbs/90_cli.ipynb #exprnb03
 def _run_name(path):

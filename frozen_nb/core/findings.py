@@ -6,7 +6,7 @@
 __all__ = ['STATISTICS', 'SEVEN_VERDICTS', 'SCALES', 'ITEM_ARMS', 'FRESH', 'hierarchical_bootstrap', 'Terms', 'judge',
            'content_hash', 'Protocol', 'protocol_path', 'read_protocol', 'write_protocol', 'amend_protocol',
            'read_items', 'read_findings', 'code_version', 'Findings', 'verify_findings', 'fresh_value',
-           'findings_table', 'methods_with_findings', 'findings_markdown']
+           'findings_table', 'findings_figure', 'methods_with_findings', 'findings_markdown']
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00003
 import copy
@@ -32,6 +32,14 @@ from scipy.stats import norm, t
 from .claims import Interval, number, preset, PRESETS, records_lock, versions
 from .folders import check_file, read_json, schema_error, write_whole
 from .frozen import *
+
+# %% ../../nbs/core/13_findings.ipynb #fndfig05
+import textwrap
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from .figures import INK, PALETTE
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00010
 def _by_cluster(scores, cluster):
@@ -754,6 +762,61 @@ def findings_table(
         rows.append(dict(finding=finding['statement'], source=origin, unit=finding['unit'],
                          paper=finding.get('paper_value', '–')) | cells)
     return pd.DataFrame(rows)
+
+# %% ../../nbs/core/13_findings.ipynb #fndfig01
+def _interval_line(ax, y, result, color, **marker):
+    "A value with its interval."
+    ax.hlines(y, *result['ci'], color=color, linewidth=2.4)
+    ax.plot(result['value'], y, linestyle='', markeredgecolor=color, **marker)
+
+def _draw_finding(ax, y, record, finding):
+    "A finding in a line: what was measured, its null arm, its threshold, the verdict."
+    holds = record['verdict'] == 'holds'
+    threshold, margin = finding.get('threshold', 0), finding.get('margin', 0)
+    dashes = dict(color=INK, linewidth=1.1, linestyle=(0, (3, 1.5)))
+    ax.vlines([threshold - margin, threshold + margin], y - .42, y + .42, **dashes)
+    fill = PALETTE[0] if holds else 'white'
+    _interval_line(ax, y - .12, record, PALETTE[0], marker='o', markerfacecolor=fill)
+    if 'null' in record: _interval_line(ax, y + .22, record['null'], '.6', marker='.')
+    ax.annotate(record['verdict'], (1, y), (6, 0), xycoords=('axes fraction', 'data'),
+                textcoords='offset points', va='center', fontsize=8, annotation_clip=False,
+                fontweight='bold' if holds else 'normal')
+
+# %% ../../nbs/core/13_findings.ipynb #fndfig04
+def _draw_unit(ax, unit, rows):
+    "The findings of one unit; `rows` holds pairs of record and finding."
+    for y, (record, finding) in enumerate(rows):
+        _draw_finding(ax, y, record, finding)
+    statements = [textwrap.fill(finding['statement'], 72) for _, finding in rows]
+    ax.set(ylim=(len(rows) - .4, -.6), xlabel=unit)
+    ax.set_yticks(range(len(rows)), statements, fontsize=8)
+    ax.tick_params(axis='y', length=0)
+    ax.grid(axis='y', visible=False)
+    ax.grid(axis='x', visible=True)
+    ax.spines['left'].set_visible(False)
+
+# %% ../../nbs/core/13_findings.ipynb #fndfig02
+def findings_figure(
+    protocol: Protocol, # of a method
+    records: list,      # of this method; those without a number are left out
+    scale: str = 'miniature', # of which records are drawn
+) -> Figure:            # a line for each finding, one panel for each unit
+    "What was measured, beside its null arm and its threshold. Raises `BadInput` if nothing was."
+    by_unit = {}
+    for id, finding in protocol.findings.items():
+        for record in records:
+            key = record['finding'], record['scale'], record['protocol']
+            if key != (id, scale, protocol.hash(id)) or 'value' not in record: continue
+            by_unit.setdefault(finding['unit'], []).append((record, finding))
+    if not by_unit: raise BadInput(f'{protocol.method}: nothing was measured at scale {scale}')
+    sizes = [len(rows) for rows in by_unit.values()]
+    height = .46*sum(sizes) + .6*len(sizes)
+    fig, axes = plt.subplots(
+        len(sizes), 1, figsize=(10, height), height_ratios=[size + .3 for size in sizes],
+        squeeze=False, layout='constrained')
+    for ax, (unit, rows) in zip(axes[:, 0], by_unit.items()):
+        _draw_unit(ax, unit, rows)
+    return fig
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00071
 def methods_with_findings(
