@@ -17,7 +17,7 @@ from .core.findings import FRESH
 from .core.frozen import *
 from .core.generation import start_ids
 from frozen_nb.core.prefix import (
-    about_models, caption_batches, caption_lists, captioner_models, check_examples, first_answer,
+    about_models, caption_batches, caption_lists, model_for_map, check_examples, first_answer,
     first_line, generate, image_features, LinearMap, load_map, sequence, shot_prompt, starts,
     target_loss)
 from .core.stores import run_folder
@@ -131,9 +131,8 @@ class Limber:
     ) -> 'Limber':
         "Load a captioner. A map made for other models is refused."
         folder = data_path('zoo', 'limber') if map is None else map
-        made_for = captioner_models(folder)
-        encoder = load_encoder(encoder or made_for['encoder'], dtype, device)
-        lm = load_lm(lm or made_for['lm'], dtype, device)
+        encoder = model_for_map(folder, 'encoder', load_encoder, encoder, dtype, device)
+        lm = model_for_map(folder, 'lm', load_lm, lm, dtype, device)
         return cls(encoder, load_map(folder, encoder, lm).to(lm.device), lm)
 
 # %% ../nbs/10_limber.ipynb #240b6293

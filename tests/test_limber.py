@@ -525,3 +525,11 @@ def test_a_kept_map_goes_on_after_a_break(models, monkeypatch):
     assert len(steps) == 120 + 30   # from the hundredth step on
     whole = fit_map(encoder, lm, features, captions, config, batch_size=2)[0]
     assert torch.equal(stopped.linear.weight, whole.linear.weight)
+
+@pytest.mark.parametrize('role', ['encoder', 'lm'])
+def test_a_model_that_is_gone_is_named_with_its_map(tmp_path, role):
+    shutil.copytree(data_path('zoo', 'limber'), tmp_path/'map')
+    (tmp_path/'map/sha256.json').unlink()
+    config = json.loads((tmp_path/'map/config.json').read_text())
+    (tmp_path/'map/config.json').write_text(json.dumps(config | {role: str(tmp_path/'gone')}))
+    refused(lambda: Limber.load(map=tmp_path/'map', device='cpu'), f"{tmp_path/'map'}: the {role} that this map was made for", str(tmp_path/'gone'))

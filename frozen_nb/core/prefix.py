@@ -6,7 +6,7 @@
 __all__ = ['MARK', 'LinearMap', 'save_map', 'map_folder', 'load_map', 'Sequence', 'sequence', 'target_loss',
            'target_log_likelihood', 'starts', 'generate', 'choose', 'image_features', 'caption_lists',
            'caption_batches', 'caption_nll', 'shot_prompt', 'first_answer', 'check_examples', 'first_line',
-           'about_models', 'captioner_models']
+           'about_models', 'captioner_models', 'model_for_map']
 
 # %% ../../nbs/core/06_prefix.ipynb #3bae2dc8
 import math
@@ -499,3 +499,19 @@ def captioner_models(
     if error: raise BadInput(
         f'{folder}/config.json is not of a captioner ({error}): train the map again')
     return made_for
+
+# %% ../../nbs/core/06_prefix.ipynb #cpmodel0
+def model_for_map(
+    folder: str | Path,             # of a map
+    role: str,                      # 'encoder' or 'lm'
+    load: Callable,                 # `load_encoder` or `load_lm`
+    name: str | Path | None = None, # of a model; None: the one that the map was made for
+    *options: Any,                  # of `load`
+) -> Any:                           # the model
+    "A model for a map. One that the map names and that cannot be loaded is said with the map."
+    made_for = captioner_models(folder)
+    if name: return load(name, *options)
+    try:
+        return load(made_for[role], *options)
+    except BadInput as error:
+        raise BadInput(f'{folder}: the {role} that this map was made for: {error}') from None
