@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from frozen_nb import generative_adapter as adapters, ima
 from frozen_nb.core.states import MultimodalBatch, point_states, POINTS, token_states, vocabulary
+from frozen_nb.core.subnetworks import linears, pruned, subnetwork
 from frozen_nb.core.activations import attention_rows, blocks, hidden_states, matrix_of, parts_of
 from frozen_nb.core.frozen import BadInput, fingerprint, seeded
 from frozen_nb.core.zoo import load_lm, load_lmm
@@ -164,13 +165,13 @@ def test_skipping_with_a_cache_is_skipping_without(family, what, tokens):
 def test_a_subnetwork_has_all_weights_of_the_blocks(family):
     model = family.lm.model
     for by in ('wanda', 'magnitude'):
-        masks = or_refused('subnetwork', family.name, lambda: ima.subnetwork(model, [prompt()], .5, by=by))
+        masks = or_refused('subnetwork', family.name, lambda: subnetwork(model, [prompt()], .5, by=by))
         if masks is None: continue
         total = sum(p.numel() for block in blocks(model) for p in block.parameters() if p.ndim > 1)
         assert sum(m.numel() for m in masks.values()) > .99*total
-        with ima.pruned(model, masks):
+        with pruned(model, masks):
             for name, mask in masks.items():
-                weight = matrix_of(ima.linears(model, int(name.split('.')[0]))[name])
+                weight = matrix_of(linears(model, int(name.split('.')[0]))[name])
                 assert ((weight == 0) == ~mask).all()
 
 REFUSED['block'] = ({'mixtral', 'qwen2_moe', 'qwen3_moe', 'olmoe', 'granitemoe', 'deepseek_v2', 'deepseek_v3', 'gpt_neo', 'bloom', 'mpt', 'falcon_alibi', 'openai_gpt'},

@@ -11,6 +11,7 @@ from transformers.models.llama import LlamaConfig
 
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.states import *
+from frozen_nb.core.subnetworks import *
 from frozen_nb.ima import *
 from frozen_nb.core.activations import blocks, parts_of
 from frozen_nb.core.training import TrainConfig
@@ -121,6 +122,29 @@ def test_masks(seed, s, t):
     assert (a["w"].sum(1) == 50 - int(50*s)).all() and (keep_mask(w["w"].abs(), s, round).sum(1) == 50 - round(50*s)).all() and density(shared_subnetwork([a, b])) <= min(density(a), density(b))
     if density(a): assert subnetwork_iou(a, a)['w'] == 1
     assert 0 < chance_iou(s) < 1
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(.01, .99), st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 8)]))
+def test_masks_of_a_matrix_and_of_neighbours(seed, s, pattern):
+    torch.manual_seed(seed)
+    w, (n, m) = torch.randn(7, 48).abs(), pattern
+    whole, groups = keep_mask_of_matrix(w, s), keep_n_of_m(w, n, m)
+    assert (~whole).sum() == int(7*48*s) and (not (~whole).any() or w[~whole].max() <= w[whole].min())
+    assert (groups.view(-1, m).sum(1) == n).all()
+    dropped = w.masked_fill(groups, -1).view(-1, m).max(1).values
+    assert (dropped <= w.masked_fill(~groups, 9).view(-1, m).min(1).values).all()
+
+def test_a_subnetwork_by_row_by_matrix_and_by_neighbours(model):
+    one, rows = a_prompt(), {}
+    for per in ('row', 'matrix', '2:4'):
+        masks = subnetwork(model, [one], .5, 'text', per=per)
+        rows[per] = {int(n) for mask in masks.values() for n in mask.sum(1).unique()}
+        assert density(masks) == .5
+        if per == '2:4': assert all((mask.view(-1, 4).sum(1) == 2).all() for mask in masks.values())
+    assert rows['row'] == rows['2:4'] == {8, 12} and len(rows['matrix']) > 3   # half of 16 and of 24 inputs
+    for per, s, words in (('2:4', .3, 'give 0.5'), ('5:4', .5, 'leaves out'), ('block', .5, 'row, matrix'), ('2:5', .6, 'multiple of 5'), (None, .5, 'row, matrix')):
+        with pytest.raises(BadInput, match=words) as e: subnetwork(model, [one], s, per=per)
+        assert '\n' not in str(e.value)
 
 def test_pruned_comes_back_even_after_an_error(model):
     before, masks = fingerprint(model), subnetwork(model, [a_prompt()], .5)

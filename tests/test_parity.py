@@ -28,6 +28,7 @@ from frozen_nb.fits.limber import read_projection
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.metrics import mask_iou, mask_overlap
 from frozen_nb.core.prefix import LinearMap, sequence, target_loss
+from frozen_nb.core.subnetworks import linears, subnetwork, subnetwork_iou
 from frozen_nb.core.zoo import LM, visual_tokens
 from frozen_nb.world.multiple_choice import MCQ
 
@@ -418,7 +419,7 @@ def calibration(z, kind, unequal):
 @torch.no_grad()
 def wanda(z):
     m, out = llama(), {}
-    layers = {name: x for i in range(6) for name, x in ima.linears(m, i).items()}
+    layers = {name: x for i in range(6) for name, x in linears(m, i).items()}
     def unpack(bits):
         flat = torch.from_numpy(np.unpackbits(bits.numpy().astype(np.uint8)).astype(bool))
         parts = flat[:sum(x.weight.numel() for x in layers.values())].split([x.weight.numel() for x in layers.values()])
@@ -426,11 +427,11 @@ def wanda(z):
     def share(a, bits):
         b = unpack(bits)
         return sum((a[name] != b[name]).sum().item() for name in b)/sum(x.numel() for x in b.values())
-    def iou(a, b): return np.array(list(ima.subnetwork_iou(a, b).values()))
+    def iou(a, b): return np.array(list(subnetwork_iou(a, b).values()))
     padding = 'examples are filled with zero states, which count and which the tokens see'
     for s in (.5, .3):
-        equal, unequal = ({k: ima.subnetwork(m, calibration(z, k, u), s) for k in ('PT', 'P', 'T')} for u in (False, True))
-        largest, at = ima.subnetwork(m, [], s, by='magnitude'), f's{s}'
+        equal, unequal = ({k: subnetwork(m, calibration(z, k, u), s) for k in ('PT', 'P', 'T')} for u in (False, True))
+        largest, at = subnetwork(m, [], s, by='magnitude'), f's{s}'
         out[f'{at}/magnitude'] = Held(share(largest, z[f'{at}/magnitude']), 0., 2e-4)
         for k in equal:
             out[f'{at}/no_padding/{k}'] = Held(share(equal[k], z[f'{at}/no_padding/{k}']), 0., 2e-4)
