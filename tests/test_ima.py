@@ -1,4 +1,5 @@
 "Implicit alignment on every family, what is skipped is not computed, and bad input."
+import copy
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers.models.llama import LlamaConfig
 
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.states import *
+from frozen_nb.core.skipping import *
 from frozen_nb.core.subnetworks import *
 from frozen_nb.ima import *
 from frozen_nb.core.activations import blocks, parts_of
@@ -64,6 +66,35 @@ def test_a_skipped_part_is_a_part_that_adds_nothing(model):
             expected = logits(model, one); hook.remove()
             with skipping(model, what, one, tokens, layers=[layer]): found = logits(model, one)
             assert torch.allclose(found, expected, atol=1e-10), (what, tokens, bias is not None)
+
+@pytest.mark.parametrize('tokens', ['visual', 'text', 'all'])
+def test_parallel_attention_and_the_published_departures(model, tokens):
+    "With a cache as without, other logits than the formulas, and the model as it was afterwards."
+    model, one = copy.deepcopy(model), a_prompt()
+    for name, weight in model.named_parameters():
+        if 'norm' in name: weight.data.uniform_(.5, 1.5, generator=torch.Generator().manual_seed(len(name)))   # two norms that differ
+    plain, before = logits(model, one), fingerprint(model)
+    for what, published in (('parallel attention', False), ('attention', True), ('ffn', True)):
+        with skipping(model, what, one, tokens, published=published) as layers:
+            once, stepped = logits(model, one), cached(model, one)
+        with skipping(model, what, one, tokens): formula = logits(model, one)
+        assert layers == [2] and (once - stepped).abs().max() < 1e-10 and (once - plain).abs().max() > 1e-6
+        if what == 'attention' or what == 'ffn' and tokens == 'visual': assert (once - formula).abs().max() > 1e-6
+        else: assert torch.equal(once, formula)
+    assert torch.equal(logits(model, one), plain) and fingerprint(model) == before
+
+def test_a_skipped_block_hands_on_its_cache_where_that_is_published(model):
+    "Keys and values behind a prefill are those of the block before, and the next token reads them."
+    one, tokens = a_prompt(left=True), []
+    for published in (False, True):
+        with skipping(model, 'block', one, layers=[2, 3], when='prefill', published=published), torch.no_grad():
+            cache = DynamicCache(config=model.config)
+            model(**one.inputs, past_key_values=cache, use_cache=True)
+            same = [torch.equal(cache.layers[i].keys, cache.layers[1].keys) for i in (2, 3)]
+            mask = torch.cat([one.inputs['attention_mask'], torch.ones(3, 1, dtype=torch.long)], 1)
+            tokens.append(model(inputs_embeds=one.inputs['inputs_embeds'][:, :1], attention_mask=mask, past_key_values=cache).logits)
+        assert all(same) if published else not any(same)
+    assert (tokens[0] - tokens[1]).abs().max() > 1e-9
 
 def test_what_is_skipped_is_not_computed(model):
     one, rows = a_prompt(), []
