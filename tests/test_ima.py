@@ -291,6 +291,15 @@ def test_the_title_of_a_figure_of_ones_own_images_stands_clear_of_its_legends():
         width, height = fig.canvas.get_width_height()
         assert all(0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height for box in boxes)
 
+def test_hooks_are_gone_after_an_error(model):
+    one = a_prompt()
+    wrong = MultimodalBatch(dict(inputs_embeds=torch.zeros(1, 3, 15, dtype=torch.float64)), one.visual[:1, :3], one.text[:1, :3])   # 15 for 16
+    for call in (lambda: token_states(model, wrong), lambda: point_states(model, wrong, 1), lambda: subnetwork(model, [wrong], .5)):
+        with pytest.raises(RuntimeError): call()
+    with pytest.raises(RuntimeError):
+        with skipping(model, 'block', wrong, 'visual', layers=[2]): logits(model, wrong)
+    assert not any(m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m) for m in model.modules())
+
 def test_one_example_is_no_pair():
     seen = Alignment().add([torch.randn(1, 4, 3)]*2, MultimodalBatch({}, torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]])))
     assert np.isfinite(seen.curve('P', 'T')).all()
