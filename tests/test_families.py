@@ -13,7 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from frozen_nb import generative_adapter as adapters, ima
+from frozen_nb import generative_adapter as adapters
+from frozen_nb.core.states import block_input, hooked, MultimodalBatch, point_states, POINTS, token_states, vocabulary
+from frozen_nb.core.skipping import skipping
+from frozen_nb.core.subnetworks import linears, pruned, subnetwork
 from frozen_nb.core.activations import attention_rows, blocks, hidden_states, matrix_of, parts_of
 from frozen_nb.core.frozen import BadInput, fingerprint, seeded
 from frozen_nb.core.zoo import load_lm, load_lmm
@@ -88,24 +91,24 @@ def test_hidden_states_are_the_models_own(family):
     assert torch.equal(got[1], own[1])
     assert torch.equal(got[-1], model.get_decoder()(input_ids=IDS)[0])
 
-def prompt(): return ima.Told(dict(input_ids=IDS), torch.arange(40).expand(2, 40) < 20, torch.arange(40).expand(2, 40) >= 20)
+def prompt(): return MultimodalBatch(dict(input_ids=IDS), torch.arange(40).expand(2, 40) < 20, torch.arange(40).expand(2, 40) >= 20)
 
 @torch.no_grad()
 def test_the_logit_lens_of_the_last_layer_is_the_model(family):
     "Softcaps, logit scales, logits scaling and projections are part of a head."
     lm = family.lm
-    states = ima.token_states(lm.model, prompt())
+    states = token_states(lm.model, prompt())
     own = lm.model(input_ids=IDS).logits.float().log_softmax(-1)
-    assert (ima.vocabulary(lm, states[-1]) - own).abs().max() < 1e-4
-    assert (ima.vocabulary(lm, states[-1][1, 3]) - own[1, 3]).abs().max() < 1e-4
-    assert ima.vocabulary(lm, states[1]).isfinite().all()
+    assert (vocabulary(lm, states[-1]) - own).abs().max() < 1e-4
+    assert (vocabulary(lm, states[-1][1, 3]) - own[1, 3]).abs().max() < 1e-4
+    assert vocabulary(lm, states[1]).isfinite().all()
 
 def test_points_add_up_to_what_the_block_gives(family):
-    model, states = family.lm.model, ima.token_states(family.lm.model, prompt())
+    model, states = family.lm.model, token_states(family.lm.model, prompt())
     for i in range(len(blocks(model))):
-        points = or_refused('points', family.name, lambda: ima.point_states(model, prompt(), i))
+        points = or_refused('points', family.name, lambda: point_states(model, prompt(), i))
         if points is None: continue
-        assert list(points) == list(ima.POINTS)
+        assert list(points) == list(POINTS)
         tolerance = 1e-4*states[i + 1].abs().max()
         assert torch.equal(points['X+FC2'], states[i + 1])
         assert (states[i] + points['SA'] - points['X+SA']).abs().max() < tolerance
@@ -134,11 +137,11 @@ def test_what_is_skipped_adds_nothing(family, what):
     model, layers = family.lm.model, [2]
     if family.name == 'openai_gpt' or family.name == 'opt_350m' and what == 'block': return   # norms after the parts
     expected, plain = logits(without(model, what, layers), input_ids=IDS), logits(model, input_ids=IDS)
-    with ima.skipping(model, what, layers=layers): whole = logits(model, input_ids=IDS)
+    with skipping(model, what, layers=layers): whole = logits(model, input_ids=IDS)
     assert (whole - expected).abs().max() < 1e-3 < (whole - plain).abs().max()
     one = prompt()
     one.visual[:], one.text[:] = True, False
-    with ima.skipping(model, what, one, 'visual', layers=layers): some = logits(model, input_ids=IDS)
+    with skipping(model, what, one, 'visual', layers=layers): some = logits(model, input_ids=IDS)
     assert (some - expected).abs().max() < 1e-3
 
 def with_cache(model, ids, first=30):
@@ -153,23 +156,34 @@ def test_skipping_with_a_cache_is_skipping_without(family, what, tokens):
     model = family.lm.model
     if family.name in ('ctrl', 'openai_gpt', 'xlnet'): return     # no cache of the usual form
     plain = logits(model, input_ids=IDS)
-    with ima.skipping(model, what, prompt(), tokens, layers=[2]): a, b = logits(model, input_ids=IDS), with_cache(model, IDS)
+    with skipping(model, what, prompt(), tokens, layers=[2]): a, b = logits(model, input_ids=IDS), with_cache(model, IDS)
     assert (a - b).abs().max() < 2e-3 < (a - plain).abs().max()
     if tokens == 'visual': assert (a - plain)[:, :20].abs().max() > 1e-3
     changed = dict(visual=slice(0, 20), all=slice(0, 40))[tokens]
-    with ima.skipping(model, what, prompt(), 'visual', layers=[2]): c = logits(model, input_ids=IDS)
+    with skipping(model, what, prompt(), 'visual', layers=[2]): c = logits(model, input_ids=IDS)
     assert what == 'block' or tokens == 'all' or (c[:, changed] - a[:, changed]).abs().max() == 0
+
+def test_parallel_attention_reads_what_attention_reads(family):
+    model, seen = family.lm.model, {}
+    parts, block = parts_of(model)[2], blocks(model)[2]
+    def see(name): return lambda module, args, kwargs: seen.__setitem__(name, block_input(args, kwargs))
+    plain = logits(model, input_ids=IDS)
+    with skipping(model, 'parallel attention', layers=[2]):
+        watched = [block.get_submodule(at).register_forward_pre_hook(see(at), with_kwargs=True) for at in (parts.attention, parts.first)]
+        with hooked(watched): parallel = logits(model, input_ids=IDS)
+    assert torch.equal(seen[parts.attention].flatten(), seen[parts.first].flatten())
+    assert parallel.isfinite().all() and torch.equal(logits(model, input_ids=IDS), plain)
 
 def test_a_subnetwork_has_all_weights_of_the_blocks(family):
     model = family.lm.model
     for by in ('wanda', 'magnitude'):
-        masks = or_refused('subnetwork', family.name, lambda: ima.subnetwork(model, [prompt()], .5, by=by))
+        masks = or_refused('subnetwork', family.name, lambda: subnetwork(model, [prompt()], .5, by=by))
         if masks is None: continue
         total = sum(p.numel() for block in blocks(model) for p in block.parameters() if p.ndim > 1)
         assert sum(m.numel() for m in masks.values()) > .99*total
-        with ima.pruned(model, masks):
+        with pruned(model, masks):
             for name, mask in masks.items():
-                weight = matrix_of(ima.linears(model, int(name.split('.')[0]))[name])
+                weight = matrix_of(linears(model, int(name.split('.')[0]))[name])
                 assert ((weight == 0) == ~mask).all()
 
 REFUSED['block'] = ({'mixtral', 'qwen2_moe', 'qwen3_moe', 'olmoe', 'granitemoe', 'deepseek_v2', 'deepseek_v3', 'gpt_neo', 'bloom', 'mpt', 'falcon_alibi', 'openai_gpt'},

@@ -23,10 +23,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from frozen_nb import flmm, generative_adapter, ima, lm4visual, pinto
+from frozen_nb.core import activations, states as lm_states
 from frozen_nb.fits.limber import read_projection
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.metrics import mask_iou, mask_overlap
 from frozen_nb.core.prefix import LinearMap, sequence, target_loss
+from frozen_nb.core.skipping import skipping
+from frozen_nb.core.subnetworks import linears, subnetwork, subnetwork_iou
 from frozen_nb.core.zoo import LM, visual_tokens
 from frozen_nb.world.multiple_choice import MCQ
 
@@ -274,13 +277,13 @@ def prompts_of(z, n=None):
     att = z.get('attention_mask', torch.ones(x.shape[:2], dtype=torch.long))
     visual = (torch.arange(x.shape[1]) < int(z.get('prompt_len', 10))).expand(len(x), -1)
     x, att, visual = x[:n], att[:n], visual[:n]
-    return ima.Told(dict(inputs_embeds=x, attention_mask=att), visual, att.bool() & ~visual)
+    return lm_states.MultimodalBatch(dict(inputs_embeds=x, attention_mask=att), visual, att.bool() & ~visual)
 
 
 @cache
 def states_of_alignment():
     batch = prompts_of(read('ima/alignment'))
-    with torch.no_grad(): return batch, ima.token_states(llama(), batch)
+    with torch.no_grad(): return batch, lm_states.token_states(llama(), batch)
 
 
 @vectors('ima/alignment', r'inputs_embeds|attention_mask|prompt_len')
@@ -318,15 +321,15 @@ def alignment(z):
 @torch.no_grad()
 def vocabulary(z):
     p, q = z['p'], z['q']
-    curves = ima.vocabulary_curves(tiny_lm(llama()), *reversed(states_of_alignment()))
+    curves = lm_states.vocabulary_curves(tiny_lm(llama()), *reversed(states_of_alignment()))
     paired = 'tokens of all examples are lined up and paired, mostly across examples'
     out = {
-        'kl': Held(ima.kl(p.log(), q.log()), z['kl']), 'entropy': Held(ima.entropy(q.log()), z['entropy']),
-        'underflow_entropy': Held(ima.entropy(z['underflow_p'].log()), z['underflow_entropy'], of='paper'),
+        'kl': Held(lm_states.kl(p.log(), q.log()), z['kl']), 'entropy': Held(lm_states.entropy(q.log()), z['entropy']),
+        'underflow_entropy': Held(lm_states.entropy(z['underflow_p'].log()), z['underflow_entropy'], of='paper'),
         'underflow_entropy_published': Departs(
-            ima.entropy(z['underflow_p'].log()), z['underflow_entropy_published'], 'NaN at probability 0'),
+            lm_states.entropy(z['underflow_p'].log()), z['underflow_entropy_published'], 'NaN at probability 0'),
         'kl_q_with_zeros_published': Departs(
-            ima.kl(q.log(), z['q_with_zeros'].log()), z['kl_q_with_zeros_published'],
+            lm_states.kl(q.log(), z['q_with_zeros'].log()), z['kl_q_with_zeros_published'],
             'words with probability 0 are left out, where the formula is infinite'),
         'states_kl_zipped_within_example': Held(
             curves['P against T'], z['states_kl_zipped_within_example'], 1e-4, 'paper'),
@@ -340,15 +343,15 @@ def vocabulary(z):
 def without(what, z, tokens='all', **options):
     "The last states of a batch without some parts, at tokens that are no padding."
     m, batch = llama(), prompts_of(z)
-    with ima.skipping(m, what, batch, tokens=tokens, **options):
+    with skipping(m, what, batch, tokens=tokens, **options):
         y = m.base_model(**batch.inputs, use_cache=False).last_hidden_state
     return y[z['attention_mask'].bool()]
 
 
-def generated(what, when, z):
+def generated(what, when, z, published=False):
     "The last states of a prompt, and of a token behind it, with a cache."
     m, batch = llama(), prompts_of(z, 1)
-    with ima.skipping(m, what, batch, when=when):
+    with skipping(m, what, batch, when=when, published=published):
         a = m.base_model(inputs_embeds=batch.inputs['inputs_embeds'], use_cache=True)
         b = m.base_model(inputs_embeds=z['generation/next'], use_cache=True, past_key_values=a.past_key_values)
     return dict(prefill=a.last_hidden_state, token=b.last_hidden_state)
@@ -360,31 +363,27 @@ def skip(z):
     m, batch, real = llama(), prompts_of(z), z['attention_mask'].bool()
     whole = m.base_model(**batch.inputs, use_cache=False).last_hidden_state[real]
     out = {'normal/interval_2': Held(whole, z['normal/interval_2'][real])}
-    formula = dict(context_skip_attn=('attention', 'all', 'the feed-forward part reads LN1(x)'),
-                   context_skip_ffn_prompt=('ffn', 'visual', 'LN2 is added to the visual tokens'))
+    departures = dict(context_skip_attn=('attention', 'all'), context_skip_ffn_prompt=('ffn', 'visual'))
     for tag, options in (('interval_2', {}), ('interval_2/start_2', dict(start=2)), ('interval_1', dict(interval=1))):
         for what in ('block', 'ffn'):
             name = f'context_skip_{what}/{tag}'
             out[name] = Held(without(what, z, **options), z[name][real])
-        for mode, (what, tokens, why) in formula.items():
-            y = without(what, z, tokens, **options)
-            out[f'paper/{mode}/{tag}'] = Held(y, z[f'paper/{mode}/{tag}'][real], of='paper')
-            out[f'{mode}/{tag}'] = Departs(y, z[f'{mode}/{tag}'][real], why)
-        out[f'context_parrallel_attn/{tag}'] = Absent('attention is not computed beside the feed-forward part')
+        for mode, (what, tokens) in departures.items():
+            out[f'paper/{mode}/{tag}'] = Held(without(what, z, tokens, **options), z[f'paper/{mode}/{tag}'][real], of='paper')
+            out[f'{mode}/{tag}'] = Held(without(what, z, tokens, published=True, **options), z[f'{mode}/{tag}'][real])
+        name = f'context_parrallel_attn/{tag}'
+        out[name] = Held(without('parallel attention', z, **options), z[name][real])
     modes = dict(skip_block=('block', 'generation'), skip_ffn=('ffn', 'generation'),
                  skip_attn=('attention', 'generation'), context_skip_block=('block', 'both'),
                  context_skip_ffn=('ffn', 'both'), onlycontext_skip_block=('block', 'prefill'),
                  onlycontext_skip_ffn=('ffn', 'prefill'))
-    departures = {('skip_attn', 'token'): 'the feed-forward part reads LN1(x)',
-                  ('onlycontext_skip_block', 'token'): 'a skipped block hands on the cache of the one before it'}
-    runs = {mode: generated(*how, z) for mode, how in modes.items()}
+    runs = {mode: generated(*how, z, published=True) for mode, how in modes.items()}
     a = m.base_model(inputs_embeds=z['inputs_embeds'][:1], use_cache=True)
     b = m.base_model(inputs_embeds=z['generation/next'], use_cache=True, past_key_values=a.past_key_values)
     runs['normal'] = dict(prefill=a.last_hidden_state, token=b.last_hidden_state)
     for mode, parts in runs.items():
         for part, y in parts.items():
-            theirs, why = z[f'generation/{mode}/{part}'], departures.get((mode, part))
-            out[f'generation/{mode}/{part}'] = Departs(y, theirs, why) if why else Held(y, theirs)
+            out[f'generation/{mode}/{part}'] = Held(y, z[f'generation/{mode}/{part}'])
     return out
 
 
@@ -393,7 +392,7 @@ def skip(z):
 def points(z):
     batch, out = prompts_of(z), {}
     for layer in (1, 4):
-        for name, y in ima.point_states(llama(), batch, layer).items():
+        for name, y in lm_states.point_states(llama(), batch, layer).items():
             means = torch.stack([y[:, :10].mean(1), y[:, 10:].mean(1)], 1)
             out[f'layer_{layer}/{name}'] = Held(means, z[f'layer_{layer}/{name}'])
     return out
@@ -409,7 +408,7 @@ def calibration(z, kind, unequal):
         if kind != 'T': x = torch.cat([image[None], x], 1)
         visual = torch.arange(x.shape[1])[None] < (0 if kind == 'T' else len(image))
         att = torch.ones(x.shape[:2], dtype=torch.long)
-        out.append(ima.Told(dict(inputs_embeds=x, attention_mask=att), visual, ~visual))
+        out.append(lm_states.MultimodalBatch(dict(inputs_embeds=x, attention_mask=att), visual, ~visual))
     return out
 
 
@@ -417,7 +416,7 @@ def calibration(z, kind, unequal):
 @torch.no_grad()
 def wanda(z):
     m, out = llama(), {}
-    layers = {name: x for i in range(6) for name, x in ima.linears(m, i).items()}
+    layers = {name: x for i in range(6) for name, x in linears(m, i).items()}
     def unpack(bits):
         flat = torch.from_numpy(np.unpackbits(bits.numpy().astype(np.uint8)).astype(bool))
         parts = flat[:sum(x.weight.numel() for x in layers.values())].split([x.weight.numel() for x in layers.values()])
@@ -425,11 +424,11 @@ def wanda(z):
     def share(a, bits):
         b = unpack(bits)
         return sum((a[name] != b[name]).sum().item() for name in b)/sum(x.numel() for x in b.values())
-    def iou(a, b): return np.array(list(ima.subnetwork_iou(a, b).values()))
+    def iou(a, b): return np.array(list(subnetwork_iou(a, b).values()))
     padding = 'examples are filled with zero states, which count and which the tokens see'
     for s in (.5, .3):
-        equal, unequal = ({k: ima.subnetwork(m, calibration(z, k, u), s) for k in ('PT', 'P', 'T')} for u in (False, True))
-        largest, at = ima.subnetwork(m, [], s, by='magnitude'), f's{s}'
+        equal, unequal = ({k: subnetwork(m, calibration(z, k, u), s) for k in ('PT', 'P', 'T')} for u in (False, True))
+        largest, at = subnetwork(m, [], s, by='magnitude'), f's{s}'
         out[f'{at}/magnitude'] = Held(share(largest, z[f'{at}/magnitude']), 0., 2e-4)
         for k in equal:
             out[f'{at}/no_padding/{k}'] = Held(share(equal[k], z[f'{at}/no_padding/{k}']), 0., 2e-4)
@@ -1164,18 +1163,18 @@ def test_fc1_is_what_a_gate_lets_through(kind, gated):
         llama=lambda: LlamaConfig(**sizes, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2),
         phi3=lambda: Phi3Config(**sizes, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2))[kind]()
     model = freeze(AutoModelForCausalLM.from_config(config))
-    parts, block = ima.parts_of(model)[1], ima.blocks(model)[1]
+    parts, block = activations.parts_of(model)[1], activations.blocks(model)[1]
     seen = {}
     last = block.get_submodule(parts.ffn_out).register_forward_pre_hook(lambda m, args: seen.update(into=args[0]))
     first = block.get_submodule(parts.middle).register_forward_hook(lambda m, args, y: seen.update(out=y))
     batch = prompts_of(dict(inputs_embeds=torch.randn(1, 12, 16)))
-    y = ima.point_states(model, batch, 1)['FC1']
+    y = lm_states.point_states(model, batch, 1)['FC1']
     last.remove(), first.remove()
     assert torch.equal(y.flatten(), seen['into' if gated else 'out'].flatten())
 
 
 def test_a_running_median_of_an_even_number_is_between_the_two_in_the_middle():
-    running = ima.Medians(3)
+    running = lm_states.Medians(3)
     rows = [torch.tensor([1., 100.]), torch.tensor([1., 2., 50.]), torch.rand(1000)]
     for i, x in enumerate(rows): running.add(i, x)
     assert np.allclose(running.value, [np.median(x) for x in rows], rtol=3e-3)
