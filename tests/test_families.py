@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from frozen_nb import generative_adapter as adapters, ima
+from frozen_nb.core.states import MultimodalBatch, point_states, POINTS, token_states, vocabulary
 from frozen_nb.core.activations import attention_rows, blocks, hidden_states, matrix_of, parts_of
 from frozen_nb.core.frozen import BadInput, fingerprint, seeded
 from frozen_nb.core.zoo import load_lm, load_lmm
@@ -88,24 +89,24 @@ def test_hidden_states_are_the_models_own(family):
     assert torch.equal(got[1], own[1])
     assert torch.equal(got[-1], model.get_decoder()(input_ids=IDS)[0])
 
-def prompt(): return ima.Told(dict(input_ids=IDS), torch.arange(40).expand(2, 40) < 20, torch.arange(40).expand(2, 40) >= 20)
+def prompt(): return MultimodalBatch(dict(input_ids=IDS), torch.arange(40).expand(2, 40) < 20, torch.arange(40).expand(2, 40) >= 20)
 
 @torch.no_grad()
 def test_the_logit_lens_of_the_last_layer_is_the_model(family):
     "Softcaps, logit scales, logits scaling and projections are part of a head."
     lm = family.lm
-    states = ima.token_states(lm.model, prompt())
+    states = token_states(lm.model, prompt())
     own = lm.model(input_ids=IDS).logits.float().log_softmax(-1)
-    assert (ima.vocabulary(lm, states[-1]) - own).abs().max() < 1e-4
-    assert (ima.vocabulary(lm, states[-1][1, 3]) - own[1, 3]).abs().max() < 1e-4
-    assert ima.vocabulary(lm, states[1]).isfinite().all()
+    assert (vocabulary(lm, states[-1]) - own).abs().max() < 1e-4
+    assert (vocabulary(lm, states[-1][1, 3]) - own[1, 3]).abs().max() < 1e-4
+    assert vocabulary(lm, states[1]).isfinite().all()
 
 def test_points_add_up_to_what_the_block_gives(family):
-    model, states = family.lm.model, ima.token_states(family.lm.model, prompt())
+    model, states = family.lm.model, token_states(family.lm.model, prompt())
     for i in range(len(blocks(model))):
-        points = or_refused('points', family.name, lambda: ima.point_states(model, prompt(), i))
+        points = or_refused('points', family.name, lambda: point_states(model, prompt(), i))
         if points is None: continue
-        assert list(points) == list(ima.POINTS)
+        assert list(points) == list(POINTS)
         tolerance = 1e-4*states[i + 1].abs().max()
         assert torch.equal(points['X+FC2'], states[i + 1])
         assert (states[i] + points['SA'] - points['X+SA']).abs().max() < tolerance

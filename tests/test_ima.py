@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, MambaConfig, Mistra
 from transformers.models.llama import LlamaConfig
 
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
+from frozen_nb.core.states import *
 from frozen_nb.ima import *
 from frozen_nb.core.activations import blocks, parts_of
 from frozen_nb.core.training import TrainConfig
@@ -30,7 +31,7 @@ def a_prompt(seed=0, left=False, B=3, T=9, k=4):
     torch.manual_seed(seed)
     here = torch.ones(B, T, dtype=torch.bool); here[1, :2] = not left; here[1, -2:] = left
     visual = here & (here.cumsum(1) <= k)
-    return Told(dict(inputs_embeds=torch.randn(B, T, 16, dtype=torch.float64), attention_mask=here.long()), visual, here & ~visual)
+    return MultimodalBatch(dict(inputs_embeds=torch.randn(B, T, 16, dtype=torch.float64), attention_mask=here.long()), visual, here & ~visual)
 
 def logits(model, one):
     with torch.no_grad(): return model(**one.inputs, use_cache=False).logits[one.visual | one.text]
@@ -103,7 +104,7 @@ def test_layers(depth, interval, start, end):
 def test_batches_do_not_matter(seed, split, groups):
     torch.manual_seed(seed)
     states, visual = [torch.randn(10, 6, 4) for _ in range(3)], torch.arange(6).expand(10, 6) < 2
-    part = lambda a, b: ([x[a:b] for x in states], Told({}, visual[a:b], ~visual[a:b]))
+    part = lambda a, b: ([x[a:b] for x in states], MultimodalBatch({}, visual[a:b], ~visual[a:b]))
     one, two = Alignment(groups).add(*part(0, 10)), Alignment(groups).add(*part(0, split)).add(*part(split, 10))
     for reading in READINGS:
         for a, b in ('PP', 'TT', 'PT'):
@@ -156,10 +157,10 @@ def test_bad_input(model):
     for call, words in ((lambda: parts_of(mamba), 'no attention'), (lambda: skipping(mamba, 'ffn').__enter__(), 'MambaBlock'),
                         (lambda: subnetwork(model, [one], 0.), 'sparsity'), (lambda: subnetwork(model, [one], 1.), 'sparsity'), (lambda: chance_iou(1.5), 'sparsity'),
                         (lambda: skipping(model, 'block', layers=range(5)).__enter__(), 'nothing is left'), (lambda: skipping(model, 'block', interval=1, start=-1, end=5).__enter__(), 'nothing is left'),
-                        (lambda: skipping(model, 'attention', layers=[0]).__enter__(), 'layer 0'), (lambda: skipping(model, 'ffn', tokens='visual').__enter__(), 'told='),
+                        (lambda: skipping(model, 'attention', layers=[0]).__enter__(), 'layer 0'), (lambda: skipping(model, 'ffn', tokens='visual').__enter__(), 'batch='),
                         (lambda: skipping(model, 'ffn', layers=[7]).__enter__(), 'no layer 7'), (lambda: skipping(model, 'everything').__enter__(), 'everything'),
                         (lambda: skipping(model, 'ffn', one, 'visual', ratio=1.2).__enter__(), 'ratio'), (lambda: skipping(model, 'ffn', interval=0).__enter__(), 'interval'),
-                        (lambda: Alignment().curve(), 'no example'), (lambda: Alignment().add([torch.zeros(1, 2, 3)], Told({}, torch.zeros(1, 2).bool(), torch.ones(1, 2).bool())), 'visual'),
+                        (lambda: Alignment().curve(), 'no example'), (lambda: Alignment().add([torch.zeros(1, 2, 3)], MultimodalBatch({}, torch.zeros(1, 2).bool(), torch.ones(1, 2).bool())), 'visual'),
                         (lambda: align_images([None], ['x'], None, None, None), 'pairs'), (lambda: align_images([None], [], None, None, None), 'captions'),
                         (lambda: pope([{'a'}], 'tricky'), 'tricky'), (lambda: QueryMapper(8, 16)(torch.zeros(1, 2, 9)), 'width 8')):
         with pytest.raises(BadInput) as e: call()
@@ -174,7 +175,7 @@ def a_narrow_opt(before):
 @pytest.mark.parametrize('before', [True, False])
 def test_narrow_embeddings(before):
     lm = a_narrow_opt(before)
-    one = told(lm, torch.randn(2, 3, 8), 'a', [' red hippo', ' hippo in the snow'])
+    one = multimodal_batch(lm, torch.randn(2, 3, 8), 'a', [' red hippo', ' hippo in the snow'])
     states = token_states(lm.model, one)
     with torch.no_grad(): said = lm.model(**one.inputs).logits
     assert lm.width == 8 and states[0].shape[-1] == 16 and torch.allclose(vocabulary(lm, states[-1]), said.log_softmax(-1), atol=1e-5)
@@ -182,7 +183,7 @@ def test_narrow_embeddings(before):
     assert all(np.isfinite(x).sum() == len(states) - (name == 'P before') for name, x in found.items())
 
 def test_norms_after_the_parts_are_refused():
-    lm = a_narrow_opt(False); one = told(lm, torch.randn(2, 3, 8), 'a', [' red', ' hippo'])
+    lm = a_narrow_opt(False); one = multimodal_batch(lm, torch.randn(2, 3, 8), 'a', [' red', ' hippo'])
     with pytest.raises(BadInput, match='do_layer_norm_before=False') as e: point_states(lm.model, one, 0)
     assert '\n' not in str(e.value)
     plain = lm.model(**one.inputs).logits
@@ -190,13 +191,13 @@ def test_norms_after_the_parts_are_refused():
 
 @pytest.mark.parametrize('images, prompts, words', [(torch.zeros(2, 3, 16), 'a', 'give [(]B, k, 8[)]'), (torch.zeros(2, 1, 3, 8), 'a', 'give [(]B, k, 8[)]'), (torch.zeros(2, 8), 'a', 'give [(]B, k, 8[)]'),
                                                     (torch.zeros(2, 3, 8), 'a <image> hippo', 'leave out <image>'), (torch.zeros(2, 3, 8), ['a', 'a <image>'], 'leave out <image>')])
-def test_told_refuses(images, prompts, words):
-    with pytest.raises(BadInput, match=words) as e: told(a_narrow_opt(True), images, prompts, [' red', ' hippo'])
+def test_a_batch_refuses(images, prompts, words):
+    with pytest.raises(BadInput, match=words) as e: multimodal_batch(a_narrow_opt(True), images, prompts, [' red', ' hippo'])
     assert '\n' not in str(e.value)
 
 def seen_by(L, B=6):
     torch.manual_seed(0); visual = torch.arange(5).expand(B, 5) < 2
-    return Alignment().add([torch.randn(B, 5, 4) for _ in range(L)], Told({}, visual, ~visual))
+    return Alignment().add([torch.randn(B, 5, 4) for _ in range(L)], MultimodalBatch({}, visual, ~visual))
 
 @pytest.mark.parametrize('how', [dict(a='P', b='P', images=0), dict(a='T', b='P', images=0), dict(a='T', b='T', pairs='matched'), dict(a='P', b='P', pairs='matched'), dict(a='T', b='P', pairs='matched'),
                                  dict(a='P', b='X'), dict(reading='word'), dict(images=1), dict(images='entry'), dict(pairs='some')])
@@ -215,7 +216,7 @@ def test_a_figure_of_ones_own_images_speaks_of_no_seeds():
     assert len(labels) == 5 and not any('seed' in label for label in labels)
 
 def test_one_example_is_no_pair():
-    seen = Alignment().add([torch.randn(1, 4, 3)]*2, Told({}, torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]])))
+    seen = Alignment().add([torch.randn(1, 4, 3)]*2, MultimodalBatch({}, torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]])))
     assert np.isfinite(seen.curve('P', 'T')).all()
     with pytest.raises(BadInput, match='two examples'): seen.curve('P', 'P')
 
@@ -232,9 +233,9 @@ def test_half_precision():
 def test_multimodal_models_of_every_family(kind, tmp_path):
     lmm = load_lmm(str(make_lmm(kind, tmp_path/kind)), device='cpu')
     images = [Image.new('RGB', (64, 64), c) for c in ('red', 'blue')]
-    one = told_lmm(lmm, images, ['a red fox', 'the sky above a small blue deer'])
+    one = lmm_batch(lmm, images, ['a red fox', 'the sky above a small blue deer'])
     for wrong in (dict(question=['a', 'b']), dict(question=None), dict(answers=['a red fox', 7]), dict(answers='a red fox'), dict(answers=[['a'], ['b']])):
-        with pytest.raises(BadInput, match='text'): told_lmm(lmm, images, **dict(answers=['a red fox', 'the sky']) | wrong)
+        with pytest.raises(BadInput, match='text'): lmm_batch(lmm, images, **dict(answers=['a red fox', 'the sky']) | wrong)
     assert (one.visual.sum(1) > 0).all() and not (one.visual & one.text).any() and torch.equal(one.visual | one.text, one.inputs['attention_mask'].bool())
     states = token_states(lmm.model, one); seen = Alignment().add(states, one)
     assert len(states) == lmm.depth + 1 and np.isfinite(seen.curve('P', 'P')).all()

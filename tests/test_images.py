@@ -169,14 +169,14 @@ def test_an_image_too_narrow_for_sam(size, tmp_path, shell):
 
 def test_the_mark_of_an_image_in_a_text(tmp_path, shell):
     from frozen_nb.core.zoo import load_lmm
-    from frozen_nb.ima import told_lmm
+    from frozen_nb.core.states import lmm_batch
     image = random_images(1)[0]
     image.save(tmp_path/'a.png')
     said = shell('ground', tmp_path/'a.png', 'the <image>', '--out', tmp_path/'o.png')
     assert said.status == 2 and said.err.count('\n') == 1 and 'the mark of an image' in said.err
     lmm = load_lmm('llava', device='cpu')
     one_line(lambda: lmm.answer([image], 'what is <image>?'), '<image>')
-    one_line(lambda: told_lmm(lmm, [image], ['<image>']), '<image>')
+    one_line(lambda: lmm_batch(lmm, [image], ['<image>']), '<image>')
 
 
 LLAVA = [('processor_config.json', dict(patch_size=3), 'patch_size'), ('config.json', dict(vision_feature_select_strategy='full'), 'select_strategy'),

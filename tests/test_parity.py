@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from frozen_nb import flmm, generative_adapter, ima, lm4visual, pinto
+from frozen_nb.core import activations, states as lm_states
 from frozen_nb.fits.limber import read_projection
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.metrics import mask_iou, mask_overlap
@@ -274,13 +275,13 @@ def prompts_of(z, n=None):
     att = z.get('attention_mask', torch.ones(x.shape[:2], dtype=torch.long))
     visual = (torch.arange(x.shape[1]) < int(z.get('prompt_len', 10))).expand(len(x), -1)
     x, att, visual = x[:n], att[:n], visual[:n]
-    return ima.Told(dict(inputs_embeds=x, attention_mask=att), visual, att.bool() & ~visual)
+    return lm_states.MultimodalBatch(dict(inputs_embeds=x, attention_mask=att), visual, att.bool() & ~visual)
 
 
 @cache
 def states_of_alignment():
     batch = prompts_of(read('ima/alignment'))
-    with torch.no_grad(): return batch, ima.token_states(llama(), batch)
+    with torch.no_grad(): return batch, lm_states.token_states(llama(), batch)
 
 
 @vectors('ima/alignment', r'inputs_embeds|attention_mask|prompt_len')
@@ -318,15 +319,15 @@ def alignment(z):
 @torch.no_grad()
 def vocabulary(z):
     p, q = z['p'], z['q']
-    curves = ima.vocabulary_curves(tiny_lm(llama()), *reversed(states_of_alignment()))
+    curves = lm_states.vocabulary_curves(tiny_lm(llama()), *reversed(states_of_alignment()))
     paired = 'tokens of all examples are lined up and paired, mostly across examples'
     out = {
-        'kl': Held(ima.kl(p.log(), q.log()), z['kl']), 'entropy': Held(ima.entropy(q.log()), z['entropy']),
-        'underflow_entropy': Held(ima.entropy(z['underflow_p'].log()), z['underflow_entropy'], of='paper'),
+        'kl': Held(lm_states.kl(p.log(), q.log()), z['kl']), 'entropy': Held(lm_states.entropy(q.log()), z['entropy']),
+        'underflow_entropy': Held(lm_states.entropy(z['underflow_p'].log()), z['underflow_entropy'], of='paper'),
         'underflow_entropy_published': Departs(
-            ima.entropy(z['underflow_p'].log()), z['underflow_entropy_published'], 'NaN at probability 0'),
+            lm_states.entropy(z['underflow_p'].log()), z['underflow_entropy_published'], 'NaN at probability 0'),
         'kl_q_with_zeros_published': Departs(
-            ima.kl(q.log(), z['q_with_zeros'].log()), z['kl_q_with_zeros_published'],
+            lm_states.kl(q.log(), z['q_with_zeros'].log()), z['kl_q_with_zeros_published'],
             'words with probability 0 are left out, where the formula is infinite'),
         'states_kl_zipped_within_example': Held(
             curves['P against T'], z['states_kl_zipped_within_example'], 1e-4, 'paper'),
@@ -393,7 +394,7 @@ def skip(z):
 def points(z):
     batch, out = prompts_of(z), {}
     for layer in (1, 4):
-        for name, y in ima.point_states(llama(), batch, layer).items():
+        for name, y in lm_states.point_states(llama(), batch, layer).items():
             means = torch.stack([y[:, :10].mean(1), y[:, 10:].mean(1)], 1)
             out[f'layer_{layer}/{name}'] = Held(means, z[f'layer_{layer}/{name}'])
     return out
@@ -409,7 +410,7 @@ def calibration(z, kind, unequal):
         if kind != 'T': x = torch.cat([image[None], x], 1)
         visual = torch.arange(x.shape[1])[None] < (0 if kind == 'T' else len(image))
         att = torch.ones(x.shape[:2], dtype=torch.long)
-        out.append(ima.Told(dict(inputs_embeds=x, attention_mask=att), visual, ~visual))
+        out.append(lm_states.MultimodalBatch(dict(inputs_embeds=x, attention_mask=att), visual, ~visual))
     return out
 
 
@@ -1164,18 +1165,18 @@ def test_fc1_is_what_a_gate_lets_through(kind, gated):
         llama=lambda: LlamaConfig(**sizes, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2),
         phi3=lambda: Phi3Config(**sizes, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2))[kind]()
     model = freeze(AutoModelForCausalLM.from_config(config))
-    parts, block = ima.parts_of(model)[1], ima.blocks(model)[1]
+    parts, block = activations.parts_of(model)[1], activations.blocks(model)[1]
     seen = {}
     last = block.get_submodule(parts.ffn_out).register_forward_pre_hook(lambda m, args: seen.update(into=args[0]))
     first = block.get_submodule(parts.middle).register_forward_hook(lambda m, args, y: seen.update(out=y))
     batch = prompts_of(dict(inputs_embeds=torch.randn(1, 12, 16)))
-    y = ima.point_states(model, batch, 1)['FC1']
+    y = lm_states.point_states(model, batch, 1)['FC1']
     last.remove(), first.remove()
     assert torch.equal(y.flatten(), seen['into' if gated else 'out'].flatten())
 
 
 def test_a_running_median_of_an_even_number_is_between_the_two_in_the_middle():
-    running = ima.Medians(3)
+    running = lm_states.Medians(3)
     rows = [torch.tensor([1., 100.]), torch.tensor([1., 2., 50.]), torch.rand(1000)]
     for i, x in enumerate(rows): running.add(i, x)
     assert np.allclose(running.value, [np.median(x) for x in rows], rtol=3e-3)
