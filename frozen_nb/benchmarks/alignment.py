@@ -4,16 +4,21 @@
 
 # %% auto #0
 __all__ = ['NEIGHBOURS', 'MEASURES', 'pair_cosines', 'raw_cosine', 'matched_cosine', 'centred_cosine', 'retrieval_rank',
-           'linear_cka', 'mutual_neighbours', 'alignment_scores', 'noise_like', 'random_words']
+           'linear_cka', 'mutual_neighbours', 'alignment_scores', 'noise_like', 'random_words', 'image_batch',
+           'text_batch', 'LayerStates', 'layer_states']
 
 # %% ../../nbs/benchmarks/11_alignment.ipynb #aln00002
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..core.frozen import *
+from ..core.prefix import sequence
+from ..core.states import change, MultimodalBatch, token_norms, token_states
+from ..core.zoo import LM
 
 # %% ../../nbs/benchmarks/11_alignment.ipynb #aln00013
 def _checked(images, texts):
@@ -169,3 +174,53 @@ def random_words(
     words, rng = ' '.join(texts).split(), np.random.default_rng(seed)
     def drawn_words(n): return ' '.join(rng.choice(words, n))
     return [drawn_words(len(text.split())) for text in texts]
+
+# %% ../../nbs/benchmarks/11_alignment.ipynb #aln00091
+def image_batch(
+    lm: LM,                     # frozen
+    images: torch.Tensor,       # (B, k, d), visual tokens as they enter
+    start: bool | str = 'auto', # whether a start token comes first, as for `sequence`
+) -> MultimodalBatch:           # whose visual tokens are all but the first position
+    "Images alone."
+    rows = sequence(lm, images, '', start=start)
+    visual = rows.attention_mask.bool()                         # (B, T)
+    visual[:, 0] = False
+    inputs = dict(inputs_embeds=rows.inputs_embeds, attention_mask=rows.attention_mask)
+    return MultimodalBatch(inputs, visual, torch.zeros_like(visual))
+
+def text_batch(
+    lm: LM,      # frozen
+    prompt: str, # in front of all texts; not counted
+    texts: list, # B texts
+) -> MultimodalBatch:
+    "Texts alone, behind a prompt."
+    rows = sequence(lm, None, prompt, texts, end=False)
+    text = rows.labels != -100                                  # (B, T)
+    inputs = dict(inputs_embeds=rows.inputs_embeds, attention_mask=rows.attention_mask)
+    return MultimodalBatch(inputs, torch.zeros_like(text), text)
+
+# %% ../../nbs/benchmarks/11_alignment.ipynb #aln00092
+@dataclass
+class LayerStates:
+    "What is kept of N images or texts in L + 1 layers: a few numbers each, not their tokens."
+    means: torch.Tensor   # (L + 1, N, d): the mean over the tokens
+    norms: torch.Tensor   # (L + 1, N): the median of their lengths
+    changes: torch.Tensor # (L, N): mean cosine of a token with itself after the next block
+
+def _of_batch(states, mask):
+    "Means (L + 1, B, d), norms (L + 1, B) and changes (L, B) of the tokens in a mask (B, T)."
+    def mean_of(values): return torch.where(mask, values, 0).sum(1)/mask.sum(1)
+    means = [(x.float()*mask[..., None]).sum(1)/mask.sum(1, keepdim=True) for x in states]
+    norms = [token_norms(x).masked_fill(~mask, torch.nan).nanmedian(1).values for x in states]
+    changes = [mean_of(change(x, y)) for x, y in zip(states, states[1:])]
+    return [torch.stack(rows).cpu() for rows in (means, norms, changes)]
+
+@torch.no_grad()
+def layer_states(
+    lm: LM,            # frozen
+    batches: Iterable, # of `MultimodalBatch`: images alone, or texts alone
+) -> LayerStates:
+    "Mean states, norms and changes in all layers; one batch is in memory at a time."
+    parts = [_of_batch(token_states(lm.model, batch), batch.visual | batch.text)
+             for batch in batches]
+    return LayerStates(*(torch.cat(rows, 1) for rows in zip(*parts)))
