@@ -13,8 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from frozen_nb import generative_adapter as adapters, ima
+from frozen_nb import generative_adapter as adapters
 from frozen_nb.core.states import MultimodalBatch, point_states, POINTS, token_states, vocabulary
+from frozen_nb.core.skipping import skipping
+from frozen_nb.core.subnetworks import linears, pruned, subnetwork
 from frozen_nb.core.activations import attention_rows, blocks, hidden_states, matrix_of, parts_of
 from frozen_nb.core.frozen import BadInput, fingerprint, seeded
 from frozen_nb.core.zoo import load_lm, load_lmm
@@ -135,11 +137,11 @@ def test_what_is_skipped_adds_nothing(family, what):
     model, layers = family.lm.model, [2]
     if family.name == 'openai_gpt' or family.name == 'opt_350m' and what == 'block': return   # norms after the parts
     expected, plain = logits(without(model, what, layers), input_ids=IDS), logits(model, input_ids=IDS)
-    with ima.skipping(model, what, layers=layers): whole = logits(model, input_ids=IDS)
+    with skipping(model, what, layers=layers): whole = logits(model, input_ids=IDS)
     assert (whole - expected).abs().max() < 1e-3 < (whole - plain).abs().max()
     one = prompt()
     one.visual[:], one.text[:] = True, False
-    with ima.skipping(model, what, one, 'visual', layers=layers): some = logits(model, input_ids=IDS)
+    with skipping(model, what, one, 'visual', layers=layers): some = logits(model, input_ids=IDS)
     assert (some - expected).abs().max() < 1e-3
 
 def with_cache(model, ids, first=30):
@@ -154,23 +156,23 @@ def test_skipping_with_a_cache_is_skipping_without(family, what, tokens):
     model = family.lm.model
     if family.name in ('ctrl', 'openai_gpt', 'xlnet'): return     # no cache of the usual form
     plain = logits(model, input_ids=IDS)
-    with ima.skipping(model, what, prompt(), tokens, layers=[2]): a, b = logits(model, input_ids=IDS), with_cache(model, IDS)
+    with skipping(model, what, prompt(), tokens, layers=[2]): a, b = logits(model, input_ids=IDS), with_cache(model, IDS)
     assert (a - b).abs().max() < 2e-3 < (a - plain).abs().max()
     if tokens == 'visual': assert (a - plain)[:, :20].abs().max() > 1e-3
     changed = dict(visual=slice(0, 20), all=slice(0, 40))[tokens]
-    with ima.skipping(model, what, prompt(), 'visual', layers=[2]): c = logits(model, input_ids=IDS)
+    with skipping(model, what, prompt(), 'visual', layers=[2]): c = logits(model, input_ids=IDS)
     assert what == 'block' or tokens == 'all' or (c[:, changed] - a[:, changed]).abs().max() == 0
 
 def test_a_subnetwork_has_all_weights_of_the_blocks(family):
     model = family.lm.model
     for by in ('wanda', 'magnitude'):
-        masks = or_refused('subnetwork', family.name, lambda: ima.subnetwork(model, [prompt()], .5, by=by))
+        masks = or_refused('subnetwork', family.name, lambda: subnetwork(model, [prompt()], .5, by=by))
         if masks is None: continue
         total = sum(p.numel() for block in blocks(model) for p in block.parameters() if p.ndim > 1)
         assert sum(m.numel() for m in masks.values()) > .99*total
-        with ima.pruned(model, masks):
+        with pruned(model, masks):
             for name, mask in masks.items():
-                weight = matrix_of(ima.linears(model, int(name.split('.')[0]))[name])
+                weight = matrix_of(linears(model, int(name.split('.')[0]))[name])
                 assert ((weight == 0) == ~mask).all()
 
 REFUSED['block'] = ({'mixtral', 'qwen2_moe', 'qwen3_moe', 'olmoe', 'granitemoe', 'deepseek_v2', 'deepseek_v3', 'gpt_neo', 'bloom', 'mpt', 'falcon_alibi', 'openai_gpt'},

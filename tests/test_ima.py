@@ -1,4 +1,5 @@
 "Implicit alignment on every family, what is skipped is not computed, and bad input."
+import copy
 import math
 
 import numpy as np
@@ -11,6 +12,8 @@ from transformers.models.llama import LlamaConfig
 
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.states import *
+from frozen_nb.core.skipping import *
+from frozen_nb.core.subnetworks import *
 from frozen_nb.ima import *
 from frozen_nb.core.activations import blocks, parts_of
 from frozen_nb.core.training import TrainConfig
@@ -63,6 +66,35 @@ def test_a_skipped_part_is_a_part_that_adds_nothing(model):
             expected = logits(model, one); hook.remove()
             with skipping(model, what, one, tokens, layers=[layer]): found = logits(model, one)
             assert torch.allclose(found, expected, atol=1e-10), (what, tokens, bias is not None)
+
+@pytest.mark.parametrize('tokens', ['visual', 'text', 'all'])
+def test_parallel_attention_and_the_published_departures(model, tokens):
+    "With a cache as without, other logits than the formulas, and the model as it was afterwards."
+    model, one = copy.deepcopy(model), a_prompt()
+    for name, weight in model.named_parameters():
+        if 'norm' in name: weight.data.uniform_(.5, 1.5, generator=torch.Generator().manual_seed(len(name)))   # two norms that differ
+    plain, before = logits(model, one), fingerprint(model)
+    for what, published in (('parallel attention', False), ('attention', True), ('ffn', True)):
+        with skipping(model, what, one, tokens, published=published) as layers:
+            once, stepped = logits(model, one), cached(model, one)
+        with skipping(model, what, one, tokens): formula = logits(model, one)
+        assert layers == [2] and (once - stepped).abs().max() < 1e-10 and (once - plain).abs().max() > 1e-6
+        if what == 'attention' or what == 'ffn' and tokens == 'visual': assert (once - formula).abs().max() > 1e-6
+        else: assert torch.equal(once, formula)
+    assert torch.equal(logits(model, one), plain) and fingerprint(model) == before
+
+def test_a_skipped_block_hands_on_its_cache_where_that_is_published(model):
+    "Keys and values behind a prefill are those of the block before, and the next token reads them."
+    one, tokens = a_prompt(left=True), []
+    for published in (False, True):
+        with skipping(model, 'block', one, layers=[2, 3], when='prefill', published=published), torch.no_grad():
+            cache = DynamicCache(config=model.config)
+            model(**one.inputs, past_key_values=cache, use_cache=True)
+            same = [torch.equal(cache.layers[i].keys, cache.layers[1].keys) for i in (2, 3)]
+            mask = torch.cat([one.inputs['attention_mask'], torch.ones(3, 1, dtype=torch.long)], 1)
+            tokens.append(model(inputs_embeds=one.inputs['inputs_embeds'][:, :1], attention_mask=mask, past_key_values=cache).logits)
+        assert all(same) if published else not any(same)
+    assert (tokens[0] - tokens[1]).abs().max() > 1e-9
 
 def test_what_is_skipped_is_not_computed(model):
     one, rows = a_prompt(), []
@@ -121,6 +153,29 @@ def test_masks(seed, s, t):
     assert (a["w"].sum(1) == 50 - int(50*s)).all() and (keep_mask(w["w"].abs(), s, round).sum(1) == 50 - round(50*s)).all() and density(shared_subnetwork([a, b])) <= min(density(a), density(b))
     if density(a): assert subnetwork_iou(a, a)['w'] == 1
     assert 0 < chance_iou(s) < 1
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(.01, .99), st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 8)]))
+def test_masks_of_a_matrix_and_of_neighbours(seed, s, pattern):
+    torch.manual_seed(seed)
+    w, (n, m) = torch.randn(7, 48).abs(), pattern
+    whole, groups = keep_mask_of_matrix(w, s), keep_n_of_m(w, n, m)
+    assert (~whole).sum() == int(7*48*s) and (not (~whole).any() or w[~whole].max() <= w[whole].min())
+    assert (groups.view(-1, m).sum(1) == n).all()
+    dropped = w.masked_fill(groups, -1).view(-1, m).max(1).values
+    assert (dropped <= w.masked_fill(~groups, 9).view(-1, m).min(1).values).all()
+
+def test_a_subnetwork_by_row_by_matrix_and_by_neighbours(model):
+    one, rows = a_prompt(), {}
+    for per in ('row', 'matrix', '2:4'):
+        masks = subnetwork(model, [one], .5, 'text', per=per)
+        rows[per] = {int(n) for mask in masks.values() for n in mask.sum(1).unique()}
+        assert density(masks) == .5
+        if per == '2:4': assert all((mask.view(-1, 4).sum(1) == 2).all() for mask in masks.values())
+    assert rows['row'] == rows['2:4'] == {8, 12} and len(rows['matrix']) > 3   # half of 16 and of 24 inputs
+    for per, s, words in (('2:4', .3, 'give 0.5'), ('5:4', .5, 'leaves out'), ('block', .5, 'row, matrix'), ('2:5', .6, 'multiple of 5'), (None, .5, 'row, matrix')):
+        with pytest.raises(BadInput, match=words) as e: subnetwork(model, [one], s, per=per)
+        assert '\n' not in str(e.value)
 
 def test_pruned_comes_back_even_after_an_error(model):
     before, masks = fingerprint(model), subnetwork(model, [a_prompt()], .5)

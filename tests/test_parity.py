@@ -28,6 +28,8 @@ from frozen_nb.fits.limber import read_projection
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.metrics import mask_iou, mask_overlap
 from frozen_nb.core.prefix import LinearMap, sequence, target_loss
+from frozen_nb.core.skipping import skipping
+from frozen_nb.core.subnetworks import linears, subnetwork, subnetwork_iou
 from frozen_nb.core.zoo import LM, visual_tokens
 from frozen_nb.world.multiple_choice import MCQ
 
@@ -341,15 +343,15 @@ def vocabulary(z):
 def without(what, z, tokens='all', **options):
     "The last states of a batch without some parts, at tokens that are no padding."
     m, batch = llama(), prompts_of(z)
-    with ima.skipping(m, what, batch, tokens=tokens, **options):
+    with skipping(m, what, batch, tokens=tokens, **options):
         y = m.base_model(**batch.inputs, use_cache=False).last_hidden_state
     return y[z['attention_mask'].bool()]
 
 
-def generated(what, when, z):
+def generated(what, when, z, published=False):
     "The last states of a prompt, and of a token behind it, with a cache."
     m, batch = llama(), prompts_of(z, 1)
-    with ima.skipping(m, what, batch, when=when):
+    with skipping(m, what, batch, when=when, published=published):
         a = m.base_model(inputs_embeds=batch.inputs['inputs_embeds'], use_cache=True)
         b = m.base_model(inputs_embeds=z['generation/next'], use_cache=True, past_key_values=a.past_key_values)
     return dict(prefill=a.last_hidden_state, token=b.last_hidden_state)
@@ -361,31 +363,27 @@ def skip(z):
     m, batch, real = llama(), prompts_of(z), z['attention_mask'].bool()
     whole = m.base_model(**batch.inputs, use_cache=False).last_hidden_state[real]
     out = {'normal/interval_2': Held(whole, z['normal/interval_2'][real])}
-    formula = dict(context_skip_attn=('attention', 'all', 'the feed-forward part reads LN1(x)'),
-                   context_skip_ffn_prompt=('ffn', 'visual', 'LN2 is added to the visual tokens'))
+    departures = dict(context_skip_attn=('attention', 'all'), context_skip_ffn_prompt=('ffn', 'visual'))
     for tag, options in (('interval_2', {}), ('interval_2/start_2', dict(start=2)), ('interval_1', dict(interval=1))):
         for what in ('block', 'ffn'):
             name = f'context_skip_{what}/{tag}'
             out[name] = Held(without(what, z, **options), z[name][real])
-        for mode, (what, tokens, why) in formula.items():
-            y = without(what, z, tokens, **options)
-            out[f'paper/{mode}/{tag}'] = Held(y, z[f'paper/{mode}/{tag}'][real], of='paper')
-            out[f'{mode}/{tag}'] = Departs(y, z[f'{mode}/{tag}'][real], why)
-        out[f'context_parrallel_attn/{tag}'] = Absent('attention is not computed beside the feed-forward part')
+        for mode, (what, tokens) in departures.items():
+            out[f'paper/{mode}/{tag}'] = Held(without(what, z, tokens, **options), z[f'paper/{mode}/{tag}'][real], of='paper')
+            out[f'{mode}/{tag}'] = Held(without(what, z, tokens, published=True, **options), z[f'{mode}/{tag}'][real])
+        name = f'context_parrallel_attn/{tag}'
+        out[name] = Held(without('parallel attention', z, **options), z[name][real])
     modes = dict(skip_block=('block', 'generation'), skip_ffn=('ffn', 'generation'),
                  skip_attn=('attention', 'generation'), context_skip_block=('block', 'both'),
                  context_skip_ffn=('ffn', 'both'), onlycontext_skip_block=('block', 'prefill'),
                  onlycontext_skip_ffn=('ffn', 'prefill'))
-    departures = {('skip_attn', 'token'): 'the feed-forward part reads LN1(x)',
-                  ('onlycontext_skip_block', 'token'): 'a skipped block hands on the cache of the one before it'}
-    runs = {mode: generated(*how, z) for mode, how in modes.items()}
+    runs = {mode: generated(*how, z, published=True) for mode, how in modes.items()}
     a = m.base_model(inputs_embeds=z['inputs_embeds'][:1], use_cache=True)
     b = m.base_model(inputs_embeds=z['generation/next'], use_cache=True, past_key_values=a.past_key_values)
     runs['normal'] = dict(prefill=a.last_hidden_state, token=b.last_hidden_state)
     for mode, parts in runs.items():
         for part, y in parts.items():
-            theirs, why = z[f'generation/{mode}/{part}'], departures.get((mode, part))
-            out[f'generation/{mode}/{part}'] = Departs(y, theirs, why) if why else Held(y, theirs)
+            out[f'generation/{mode}/{part}'] = Held(y, z[f'generation/{mode}/{part}'])
     return out
 
 
@@ -418,7 +416,7 @@ def calibration(z, kind, unequal):
 @torch.no_grad()
 def wanda(z):
     m, out = llama(), {}
-    layers = {name: x for i in range(6) for name, x in ima.linears(m, i).items()}
+    layers = {name: x for i in range(6) for name, x in linears(m, i).items()}
     def unpack(bits):
         flat = torch.from_numpy(np.unpackbits(bits.numpy().astype(np.uint8)).astype(bool))
         parts = flat[:sum(x.weight.numel() for x in layers.values())].split([x.weight.numel() for x in layers.values()])
@@ -426,11 +424,11 @@ def wanda(z):
     def share(a, bits):
         b = unpack(bits)
         return sum((a[name] != b[name]).sum().item() for name in b)/sum(x.numel() for x in b.values())
-    def iou(a, b): return np.array(list(ima.subnetwork_iou(a, b).values()))
+    def iou(a, b): return np.array(list(subnetwork_iou(a, b).values()))
     padding = 'examples are filled with zero states, which count and which the tokens see'
     for s in (.5, .3):
-        equal, unequal = ({k: ima.subnetwork(m, calibration(z, k, u), s) for k in ('PT', 'P', 'T')} for u in (False, True))
-        largest, at = ima.subnetwork(m, [], s, by='magnitude'), f's{s}'
+        equal, unequal = ({k: subnetwork(m, calibration(z, k, u), s) for k in ('PT', 'P', 'T')} for u in (False, True))
+        largest, at = subnetwork(m, [], s, by='magnitude'), f's{s}'
         out[f'{at}/magnitude'] = Held(share(largest, z[f'{at}/magnitude']), 0., 2e-4)
         for k in equal:
             out[f'{at}/no_padding/{k}'] = Held(share(equal[k], z[f'{at}/no_padding/{k}']), 0., 2e-4)
