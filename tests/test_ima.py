@@ -12,6 +12,7 @@ from transformers.models.llama import LlamaConfig
 
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.states import *
+from frozen_nb.benchmarks.hallucination import *
 from frozen_nb.core.skipping import *
 from frozen_nb.core.subnetworks import *
 from frozen_nb.ima import *
@@ -217,7 +218,7 @@ def test_bad_input(model):
                         (lambda: skipping(model, 'ffn', one, 'visual', ratio=1.2).__enter__(), 'ratio'), (lambda: skipping(model, 'ffn', interval=0).__enter__(), 'interval'),
                         (lambda: Alignment().curve(), 'no example'), (lambda: Alignment().add([torch.zeros(1, 2, 3)], MultimodalBatch({}, torch.zeros(1, 2).bool(), torch.ones(1, 2).bool())), 'visual'),
                         (lambda: align_images([None], ['x'], None, None, None), 'pairs'), (lambda: align_images([None], [], None, None, None), 'captions'),
-                        (lambda: pope([{'a'}], 'tricky'), 'tricky'), (lambda: QueryMapper(8, 16)(torch.zeros(1, 2, 9)), 'width 8')):
+                        (lambda: pope([{'a'}], 'tricky'), 'tricky'), (lambda: pope([]), 'no images'), (lambda: chair('a cat', [{'cat'}], ['cat']), 'sets of objects'), (lambda: chair(['a'], [{'a'}], ['?']), 'no word'), (lambda: QueryMapper(8, 16)(torch.zeros(1, 2, 9)), 'width 8')):
         with pytest.raises(BadInput) as e: call()
         assert words in str(e.value) and '\n' not in str(e.value)
 
@@ -322,3 +323,23 @@ def test_memory_is_given_back():
     def drops():
         for _ in range(5): x @ x
     assert peak_memory(drops) == 40_000 and peak_memory(lambda: None) == 0
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sets(st.sampled_from('abcdef')), min_size=1, max_size=8), st.sampled_from(POPE_KINDS), st.integers(1, 8), st.integers(0, 99))
+def test_half_of_the_object_questions_are_about_what_is_there(objects, kind, n, seed):
+    questions, names = pope(objects, kind, n, seed), set().union(*objects)
+    for i, present in enumerate(objects):
+        about = [(x, there) for j, x, there in questions if j == i]
+        assert len(set(about)) == len(about) and all((x in present) == there for x, there in about)
+        assert sum(there for _, there in about)*2 == len(about) == 2*min(n, len(present), len(names - present))
+
+def test_captions_name_objects_in_the_plural():
+    from frozen_nb.world.captions import plural
+    from frozen_nb.world.scenes import SPECIES
+    species = list(SPECIES)
+    for name in species:
+        assert named_objects(f'a red {name} here', species) == named_objects(f'two {plural(name)}.', species) == [name]
+    assert named_objects('cattle, a category and dogmas', ['cat', 'dog']) == []
+    assert named_objects('a bear beside two teddy bears', ['teddy bear', 'bear']) == ['bear', 'teddy bear']
+    named, wrong = chair(['dogs and kitties', ''], [{'cat'}, {'cat'}], {'cat': ['kitty'], 'dog': []})
+    assert named.tolist() == [2, 0] and wrong.tolist() == [1, 0]
