@@ -1461,7 +1461,8 @@ def _measure_alignment(limber, images, texts, out):
     title = f'{limber.encoder.name} in {limber.lm.name}, {len(paths)} images'
     figure = draw_alignment(alignment, title)
     _check_ours('align', [], [out])   # once more: it took a while
-    _write_png(partial(figure.savefig, metadata=dict(Software='frozen-nb align')), out)
+    about = dict(Software='frozen-nb align')
+    _write_png(partial(figure.savefig, dpi=200, metadata=about), out)
     _print_alignment(alignment)
 
 # %% ../nbs/90_cli.ipynb #adp00001

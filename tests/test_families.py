@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from frozen_nb import generative_adapter as adapters
-from frozen_nb.core.states import MultimodalBatch, point_states, POINTS, token_states, vocabulary
+from frozen_nb.core.states import block_input, hooked, MultimodalBatch, point_states, POINTS, token_states, vocabulary
 from frozen_nb.core.skipping import skipping
 from frozen_nb.core.subnetworks import linears, pruned, subnetwork
 from frozen_nb.core.activations import attention_rows, blocks, hidden_states, matrix_of, parts_of
@@ -162,6 +162,17 @@ def test_skipping_with_a_cache_is_skipping_without(family, what, tokens):
     changed = dict(visual=slice(0, 20), all=slice(0, 40))[tokens]
     with skipping(model, what, prompt(), 'visual', layers=[2]): c = logits(model, input_ids=IDS)
     assert what == 'block' or tokens == 'all' or (c[:, changed] - a[:, changed]).abs().max() == 0
+
+def test_parallel_attention_reads_what_attention_reads(family):
+    model, seen = family.lm.model, {}
+    parts, block = parts_of(model)[2], blocks(model)[2]
+    def see(name): return lambda module, args, kwargs: seen.__setitem__(name, block_input(args, kwargs))
+    plain = logits(model, input_ids=IDS)
+    with skipping(model, 'parallel attention', layers=[2]):
+        watched = [block.get_submodule(at).register_forward_pre_hook(see(at), with_kwargs=True) for at in (parts.attention, parts.first)]
+        with hooked(watched): parallel = logits(model, input_ids=IDS)
+    assert torch.equal(seen[parts.attention].flatten(), seen[parts.first].flatten())
+    assert parallel.isfinite().all() and torch.equal(logits(model, input_ids=IDS), plain)
 
 def test_a_subnetwork_has_all_weights_of_the_blocks(family):
     model = family.lm.model

@@ -85,6 +85,14 @@ def test_parallel_attention_and_the_published_departures(model, tokens):
         else: assert torch.equal(once, formula)
     assert torch.equal(logits(model, one), plain) and fingerprint(model) == before
 
+def test_tokens_at_random_are_as_many_as_tokens_evenly_spread(model):
+    one = a_prompt()
+    def flops(**how):
+        with skipping(model, 'ffn', one, 'visual', layers=[2], **how): return count_flops(lambda: model(**one.inputs)), logits(model, one)
+    (evenly, a), (first, b), (second, c) = flops(ratio=.5), flops(ratio=.5, seed=0), flops(ratio=.5, seed=1)
+    assert evenly == first == second and not torch.equal(b, c) and torch.equal(flops(ratio=.5, seed=0)[1], b)
+    assert torch.equal(flops(seed=3)[1], flops()[1])     # all of them
+
 def test_a_skipped_block_hands_on_its_cache_where_that_is_published(model):
     "Keys and values behind a prefill are those of the block before, and the next token reads them."
     one, tokens = a_prompt(left=True), []
@@ -271,6 +279,27 @@ def test_changes():
 def test_a_figure_of_ones_own_images_speaks_of_no_seeds():
     labels = [label for ax in draw_alignment(seen_by(4)).axes for label in ax.get_legend_handles_labels()[1]]
     assert len(labels) == 5 and not any('seed' in label for label in labels)
+
+def test_the_title_of_a_figure_of_ones_own_images_stands_clear_of_its_legends():
+    "Without the style of the notebooks, too, as in the shell."
+    import matplotlib as mpl
+    with mpl.rc_context(mpl.rcParamsDefault):
+        fig = draw_alignment(seen_by(4), 'efficientnet-lite0 in smollm2, 300 images')
+        fig.canvas.draw()
+        boxes = [fig._suptitle.get_window_extent()]
+        for ax in fig.axes: boxes += [ax.get_legend().get_window_extent(), ax.get_window_extent(), ax.xaxis.label.get_window_extent()]
+        assert not any(a.overlaps(b.expanded(.99, .99)) for i, a in enumerate(boxes) for b in boxes[:i])
+        width, height = fig.canvas.get_width_height()
+        assert all(0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height for box in boxes)
+
+def test_hooks_are_gone_after_an_error(model):
+    one = a_prompt()
+    wrong = MultimodalBatch(dict(inputs_embeds=torch.zeros(1, 3, 15, dtype=torch.float64)), one.visual[:1, :3], one.text[:1, :3])   # 15 for 16
+    for call in (lambda: token_states(model, wrong), lambda: point_states(model, wrong, 1), lambda: subnetwork(model, [wrong], .5)):
+        with pytest.raises(RuntimeError): call()
+    with pytest.raises(RuntimeError):
+        with skipping(model, 'block', wrong, 'visual', layers=[2]): logits(model, wrong)
+    assert not any(m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m) for m in model.modules())
 
 def test_one_example_is_no_pair():
     seen = Alignment().add([torch.randn(1, 4, 3)]*2, MultimodalBatch({}, torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]])))

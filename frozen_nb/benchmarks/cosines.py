@@ -229,19 +229,20 @@ def align_images(
 # %% ../../nbs/benchmarks/12_cosines.ipynb #f978c296
 def draw_alignment(
     seen: Alignment, # of images and texts
-    title: str = '', # of the figure
+    title: str = '', # above the figure
 ) -> object:         # the figure
     "Cosines by layer, within and across, and the medians of the norms."
     import matplotlib.pyplot as plt
     from frozen_nb.core.figures import curves
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout='constrained')
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.6), layout='constrained')
     names = {'image with image': 'PP', 'text with text': 'TT', 'image with text': 'PT'}
     layers = np.arange(seen.sums['pooled', 'P'].shape[1])
     cosines = {name: seen.curve(*pair, n_boot=300) for name, pair in names.items()}
     ends = {n: tuple(np.nanquantile(x[1:], [.025, .975], axis=0)) for n, x in cosines.items()}
     values = {name: x[0] for name, x in cosines.items()}
-    curves(layers, values, 'layer', 'mean cosine', bands=ends, title=title, ax=axes[0])
+    curves(layers, values, 'layer', 'mean cosine', bands=ends, ax=axes[0])
     norms = {'visual tokens': seen.norms['P'].value, 'textual tokens': seen.norms['T'].value}
     ends = {name: (x, x) for name, x in norms.items()}
     curves(layers, norms, 'layer', 'median norm', bands=ends, ax=axes[1])
+    fig.suptitle(title, x=.01, ha='left', weight='bold', size=11)
     return fig

@@ -48,6 +48,12 @@ def _spread(mask, ratio):
     order = mask.cumsum(1)
     return mask & ((order*ratio).floor() > ((order - 1)*ratio).floor())
 
+def _sample(mask, ratio, seed):
+    "As many true positions of each row as `_spread` gives, drawn at random."
+    keys = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed))
+    rank = keys.masked_fill(~mask, -1).argsort(1, descending=True).argsort(1)
+    return rank < _spread(mask, ratio).sum(1, keepdim=True)
+
 def _tokens_of_pass(args, kwargs):
     "Embeddings or ids that a decoder is called with."
     for name in ('inputs_embeds', 'input_ids'):
@@ -280,7 +286,8 @@ class Skip:
     interval: int = 2        # as for `skipped_layers`
     start: int = 0           # likewise
     end: int | None = None   # likewise
-    ratio: float = 1.        # share of these tokens in the prompt, evenly spread
+    ratio: float = 1.        # share of these tokens in the prompt
+    seed: int | None = None  # of the choice of tokens at random; None: evenly spread
     when: str = 'both'       # or 'prefill', 'generation'
     published: bool = False  # as in the released code, where that departs from the formulas
 
@@ -325,7 +332,9 @@ def tokens_of(self: Skip,
         'a share of the tokens, or a part of the time, needs the prompt: give it as batch=')
     if self.for_all: return None
     masks = dict(visual=batch.visual, text=batch.text, all=batch.visual | batch.text)
-    prompt = _spread(masks[self.tokens].cpu(), self.ratio)
+    mask = masks[self.tokens].cpu()
+    prompt = _spread(mask, self.ratio)
+    if self.seed is not None: prompt = _sample(mask, self.ratio, self.seed)
     return _SkippedTokens(prompt, self.tokens != 'visual' and self.ratio == 1, self.when)
 
 # %% ../../nbs/core/18_skipping.ipynb #2a20290c
@@ -371,7 +380,7 @@ def skipping(
     what: str,           # 'ffn', 'attention', 'block' or 'parallel attention'
     batch: MultimodalBatch | None = None, # the prompt, for 'visual' and 'text'
     tokens: str = 'all', # 'visual', 'text' or 'all'; the last two with what is generated
-    **options: object,   # of `Skip`: layers, or interval, start and end; ratio, when, published
+    **options: object,   # of `Skip`: layers, or interval, start, end; ratio, seed, when, published
 ) -> Iterator:           # the numbers of the layers
     """A block in which `model` does not compute `what` for `tokens` in some layers, with a cache
     and without (IMA, Figure 11). Raises `BadInput` for a family whose parts are not found, and for
