@@ -15,7 +15,8 @@ from frozen_nb.core.states import *
 from frozen_nb.benchmarks.hallucination import *
 from frozen_nb.core.skipping import *
 from frozen_nb.core.subnetworks import *
-from frozen_nb.ima import *
+from frozen_nb.benchmarks.cosines import *
+from frozen_nb.core.mappers import *
 from frozen_nb.core.activations import blocks, parts_of
 from frozen_nb.core.training import TrainConfig
 from frozen_nb.core.zoo import LM, load_lmm
