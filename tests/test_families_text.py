@@ -14,6 +14,7 @@ from families import ATTENTION, SAMPLE, SIZES, STATE_SPACE, build, save, special
 from frozen_nb.core.frozen import BadInput, freeze
 from frozen_nb.core.generation import continuations, cut_at, may_pad_inside, padded_in_front, start_ids
 from frozen_nb.core.prefix import LinearMap, choose, generate, sequence, starts
+from frozen_nb.core.states import multimodal_batch
 from frozen_nb.core.zoo import LM, load_lm, load_tokenizer
 from frozen_nb.limber import Limber, new_map
 
@@ -161,6 +162,16 @@ def test_a_start_token_that_is_not_there():
     lm.tokenizer.bos_token_id = None
     assert start_ids(lm) == []
     with pytest.raises(BadInput, match='no start token'): start_ids(lm, True)
+
+@pytest.mark.parametrize('begun', [False, True])
+def test_a_start_token_before_an_image_is_neither_visual_nor_textual(family, begun):
+    lm = family('llama')
+    if begun: lm = LM(lm.model, _Begun(lm.tokenizer), 'begun', '')
+    batch = multimodal_batch(lm, torch.zeros(2, 3, lm.width), 'a', [' red', ' red fox'])
+    assert batch.visual[:, begun:begun + 3].all() and batch.visual.sum() == 6
+    assert not (batch.visual & batch.text).any() and not batch.text[:, :begun].any()
+    assert (batch.visual | batch.text).sum() + 2*begun == batch.inputs['attention_mask'].sum()
+
 
 
 def test_a_map_is_used_as_it_was_trained(family):

@@ -24,6 +24,7 @@ from torch import nn
 
 from .activations import blocks, final_norm, is_linear, matrix_of, parts_of
 from .frozen import *
+from .generation import start_ids
 from .prefix import MARK, sequence
 from .zoo import check_marks, check_texts, LM, LMM, messages
 
@@ -53,15 +54,15 @@ def multimodal_batch(
     end: bool = True,     # whether an end token follows
 ) -> MultimodalBatch:
     """Images in front of texts. All that follows the image counts as text: a prompt that is the
-    same for all, too. Raises `BadInput` for images of another shape, and for a prompt that marks
-    the image's place."""
+    same for all, too. A start token in front of the image is neither. Raises `BadInput` for images
+    of another shape, and for a prompt that marks the image's place."""
     _check_batch(lm, images, prompts)
     rows = sequence(lm, images, prompts, targets, end=end)
     inputs = dict(inputs_embeds=rows.inputs_embeds, attention_mask=rows.attention_mask)
     present = rows.attention_mask.bool()                            # (B, T)
-    position = torch.arange(present.shape[1], device=present.device)
-    visual = (position < images.shape[1]).expand_as(present)
-    return MultimodalBatch(inputs, visual, present & ~visual)
+    position = torch.arange(present.shape[1], device=present.device) - len(start_ids(lm))
+    visual = present & (position >= 0) & (position < images.shape[1])
+    return MultimodalBatch(inputs, visual, present & (position >= images.shape[1]))
 
 # %% ../../nbs/core/16_states.ipynb #0b3e6258
 def lmm_batch(
