@@ -283,7 +283,7 @@ def test_the_time_that_is_left_knows_what_waits_for_what(monkeypatch):
 def test_at_another_scale_only_notebooks_that_know_it_run(shell, chapters, monkeypatch):
     monkeypatch.setenv('FROZEN_NB_SCALE', 'miniature')
     chapters('10_toy', NOTE.format('chapter'))
-    chapters('experiments/toy', '# read_scale(\n' + NOTE.format('experiments'))
+    chapters('experiments/toy', '# read_scale(\'toy\')\n' + NOTE.format('experiments'))
     chapters('experiments/toy_more', NOTE.format('more'))
     chapters('11_other', NOTE.format('other'))
     assert shell('reproduce', 'toy', '--scale', 'real').out.startswith('1 of 1 notebooks ran') and Path('_out/notebooks/order').read_text() == 'experiments '
@@ -372,7 +372,7 @@ def test_a_scale_that_a_chapter_does_not_know(shell, chapters):
     assert not Path('_out').exists()
 
 def test_a_chapter_gets_the_scale(shell, chapters, monkeypatch):
-    chapters('10_toy', 'import os; # read_scale(\nopen("scale", "w").write(os.environ["FROZEN_NB_SCALE"])')
+    chapters('10_toy', 'import os; # read_scale(\'toy\')\nopen("scale", "w").write(os.environ["FROZEN_NB_SCALE"])')
     monkeypatch.setenv('FROZEN_NB_SCALE', 'miniature')
     assert shell('reproduce', '--scale', 'real').status == 0
     assert next(Path('_out').rglob('scale')).read_text() == 'real'

@@ -116,7 +116,7 @@ def test_a_prompt_with_missing_places(tmp_path, line, words):
 def test_no_prompt(tmp_path, text):
     (tmp_path/'p.json').write_text(text)
     with pytest.raises(BadInput): read_prompt(tmp_path/'p.json')
-    with pytest.raises(BadInput, match='no such prompt; give a file, or one of csqa, obqa, qasc, strategy'): read_prompt('nowhere')
+    with pytest.raises(BadInput, match='no such prompt; give a file, or one of commonsense, csqa, obqa, qasc, strategy'): read_prompt('nowhere')
 
 @pytest.mark.parametrize('row, words', [
     (dict(question='what?', choices=[], answer=0), 'no choices'), (dict(question='what?', choices=['a'], answer=0), 'one choice'), (dict(question='what?', choices=['a', 'A '], answer=0), 'is there twice'),

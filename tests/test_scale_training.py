@@ -378,6 +378,8 @@ def in_processes(folder):
     losses = train(layer(), regression, distance, TrainConfig(50, .02, optimizer='muon', accumulate=2)).losses
     out = dict(computed=computed, rows=feats[:][:, 0].tolist(), losses=losses, backend=state.backend)
     (folder/f'{state.process_index}.json').write_text(json.dumps(out))
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):

@@ -300,6 +300,8 @@ def in_processes(folder):
     state = PartialState()
     out.update(resumed=history.losses, resumed_at=history.resumed_at, same=same(whole, module), processes=state.num_processes, backend=state.backend)
     (folder/f'{rank}.json').write_text(json.dumps(out))
+    state.wait_for_everyone()   # a process that goes while the other still talks to it takes it along
+    state.destroy_process_group()
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
