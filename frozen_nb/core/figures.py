@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'HATCHES', 'MARKERS', 'DASHES', 'INK', 'FAINT', 'style', 'looks', 'greyscale', 'save_figure', 'finish_axes',
-           'bars_with_intervals', 'curves', 'provenance', 'gallery', 'claims_figure']
+           'bars_with_intervals', 'curves', 'provenance', 'gallery', 'statement_axis', 'claims_figure']
 
 # %% ../../nbs/core/12_figures.ipynb #69352f62
 import io, os, sys, textwrap
@@ -496,6 +496,21 @@ def _draw_claim(ax, y, record):
         annotation_clip=False)
 
 # %% ../../nbs/core/12_figures.ipynb #f4852fbc
+def statement_axis(
+    ax: Axes,         # with a line at each height 0, 1, ...
+    statements: list, # a text for each line
+    unit: str,        # of the horizontal axis
+    width: int,       # characters in a row of text
+):
+    "Statements in place of ticks, the first at the top."
+    texts = [textwrap.fill(statement, width) for statement in statements]
+    ax.set(ylim=(len(texts) - .4, -.6), xlabel=unit or 'no unit')
+    ax.set_yticks(range(len(texts)), texts, fontsize=8)
+    ax.tick_params(axis='y', length=0)
+    ax.grid(axis='y', visible=False)
+    ax.grid(axis='x', visible=True)
+    ax.spines['left'].set_visible(False)
+
 def _draw_claims(ax, unit, records):
     "The claims of one unit."
     ends = []
@@ -503,15 +518,9 @@ def _draw_claims(ax, unit, records):
         ends += [record['value'], record['threshold'], *(record['ci'] or [])]
     pad = .08 * (max(ends) - min(ends)) or 1
     ax.set_xlim(min(ends) - pad, max(ends) + pad)
-    ax.set(ylim=(len(records) - .4, -.6), xlabel=unit or 'no unit')
     for y, record in enumerate(records):
         _draw_claim(ax, y, record)
-    statements = [textwrap.fill(record['statement'], 44) for record in records]
-    ax.set_yticks(range(len(records)), statements, fontsize=8)
-    ax.tick_params(axis='y', length=0)
-    ax.grid(axis='y', visible=False)
-    ax.grid(axis='x', visible=True)
-    ax.spines['left'].set_visible(False)
+    statement_axis(ax, [record['statement'] for record in records], unit, 44)
 
 # %% ../../nbs/core/12_figures.ipynb #09a76c69
 def claims_figure(

@@ -34,12 +34,10 @@ from .folders import check_file, read_json, schema_error, write_whole
 from .frozen import *
 
 # %% ../../nbs/core/13_findings.ipynb #fndfig05
-import textwrap
-
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from .figures import INK, PALETTE
+from .figures import INK, PALETTE, statement_axis
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00010
 def _by_cluster(scores, cluster):
@@ -787,13 +785,7 @@ def _draw_unit(ax, unit, rows):
     "The findings of one unit; `rows` holds pairs of record and finding."
     for y, (record, finding) in enumerate(rows):
         _draw_finding(ax, y, record, finding)
-    statements = [textwrap.fill(finding['statement'], 72) for _, finding in rows]
-    ax.set(ylim=(len(rows) - .4, -.6), xlabel=unit)
-    ax.set_yticks(range(len(rows)), statements, fontsize=8)
-    ax.tick_params(axis='y', length=0)
-    ax.grid(axis='y', visible=False)
-    ax.grid(axis='x', visible=True)
-    ax.spines['left'].set_visible(False)
+    statement_axis(ax, [finding['statement'] for _, finding in rows], unit, 72)
 
 # %% ../../nbs/core/13_findings.ipynb #fndfig02
 def findings_figure(
