@@ -8,9 +8,14 @@ config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 
+def stays(path):
+    "Hidden folders, and trainings that are worth their size in a clone alone."
+    parts = path.relative_to(here).parts
+    return parts[:2] == ('data', 'runs') or any(part.startswith(('.', '_')) for part in parts)
+
 def carried(folder, package):
     "Every folder under `folder` as a package of its own, so that its files travel."
-    folders = [p for p in [here/folder, *(here/folder).rglob('*')] if p.is_dir() and not any(part.startswith(('.', '_')) for part in p.relative_to(here).parts)]
+    folders = [p for p in [here/folder, *(here/folder).rglob('*')] if p.is_dir() and not stays(p)]
     return {'.'.join([package, *p.relative_to(here/folder).parts]): p.relative_to(here).as_posix() for p in folders}
 
 data = carried('data', 'frozen_nb.data') | carried('nbs', 'frozen_nb.nbs')

@@ -21,7 +21,7 @@ from frozen_nb.core.prefix import (
     first_line, generate, image_features, LinearMap, load_map, sequence, shot_prompt, starts,
     target_loss)
 from .core.stores import run_folder
-from .core.training import train, TrainConfig, wait_for_turn
+from .core.training import read_run, shipped_run, train, TrainConfig, wait_for_turn
 from .core.zoo import (
     check_images, check_texts, Encoder, LM, load_encoder, load_lm, pool_tokens, unit_pixels)
 
@@ -101,13 +101,22 @@ def kept_map(
     desc: str = '',                      # what a progress bar says
     **options: object,                   # further arguments of `fit_map`: texts and numbers
 ) -> tuple:                              # `LinearMap`, `History`
-    """As `fit_map`, with the result kept in the cache under a hash of all arguments: the same call
-    again, in another notebook, trains nothing; after a break it goes on. If another process trains
-    this map now, it is waited for."""
+    """As `fit_map`, once for the same arguments: the result is in the cache, or ships with the
+    library (`shipped_run`). While another process trains this map, it is waited for."""
     config = replace(config, checkpoint_every=config.checkpoint_every or 100)
+    about, shape = about_models(encoder, lm), tuple(features.shape)
+    shipped = shipped_run('limber', about, shape, captions, config, options)
+    if shipped.is_dir(): return _read_map(shipped, encoder, lm, features, config.seed, options)
     folder = run_folder('limber', 'map', encoder, lm, features, captions, config, options)
     inputs, options = (encoder, lm, features, captions, config), options | dict(desc=desc)
     return wait_for_turn(partial(fit_map, *inputs, folder=folder, **options))
+
+def _read_map(shipped, encoder, lm, features, seed, options):
+    options = {name: x for name, x in options.items() if name not in ('batch_size', 'end')}
+    linear_map = new_map(encoder, lm, features, seed=seed, **options)
+    tensors, history = read_run(shipped)
+    linear_map.load_state_dict(tensors, strict=False)
+    return freeze(linear_map), history
 
 # %% ../nbs/10_limber.ipynb #d195b7ec
 @dataclass

@@ -462,6 +462,30 @@ def test_a_kept_map_is_trained_once(models, monkeypatch):
     assert torch.equal(first.linear.weight, again.linear.weight) and kept.losses == history.losses
     with pytest.raises(pytest.fail.Exception): kept_map(encoder, lm, features, captions[::-1], FEW, batch_size=3)
 
+def test_a_training_that_ships_is_taken_whatever_the_last_bits_of_features(models, tmp_path, monkeypatch):
+    from frozen_nb.core import training
+    encoder, lm = models
+    features, captions = torch.randn(6, 2, encoder.width), [f'a cat {i}' for i in range(6)]
+    trained, history = kept_map(encoder, lm, features, captions, FEW, batch_size=3)
+    monkeypatch.setattr(module, 'shipped_run', lambda method, *inputs: tmp_path/training.run_folder(method, *inputs).name)
+    ships = module.shipped_run('limber', module.about_models(encoder, lm), tuple(features.shape), captions, replace(FEW, checkpoint_every=100), dict(batch_size=3))
+    training.write_run(ships, dict(trained.named_parameters()), history)
+    monkeypatch.setattr(training._Run, 'step', lambda *args: pytest.fail('trained again'))
+    taken, losses = kept_map(encoder, lm, features*(1 + 1e-7), captions, FEW, batch_size=3)
+    assert losses.losses == history.losses and not any(p.requires_grad for p in taken.parameters())
+    assert torch.allclose(taken(features), trained(features), rtol=.02, atol=.02*trained(features).abs().max().item())
+    with pytest.raises(pytest.fail.Exception): kept_map(encoder, lm, features + 1, captions[::-1], FEW, batch_size=3)
+    data = bytearray((ships/'model.safetensors').read_bytes())
+    data[-1] ^= 1
+    (ships/'model.safetensors').write_bytes(data)
+    refused(lambda: kept_map(encoder, lm, features, captions, FEW, batch_size=3), str(ships))
+
+def test_every_training_that_ships_can_be_read(root):
+    from frozen_nb.core.training import read_run
+    for folder in sorted((root/'data/runs').glob('*/*')):
+        tensors, history = read_run(folder)
+        assert all(t.isfinite().all() for t in tensors.values()) and history.losses[-1] < history.losses[0]
+
 def test_recall_on_fresh_scenes_is_of_own_and_of_other_captions():
     from frozen_nb.core.findings import FRESH
     alone, minus = FRESH['limber', 'species'](12), FRESH['limber', 'species-over-another-image'](12)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'check_schedule', 'learning_rates', 'History', 'split_batch', 'has_bf16', 'remove_checkpoints',
-           'write_checkpoint', 'read_checkpoint', 'BusyError', 'wait_for_turn', 'recomputing', 'train', 'numeric',
-           'option', 'check_options']
+           'write_checkpoint', 'read_checkpoint', 'BusyError', 'wait_for_turn', 'recomputing', 'train', 'shipped_run',
+           'write_run', 'read_run', 'numeric', 'option', 'check_options']
 
 # %% ../../nbs/core/08_training.ipynb #5050d7d5
 import json, math, numbers, os, re, signal, threading, time, warnings
@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .folders import check_place, disk_errors, file_hash, hidden_part, sync_folder
+from .folders import (
+    check_place, disk_errors, file_hash, hidden_part, read_folder, sync_folder, write_folder)
 from .frozen import *
-from .stores import hash_inputs
+from .stores import hash_inputs, run_folder
 from accelerate import Accelerator
 from accelerate.state import is_initialized
 from accelerate.utils import broadcast, gather_object, send_to_device
@@ -797,6 +798,33 @@ def train(
             with _training_bar(run, **kwargs) as shown, _train_mode(run, models):
                 _steps(run, batches, loss, checkpoints, interrupts, shown)
     return run.history
+
+# %% ../../nbs/core/08_training.ipynb #shprun01
+def shipped_run(
+    method: str,   # whose run it is: 'limber', 'pinto'
+    *inputs: Any,  # what the run depends on, the same on every machine
+) -> Path:         # `data/runs/METHOD/HASH`; it need not be there
+    "The folder in which the result of a long training ships."
+    return data_path('runs', method, run_folder(method, *inputs).name)
+
+def write_run(
+    folder: str | Path,               # see `shipped_run`
+    tensors: dict[str, torch.Tensor], # what was trained, name -> tensor
+    history: History,                 # its losses are kept
+) -> Path:                            # the folder
+    "Write the result of a training, rounded to bfloat16."
+    rounded = {name: t.bfloat16() for name, t in tensors.items()}
+    config = dict(kind='training', losses=history.losses)
+    return write_folder(folder, rounded, config, 'a training', read_run)
+
+def read_run(
+    folder: str | Path, # made by `write_run`
+) -> tuple:             # name -> tensor in fp32, and `History`
+    "Read the result of a training. Raises `BadInput` for a folder that is damaged or no training."
+    config, tensors = read_folder(folder, 'training', dict(kind=str, losses=list))
+    if config['kind'] != 'training': raise BadInput(
+        f'{folder} holds {config["kind"]!r:.40}; give a folder that write_run made')
+    return {name: t.float() for name, t in tensors.items()}, History(config['losses'])
 
 # %% ../../nbs/core/08_training.ipynb #3089871f
 def numeric(
