@@ -396,6 +396,37 @@ def test_each_rank_computes_its_part_and_reads_all(two):
     both = two[0]['computed'] + two[1]['computed']
     assert set(both) == set(range(64)) and len(both) <= 64 + 8, len(both)          # the last shards at most are there twice
 
+def a_map_for_llama(folder=None):
+    "A short training of a map for the shipped language model, and what that model then generates."
+    from frozen_nb.core.prefix import generate
+    from frozen_nb.limber import fit_map
+    lm, features = load_lm('llama', device='cpu'), torch.randn(12, 2, 16, generator=torch.manual_seed(1))
+    captions, config = [f'a red fox {"in the snow "*(i % 3)}.' for i in range(12)], TrainConfig(6, 1e-2, seed=3)
+    trained, history = fit_map(None, lm, features, captions, config, batch_size=4, folder=folder)
+    weights = [p.to_local() if hasattr(p, 'to_local') else p for p in lm.model.parameters()]
+    return dict(losses=history.losses, fingerprint=lm.fingerprint, now=current_fingerprint(lm), numbers=sum(p.numel() for p in weights),
+                text=generate(lm, trained(features[:3]), 'A picture of', 5), frozen=is_frozen(lm.model))
+
+def in_parts(folder):
+    "What one process of two computes under FSDP."
+    from accelerate import PartialState
+    out = a_map_for_llama(Path(folder)/'run')
+    (Path(folder)/f'{PartialState().process_index}.json').write_text(json.dumps(out))
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+
+def test_under_fsdp_each_process_holds_a_part_of_the_frozen_language_model(tmp_path):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(here), 'in_parts', str(tmp_path)]
+    paths = os.pathsep.join([str(root), str(here.parent)])
+    env = os.environ | dict(PYTHONPATH=paths, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', ACCELERATE_USE_FSDP='true')
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    parts, whole = [json.loads((tmp_path/f'{rank}.json').read_text()) for rank in range(2)], a_map_for_llama()
+    for out in parts:
+        assert max(abs(a - b) for a, b in zip(out['losses'], whole['losses'], strict=True)) < 1e-6
+        assert out['fingerprint'] == out['now'] == whole['fingerprint'] and out['frozen'] and out['text'] == whole['text']
+        assert out['numbers'] < .8*whole['numbers']           # layers in two parts; embeddings and head are whole
+
 def test_two_processes_with_muon_in_float32(two, no_bf16):
     losses = train(layer(), regression, distance, TrainConfig(50, .02, optimizer='muon')).losses
     for out in two: assert max(abs(a - b) for a, b in zip(out['losses'], losses, strict=True)) < 1e-6

@@ -97,6 +97,7 @@ def tensor_hash(
     t: torch.Tensor,  # any tensor that has values
 ) -> str:             # "dtype shape sha256"
     "The hash of a tensor: the same for equal values, whatever their strides or device."
+    if hasattr(t, 'full_tensor'): t = t.full_tensor()         # in parts, one a process
     row_major = t.detach().cpu().contiguous()
     data = row_major.reshape(-1).view(torch.uint8).numpy()    # (bytes,)
     dtype = str(t.dtype).removeprefix('torch.')
@@ -133,6 +134,7 @@ def _checksum(t):
 
 def _state(t):
     if t.is_meta or nn.parameter.is_lazy(t): return None
+    if hasattr(t, 'to_local'): t = t.to_local()               # the part of this process
     writes = None if t.is_inference() else t._version
     return t.data_ptr(), writes, t.dtype, t.shape, t.stride(), _checksum(t)
 
@@ -153,7 +155,8 @@ def fingerprint(
     return value
 
 # %% ../../nbs/core/00_frozen.ipynb #0974de56
-_COLLECTING = 'transformers.utils.output_capturing'    # hooks that collect outputs
+# hooks that collect outputs, and those that gather a layer whose weights lie in parts
+_NEUTRAL = 'transformers.utils.output_capturing', 'torch.distributed.fsdp'
 
 def _hooks_of(holder, name, prefix=''):
     for kind in ('forward_pre_hooks', 'forward_hooks'):
@@ -170,7 +173,7 @@ def _forward_hooks(model):
 
 def _effect(hook):
     "A text on which the effect of a hook depends; None if nothing is known about it."
-    if getattr(hook, '__module__', '') == _COLLECTING: return ''
+    if getattr(hook, '__module__', '').startswith(_NEUTRAL): return ''
     declared = getattr(hook, 'fingerprint', None)
     return declared() if callable(declared) else declared
 

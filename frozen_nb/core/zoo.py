@@ -6,14 +6,14 @@
 __all__ = ['OWNERLESS', 'PACKAGED', 'RANDOM', 'IMAGE_FORMATS', 'IMAGE_SUFFIXES', 'GREEDY', 'shipped', 'weight_files',
            'configuration', 'hub_reachable', 'cached_folder', 'hub_folder', 'ModelSource', 'Packaged', 'packaged_file',
            'converted_folder', 'find_model', 'quiet_libraries', 'load_tokenizer', 'folder_settings', 'warn_of_settings',
-           'LM', 'load_lm', 'has_weights', 'is_same_model', 'Seq2Seq', 'load_seq2seq', 'load_text_model', 'to_rgb',
-           'image_formats', 'check_images', 'open_image', 'is_nf_resnet', 'visual_tokens', 'pool_tokens', 'Encoder',
-           'load_encoder', 'unit_pixels', 'clip_vision_model', 'check_texts', 'messages', 'check_logits', 'greedy',
-           'LMM', 'check_marks', 'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM', 'load_sam', 'Card', 'card',
-           'zoo']
+           'LM', 'shard_layers', 'load_lm', 'has_weights', 'is_same_model', 'Seq2Seq', 'load_seq2seq',
+           'load_text_model', 'to_rgb', 'image_formats', 'check_images', 'open_image', 'is_nf_resnet', 'visual_tokens',
+           'pool_tokens', 'Encoder', 'load_encoder', 'unit_pixels', 'clip_vision_model', 'check_texts', 'messages',
+           'check_logits', 'greedy', 'LMM', 'check_marks', 'load_lmm', 'SAMConfig', 'sam_model', 'sam_shape', 'SAM',
+           'load_sam', 'Card', 'card', 'zoo']
 
 # %% ../../nbs/core/03_zoo.ipynb #021933e7
-import difflib, hashlib, importlib.util, inspect, json, logging, math, re, sys, warnings
+import difflib, hashlib, importlib.util, inspect, json, logging, math, os, re, sys, warnings
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -794,6 +794,30 @@ def _check_in_memory(name, model):
         f'{name}: {len(outside)} weights do not fit on the devices of device_map, {outside[0]} is '
         "the first; take more devices, or dtype='bf16'")
 
+# %% ../../nbs/core/03_zoo.ipynb #fsdp0001
+def _is_fsdp_run():
+    in_parts = os.environ.get('ACCELERATE_USE_FSDP', '').lower() in ('1', 'true')
+    return in_parts and int(os.environ.get('WORLD_SIZE', 1)) > 1
+
+def shard_layers(
+    model: nn.Module, # frozen, of transformers; the same in every process
+) -> nn.Module:       # the same object
+    """Spread the weights of each layer over the processes of a run under FSDP; elsewhere nothing is
+    done. Embeddings and head stay whole."""
+    if not _is_fsdp_run(): return model
+    from accelerate import PartialState
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers.modeling_layers import GradientCheckpointingLayer as Layer
+    state = PartialState(cpu=model.device.type == 'cpu')
+    mesh = init_device_mesh(model.device.type, (state.num_processes,))
+    layers = [part for part in model.modules() if isinstance(part, Layer)]
+    if not layers: raise BadInput(
+        f'FSDP: no layers of transformers in {type(model).__name__}; run without --use_fsdp')
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    return model
+
 # %% ../../nbs/core/03_zoo.ipynb #f32d6abb
 def _tokenizer_settings(tokenizer):
     "Of a tokenizer that is given in place of the model's own."
@@ -819,7 +843,7 @@ def _load_text_model(name, kind, dtype, device, tokenizer, device_map=None):
     _check_attention(name, model)
     _check_vocabulary(name, tokenizer, model)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    settings = folder_settings(source.folder) + own
+    settings, model = folder_settings(source.folder) + own, shard_layers(model)
     return model, tokenizer, str(name), fingerprint(model), settings
 
 # %% ../../nbs/core/03_zoo.ipynb #53560874
@@ -2087,7 +2111,7 @@ def load_lmm(
     _check_llava(source.folder, model.config, processor)
     model = _freeze_finite(model, name)
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    settings = folder_settings(source.folder)
+    settings, model = folder_settings(source.folder), shard_layers(model)
     return LMM(model, processor, str(name), fingerprint(model), settings)
 
 # %% ../../nbs/core/03_zoo.ipynb #a9833b32
