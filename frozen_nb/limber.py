@@ -18,10 +18,10 @@ from .core.frozen import *
 from .core.generation import start_ids
 from frozen_nb.core.prefix import (
     about_models, caption_batches, caption_lists, model_for_map, check_examples, first_answer,
-    first_line, generate, image_features, LinearMap, load_map, sequence, shot_prompt, starts,
-    target_loss)
+    first_line, generate, image_features, LinearMap, load_map, sequence, shipped_map, shot_prompt,
+    starts, target_loss)
 from .core.stores import run_folder
-from .core.training import read_run, shipped_run, train, TrainConfig, wait_for_turn
+from .core.training import read_run, train, TrainConfig, wait_for_turn
 from .core.zoo import (
     check_images, check_texts, Encoder, LM, load_encoder, load_lm, pool_tokens, unit_pixels)
 
@@ -102,10 +102,9 @@ def kept_map(
     **options: object,                   # further arguments of `fit_map`: texts and numbers
 ) -> tuple:                              # `LinearMap`, `History`
     """As `fit_map`, once for the same arguments: the result is in the cache, or ships with the
-    library (`shipped_run`). While another process trains this map, it is waited for."""
+    library (`shipped_map`). While another process trains this map, it is waited for."""
     config = replace(config, checkpoint_every=config.checkpoint_every or 100)
-    about, shape = about_models(encoder, lm), tuple(features.shape)
-    shipped = shipped_run('limber', about, shape, captions, config, options)
+    shipped = shipped_map(encoder, lm, features, captions, config, options)
     if shipped.is_dir(): return _read_map(shipped, encoder, lm, features, config.seed, options)
     folder = run_folder('limber', 'map', encoder, lm, features, captions, config, options)
     inputs, options = (encoder, lm, features, captions, config), options | dict(desc=desc)

@@ -19,6 +19,7 @@ from frozen_nb.world.drawing import draw
 from frozen_nb.world.scenes import scene
 from frozen_nb.core.prefix import LinearMap, first_answer, image_features, load_map, save_map, shot_prompt
 from frozen_nb.core.scales import read_scale
+from frozen_nb.core.stores import run_folder
 from frozen_nb.core.training import learning_rates, TrainConfig
 from frozen_nb.core.zoo import load_encoder, load_lm, open_image, pool_tokens, unit_pixels
 from tiny_models import LMS, make_encoders, make_lms
@@ -467,8 +468,8 @@ def test_a_training_that_ships_is_taken_whatever_the_last_bits_of_features(model
     encoder, lm = models
     features, captions = torch.randn(6, 2, encoder.width), [f'a cat {i}' for i in range(6)]
     trained, history = kept_map(encoder, lm, features, captions, FEW, batch_size=3)
-    monkeypatch.setattr(module, 'shipped_run', lambda method, *inputs: tmp_path/training.run_folder(method, *inputs).name)
-    ships = module.shipped_run('limber', module.about_models(encoder, lm), tuple(features.shape), captions, replace(FEW, checkpoint_every=100), dict(batch_size=3))
+    monkeypatch.setattr('frozen_nb.core.prefix.shipped_run', lambda method, *inputs: tmp_path/run_folder(method, *inputs).name)
+    ships = module.shipped_map(encoder, lm, features, captions, replace(FEW, checkpoint_every=100), dict(batch_size=3))
     training.write_run(ships, dict(trained.named_parameters()), history)
     monkeypatch.setattr(training._Run, 'step', lambda *args: pytest.fail('trained again'))
     taken, losses = kept_map(encoder, lm, features*(1 + 1e-7), captions, FEW, batch_size=3)

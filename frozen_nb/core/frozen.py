@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BadInput', 'FrozenError', 'freeze', 'is_frozen', 'unfreeze', 'trainable_parameters', 'tensor_hash', 'tensor_hashes',
-           'fingerprint', 'current_fingerprint', 'refusal', 'guard', 'pick_device', 'pick_dtype', 'seed_everything',
-           'rng_state', 'set_rng_state', 'seeded', 'progress_bar', 'data_path', 'notebooks_path', 'cache_path',
-           'real_path']
+           'fingerprint', 'current_fingerprint', 'refusal', 'guard', 'pick_device', 'has_bf16', 'pick_dtype',
+           'seed_everything', 'rng_state', 'set_rng_state', 'seeded', 'progress_bar', 'data_path', 'notebooks_path',
+           'cache_path', 'real_path']
 
 # %% ../../nbs/core/00_frozen.ipynb #f28ffb66
 import hashlib
@@ -272,6 +272,17 @@ def pick_device(
     if not here.get(device.type): raise BadInput(f"device '{device.type}' is not here; use 'cpu'")
     return device
 
+# %% ../../nbs/core/00_frozen.ipynb #hasbf160
+def has_bf16(
+    device: torch.device, # of torch
+) -> bool:
+    "Whether a device multiplies bfloat16 fast: a GPU, a processor with AMX or AVX-512 BF16."
+    if device.type != 'cpu': return True
+    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    return capabilities.get('amx_bf16', False) or capabilities.get('avx512_bf16', False)
+
+def _fast_dtype(device): return torch.bfloat16 if has_bf16(pick_device(device)) else torch.float32
+
 # %% ../../nbs/core/00_frozen.ipynb #e83e74e3
 _dtypes = dict(
     fp16=torch.float16, float16=torch.float16, half=torch.float16,
@@ -281,16 +292,17 @@ _dtypes = dict(
 )
 
 def pick_dtype(
-    dtype: str | torch.dtype | None = None,    # None, 'fp32', 'bf16', a name of torch, or a dtype
+    dtype: str | torch.dtype | None = None,    # None, 'fp32', 'bf16', 'auto', or a dtype of torch
     device: str | torch.device | None = None,  # the device it is for
 ) -> torch.dtype:                              # a floating-point dtype
-    """The dtype that is named; without a name, float32. Raises `BadInput` if it is unknown or the
-    device cannot compute in it."""
+    """The dtype that is named; without a name, float32; for 'auto', bfloat16 where the device is
+    fast in it. Raises `BadInput` if it is unknown or the device cannot compute in it."""
     if dtype is None: return torch.float32
+    if isinstance(dtype, str) and dtype == 'auto': return _fast_dtype(device)
     known = isinstance(dtype, torch.dtype)
     picked = dtype if known else _dtypes.get(str(dtype).removeprefix('torch.'))
     if picked is None or not picked.is_floating_point:
-        raise BadInput(f"dtype {dtype!r} is unknown; use 'fp32', 'bf16' or 'fp16'")
+        raise BadInput(f"dtype {dtype!r} is unknown; use 'fp32', 'bf16', 'fp16' or 'auto'")
     on_cuda = picked == torch.bfloat16 and pick_device(device).type == 'cuda'
     if on_cuda and not torch.cuda.is_bf16_supported():
         raise BadInput(f"device '{pick_device(device)}' has no bfloat16; use 'fp32' or 'fp16'")

@@ -6,7 +6,7 @@
 __all__ = ['MARK', 'LinearMap', 'save_map', 'map_folder', 'load_map', 'Sequence', 'sequence', 'target_loss',
            'target_log_likelihood', 'starts', 'generate', 'choose', 'image_features', 'caption_lists',
            'caption_batches', 'caption_nll', 'shot_prompt', 'first_answer', 'check_examples', 'first_line',
-           'about_models', 'captioner_models', 'model_for_map']
+           'about_models', 'captioner_models', 'shipped_map', 'model_for_map']
 
 # %% ../../nbs/core/06_prefix.ipynb #3bae2dc8
 import math
@@ -30,7 +30,7 @@ from frozen_nb.core.generation import (
     choice_log_likelihoods, last_position, log_likelihoods, position_arguments, start_ids,
     target_logits,
 )
-from .stores import feature_key, FeatureStore
+from .stores import feature_key, FeatureStore, shipped_run
 from frozen_nb.core.zoo import (
     check_texts, Encoder, greedy, is_same_model, LM, load_encoder, load_lm, pool_tokens, shipped,
     warn_of_settings)
@@ -499,6 +499,20 @@ def captioner_models(
     if error: raise BadInput(
         f'{folder}/config.json is not of a captioner ({error}): train the map again')
     return made_for
+
+# %% ../../nbs/core/06_prefix.ipynb #shpmap00
+def shipped_map(
+    encoder: Encoder | None, # None: there is no image
+    lm: LM,                  # in any precision: the place is the same
+    features: torch.Tensor,  # (n, k, e) of the training; their shape counts
+    captions: list,          # of the training
+    *settings: Any,          # all else that the training depends on
+) -> Path:                   # as `shipped_run`
+    "Where a map ships whose training takes hours."
+    about = about_models(encoder, lm)
+    names = {key: value for key, value in about.items() if 'fingerprint' not in key}
+    words = lm.embeddings.weight.detach().bfloat16()
+    return shipped_run('limber', names, words, tuple(features.shape), captions, *settings)
 
 # %% ../../nbs/core/06_prefix.ipynb #cpmodel0
 def model_for_map(

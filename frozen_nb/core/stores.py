@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['feature_bytes', 'readable_bytes', 'Features', 'FeatureStore', 'feature_key', 'encode_images', 'hash_inputs',
-           'run_folder', 'TextStore']
+           'run_folder', 'shipped_run', 'TextStore']
 
 # %% ../../nbs/core/02_stores.ipynb #0154b5d0
 import hashlib
@@ -532,6 +532,14 @@ def run_folder(
     if not re.fullmatch(r'\w[\w.-]*', method): raise BadInput(
         f'{method!r} is no name of a method; give one of letters, digits, _, - and .')
     return cache_path('runs', method, hash_inputs(*inputs)[:16])
+
+# %% ../../nbs/core/02_stores.ipynb #shprun04
+def shipped_run(
+    method: str,   # whose run it is: 'limber', 'pinto'
+    *inputs: Any,  # what the run depends on, the same on every machine
+) -> Path:         # `data/runs/METHOD/HASH`; it need not be there
+    "The folder in which the result of a long training ships."
+    return data_path('runs', method, run_folder(method, *inputs).name)
 
 # %% ../../nbs/core/02_stores.ipynb #60c0efe4
 _OTHER_FOLDER = 'cannot be used ({error}); choose another folder, for the cache FROZEN_NB_CACHE'
