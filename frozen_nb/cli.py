@@ -1165,7 +1165,7 @@ DEFAULT_MAP = 'by default the one that the map was made for'
 ImageFile = Annotated[str, typer.Argument(metavar='IMAGE', help='An image file.')]
 Device = Annotated[str, typer.Option(
     metavar='D', help="'cpu', 'cuda', 'cuda:1' ...; by default CUDA where there is one.")]
-Dtype = Annotated[str, typer.Option(metavar='T', help="'fp32' (the default), 'bf16' or 'fp16'.")]
+Dtype = Annotated[str, typer.Option(metavar='T', help="'fp32' (the default), 'bf16', 'fp16' or 'auto'.")]
 EncoderName = Annotated[str, typer.Option(
     metavar='E', help=f'Image encoder: a shipped name, a folder or a hub id; {DEFAULT_MAP}.')]
 LMName = Annotated[str, typer.Option(metavar='L', help='Language model, likewise.')]
