@@ -30,7 +30,7 @@ from .core.prompts import Prompt, prompted_texts, rationale_store, read_prompt
 from .core.stores import run_folder
 from .core.training import train, TrainConfig, wait_for_turn
 from .core.zoo import (
-    check_texts, has_weights, LM, load_lm, load_text_model, quiet_libraries)
+    check_texts, has_weights, LM, load_lm, load_text_model, quiet_libraries, warn_of_settings)
 from .world.multiple_choice import MCQ
 
 # %% ../nbs/15_pinto.ipynb #pin00027
@@ -234,14 +234,14 @@ class Reasoner:
     tokens: int = 48       # of a rationale, at most
     length: int = 128      # of what is read, at most
     truncate: bool = False # whether longer questions are cut
+    lm_settings: str = ''  # of the rationalizing model, see `folder_settings`
 
     def probabilities(self,
         questions: list,                # N of `MCQ`
         rationales: list | None = None, # N tuples of K texts; None: without
     ) -> np.ndarray:                    # (N, K)
         "Probabilities of the choices, with rationales or without."
-        batch = encode_questions(self.tokenizer, questions, rationales, **_encoding(self))
-        return probabilities(self.model, batch)
+        return probabilities(self.model, _encoded(self, questions, rationales))
 
     def rationalize(self,
         lm: LM,          # the language model of the training
@@ -257,12 +257,12 @@ def _checked(lm, reasoner):
         'this reasoning model was trained with rationales of '
         f'{reasoner.lm_name or "another model"} ({reasoner.lm[:12]}), not of {lm.name} '
         f'({lm.fingerprint[:12]}): load that one')
+    warn_of_settings(reasoner.lm_settings, lm, 'this reasoning model')
     return lm
 
-def _encoding(reasoner):
-    "How questions are encoded for a reasoner."
-    causal = is_causal(reasoner.model)
-    return dict(max_length=reasoner.length, truncate=reasoner.truncate, causal=causal)
+def _encoded(reasoner, questions, rationales):
+    return encode_questions(reasoner.tokenizer, questions, rationales, reasoner.length,
+                            reasoner.truncate, is_causal(reasoner.model))
 
 def _read_fields(path):
     "What `pinto.json` says: the fields of a `Reasoner` without its model, and the fingerprint."
@@ -293,7 +293,7 @@ def save_reasoner(
 ) -> Path:              # the folder
     "Save a reasoning model; the folder appears whole or not at all."
     folder = check_reasoner_place(folder)
-    names = 'lm', 'lm_name', 'tokens', 'length', 'truncate'
+    names = 'lm', 'lm_name', 'lm_settings', 'tokens', 'length', 'truncate'
     fields = dict(prompt=asdict(reasoner.prompt), **{n: getattr(reasoner, n) for n in names})
     fields['fingerprint'] = fingerprint(copy.deepcopy(reasoner.model).float())
     with whole_folder(folder, 'a reasoning model', _holds_reasoner) as new:
@@ -307,7 +307,7 @@ def save_reasoner(
 _prompt_schema = dict(examples=str, line=str, stop=list[str])
 _reasoner_schema = dict(
     prompt=_prompt_schema, lm=str, lm_name=str, tokens=int, length=int, fingerprint=str,
-    truncate=NotRequired[bool])
+    truncate=NotRequired[bool], lm_settings=NotRequired[str])
 
 def load_reasoner(
     folder: str | Path,        # made by `save_reasoner`

@@ -256,7 +256,7 @@ def test_hidden_questions_and_no_answers(t5):
     with pytest.raises(BadInput, match='1 questions have no answer'): train_reasoner(t5, encode_questions(T5_TOKENIZER, [QUESTIONS[0], replace(QUESTIONS[1], answer=None)]), SHORT)
 
 def test_saved_and_loaded(t5, tmp_path):
-    lm = make('llama'); mine = Reasoner(t5.model, T5_TOKENIZER, PROMPT, lm.fingerprint, 'llama', 6, 100)
+    lm = replace(make('llama'), settings='0123'); mine = Reasoner(t5.model, T5_TOKENIZER, PROMPT, lm.fingerprint, 'llama', 6, 100)
     back = load_reasoner(save_reasoner(mine, tmp_path/'a'), 'cpu')
     assert replace(back, model=0, tokenizer=0) == replace(mine, model=0, tokenizer=0) and np.array_equal(back.probabilities(GROUP, WHYS), mine.probabilities(GROUP, WHYS))
     other = replace(mine, model=make_t5(seed=1).model)
@@ -264,6 +264,11 @@ def test_saved_and_loaded(t5, tmp_path):
     found = explain(back, lm, 'what runs?', ['fox', 'cow'])
     assert found.answer in ('fox', 'cow') and abs(found.probabilities.sum() - 1) < 1e-6 and len(found.rationales) == 2
     with pytest.raises(BadInput, match='is there twice'): explain(back, lm, 'what runs?', ['fox', 'fox'])
+    ours = load_reasoner(save_reasoner(replace(mine, lm_settings=lm.settings), tmp_path/'b'), 'cpu')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        ours.rationalize(lm, GROUP[:1])
+    with pytest.warns(UserWarning, match='this reasoning model: the weights of llama .*tokenizer'): replace(ours, lm_settings='another').rationalize(lm, GROUP[:1])
     with pytest.raises(BadInput, match='not of opt'): explain(back, make('opt'), 'what runs?', ['fox', 'cow'])
 
 def test_damaged_folders(t5, tmp_path):
@@ -301,6 +306,16 @@ def test_own_questions(tmp_path):
 @pytest.mark.parametrize('option, value, least', [('weight', -1, 0), ('steps', 0, 1), ('batch', 0, 1), ('length', 7, 8), ('lr', 0., 1e-12)])
 def test_options_that_are_too_small(option, value, least):
     with pytest.raises(BadInput, match=f'{option} {value}: give {least} or more'): PintoFit('q.jsonl', 'out', **{option: value})
+
+def test_parts_of_a_batch(tmp_path):
+    assert PintoFit(tmp_path/'a', tmp_path/'b', accumulate=4).train_config.accumulate == 4
+    rows = [dict(question=f'{m.question} {i % 14}', choices=m.choices, answer=m.answer, rationales=m.rationales) for i, m in enumerate(mcq(i, 'strategy', seed=9) for i in range(40))]
+    (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    refused = PintoFit(tmp_path/'q.jsonl', tmp_path/'out', steps=3, batch=4, accumulate=5, own=True)
+    with pytest.raises(BadInput, match='accumulate 5: a batch has 4 questions here; give 4 or fewer'): fit_questions(refused)
+    whole, parts = (fit_questions(replace(refused, out=tmp_path/str(n), accumulate=n, device='cpu')) for n in (1, 4))
+    one, other = (load_reasoner(tmp_path/str(n), 'cpu').probabilities(GROUP, WHYS) for n in (1, 4))
+    assert np.abs(one - other).max() < 1e-4 and whole['right'].keys() == parts['right'].keys()
 
 def test_the_recipe_of_a_fit():
     config = PintoFit('q.jsonl', 'out').train_config

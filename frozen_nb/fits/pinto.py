@@ -55,6 +55,7 @@ class PintoFit(PintoData):
     weight: float = numeric(1., 0)      # Of the loss on perturbed rationales; 0: no regularization.
     steps: int | None = numeric(None, 1)      # Training steps; by default the recipe's, 400.
     batch: int = numeric(16, 1)               # Questions in a step.
+    accumulate: int = numeric(1, 1)           # Parts of a batch, one after the other: less memory.
     # Highest learning rate; by default the recipe's, 0.001, which is for small models.
     lr: float | None = numeric(None, 1e-12)
     # Rank of the changes to its weights that are trained (LoRA); 0: all of its weights are.
@@ -69,7 +70,8 @@ def train_config(self: PintoFit) -> TrainConfig:
     "Steps, learning rate and seed of the training."
     steps = self.steps or PINTO_RECIPE.steps
     return replace(PINTO_RECIPE, steps=steps, warmup=min(PINTO_RECIPE.warmup, steps//10),
-                   seed=self.seed, lr=self.lr or PINTO_RECIPE.lr, checkpoint_every=50)
+                   seed=self.seed, lr=self.lr or PINTO_RECIPE.lr, checkpoint_every=50,
+                   accumulate=self.accumulate)
 
 # %% ../../nbs/fits/pinto.ipynb #pinfit14
 def _split_questions(questions, path):
@@ -104,6 +106,12 @@ def _rationales_of(fit, lm, prompt, parts):
         return {name: rationales(part) for name, part in parts.items()}
 
 # %% ../../nbs/fits/pinto.ipynb #pinfit20
+def _check_parts(fit, n_train):
+    "Refuse more parts of a batch than it has questions."
+    n = min(fit.batch, n_train)
+    if fit.accumulate > n: raise BadInput(
+        f'accumulate {fit.accumulate}: a batch has {n} questions here; give {n} or fewer')
+
 def _encode(fit, base, questions, rationales=None):
     "Questions as tokens for a reasoner."
     return encode_questions(base.tokenizer, questions, rationales, fit.length, fit.truncate,
@@ -148,6 +156,7 @@ def fit_questions(
     out, prompt = check_reasoner_place(fit.out), read_prompt(fit.prompt)
     questions = read_questions(fit.data)
     parts = _split_questions(questions, fit.data)
+    _check_parts(fit, len(parts['train']))
     if fit.own: _check_own(questions, fit.data)
     lm = load_lm(fit.lm, fit.dtype, fit.device)
     base = load_text_model(fit.reasoner, device=fit.device)
@@ -158,7 +167,7 @@ def fit_questions(
     held_out = parts['held_out']
     right = _score_held_out(fit, base, model, held_out, rationales['held_out'])
     reasoner = Reasoner(model, base.tokenizer, prompt, lm.fingerprint, lm.name, fit.tokens,
-                        fit.length, fit.truncate)
+                        fit.length, fit.truncate, lm.settings)
     save_reasoner(reasoner, out)
     remove_checkpoints(folder)
     chance = float(np.mean([1/len(m.choices) for m in held_out]))
