@@ -94,6 +94,23 @@ def test_a_full_disk(disk, saver):
     save(2, place/'out')
     assert load(place/'out') != expected
 
+@pytest.mark.parametrize('kind', ['photo', 'text', 'own'])
+def test_a_file_at_the_place_of_a_figure_stays_unless_it_is_one(kind, tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+    from PIL import Image
+    monkeypatch.setenv('FROZEN_NB_OUT', str(tmp_path))
+    path, figure = tmp_path/'figures'/'a.png', plt.figure(figsize=(1, 1))
+    path.parent.mkdir()
+    if kind == 'photo': Image.new('RGB', (3, 3)).save(path)
+    if kind == 'text': path.write_text('notes')
+    if kind == 'own': save_figure(figure, 'a', 'an older caption')
+    before = path.read_bytes()
+    if kind == 'own': assert save_figure(figure, 'a', 'a caption') == path and path.read_bytes() != before
+    else:
+        with pytest.warns(UserWarning, match='a.png is another file and stays'): assert save_figure(figure, 'a', 'a caption') is None
+        assert path.read_bytes() == before
+    plt.close(figure)
+
 def test_a_full_disk_under_a_figure(disk, monkeypatch):
     import matplotlib.pyplot as plt
     place = disk(64)

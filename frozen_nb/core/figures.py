@@ -7,7 +7,7 @@ __all__ = ['PALETTE', 'HATCHES', 'MARKERS', 'DASHES', 'INK', 'FAINT', 'style', '
            'bars_with_intervals', 'curves', 'provenance', 'gallery', 'statement_axis', 'claims_figure']
 
 # %% ../../nbs/core/12_figures.ipynb #69352f62
-import io, os, sys, textwrap
+import io, os, sys, textwrap, warnings
 from pathlib import Path
 
 import matplotlib as mpl
@@ -109,13 +109,22 @@ def greyscale(
     _as_figure(fig).savefig(buffer, format='png', dpi=100, bbox_inches='tight')
     return Image.open(buffer).convert('L')
 
+# %% ../../nbs/core/12_figures.ipynb #figfrgn0
+def _is_foreign(path):
+    "Whether there is a file that `save_figure` did not write."
+    if not path.exists(): return False
+    try:
+        with Image.open(path) as image: return 'Description' not in image.info
+    except (OSError, ValueError):
+        return True
+
 # %% ../../nbs/core/12_figures.ipynb #b460edc7
 def save_figure(
     fig: Figure | Axes, # a figure, or axes in it
     name: str,          # of the file, without the ending: 'limber-1-captions'
     caption: str = '',  # a sentence or two that the figure can be read with
     tables: list = (),  # kept ones that it is drawn from: their preset is written below it
-) -> Path | None:       # `$FROZEN_NB_OUT/figures/NAME.png`, or None when the variable is not set
+) -> Path | None:       # `$FROZEN_NB_OUT/figures/NAME.png`; None if nothing is written
     "Write a figure where `frozen-nb reproduce` collects them."
     if not name or Path(name).name != name:
         raise BadInput(f'figure name {name!r}: give a file name without folder')
@@ -123,9 +132,13 @@ def save_figure(
     if presets: provenance(fig, ', '.join(presets), 'miniature')
     out = os.environ.get('FROZEN_NB_OUT')
     if not out: return None
+    path = Path(out)/'figures'/f'{name}.png'
+    if _is_foreign(path):
+        warnings.warn(f'{path} is another file and stays; move it, then the figure is written')
+        return None
     about, png = {'Software': None, 'Description': caption}, io.BytesIO()
     _as_figure(fig).savefig(png, format='png', dpi=200, bbox_inches='tight', metadata=about)
-    return write_whole(Path(out)/'figures'/f'{name}.png', png.getvalue())
+    return write_whole(path, png.getvalue())
 
 # %% ../../nbs/core/12_figures.ipynb #24f7feb7
 def _add_references(ax, references):
