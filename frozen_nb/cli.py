@@ -776,6 +776,13 @@ def _check_results(out, known):
             f'{path}: exists, and is not of a run of frozen-nb; choose another folder with --out')
 
 # %% ../nbs/90_cli.ipynb #2f64c25f
+def _at_scale(methods, scale, folder=None):
+    "The chapters that are named; without a name, those that know other scales."
+    from frozen_nb.core.frozen import data_path
+    chosen = select_chapters(methods, folder)
+    if methods or scale == 'miniature': return chosen
+    return {m: path for m, path in chosen.items() if data_path('scales', f'{m}.json').is_file()}
+
 def _check_scale(scale, chosen):
     "Refuse a scale that a chapter does not know, and one whose models and data are not here."
     from frozen_nb.core.findings import SCALES
@@ -801,10 +808,10 @@ def reproduce(
 ) -> Reproduction:
     "Run chapters and their experiments, and write the report. One that fails stops no other."
     from frozen_nb.core.scales import scale_name
-    chosen, run = select_chapters(methods, notebooks), Reproduction(Path(out).absolute())
+    run, scale = Reproduction(Path(out).absolute()), scale_name()
+    chosen = _at_scale(methods, scale, notebooks)
     _check_run(preset, seeds, run.out, notebooks)
     jobs = min(jobs or default_jobs(preset), len(chosen))
-    scale = scale_name()
     _check_scale(scale, chosen)
     paths = [notebooks_of(method, path, scale) for method, path in chosen.items()]
     damaged = _put_aside(run.out)
@@ -941,7 +948,7 @@ def _plan_scale(methods, scale):
     "What chapters run on at another scale."
     from frozen_nb.core.frozen import BadInput
     from frozen_nb.core.scales import plan_lines, plan_scale, read_scale, scale_lines
-    for method in select_chapters(methods):
+    for method in _at_scale(methods, scale):
         given = read_scale(method, scale)
         _say(*(plan_lines(plan_scale(method, scale)) if given.build else scale_lines(given)))
     return 0
@@ -983,7 +990,7 @@ def _reproduce(
     "Run chapters and write a report: notebooks, figures/*.png, claims.json, report.html in DIR."
     methods = methods or ()
     if dry_run and scale != 'miniature': return _plan_scale(methods, scale)
-    _check_scale(scale, select_chapters(methods))
+    _check_scale(scale, _at_scale(methods, scale))
     if dry_run: return _dry_run(methods, preset, seeds, out, jobs)
     os.environ['FROZEN_NB_SCALE'] = scale   # of the chapters' kernels
     return _tell_run(reproduce(methods, preset, seeds, out, jobs=jobs))
@@ -1165,7 +1172,8 @@ DEFAULT_MAP = 'by default the one that the map was made for'
 ImageFile = Annotated[str, typer.Argument(metavar='IMAGE', help='An image file.')]
 Device = Annotated[str, typer.Option(
     metavar='D', help="'cpu', 'cuda', 'cuda:1' ...; by default CUDA where there is one.")]
-Dtype = Annotated[str, typer.Option(metavar='T', help="'fp32' (the default), 'bf16', 'fp16' or 'auto'.")]
+Dtype = Annotated[str, typer.Option(
+    metavar='T', help="'fp32' (the default), 'bf16', 'fp16' or 'auto'.")]
 EncoderName = Annotated[str, typer.Option(
     metavar='E', help=f'Image encoder: a shipped name, a folder or a hub id; {DEFAULT_MAP}.')]
 LMName = Annotated[str, typer.Option(metavar='L', help='Language model, likewise.')]
