@@ -781,7 +781,10 @@ def _at_scale(methods, scale, folder=None):
     from frozen_nb.core.frozen import data_path
     chosen = select_chapters(methods, folder)
     if methods or scale == 'miniature': return chosen
-    return {m: path for m, path in chosen.items() if data_path('scales', f'{m}.json').is_file()}
+    def knows(method, path):
+        planned = data_path('scales', f'{method}.json').is_file()
+        return planned or notebooks_of(method, path, scale)
+    return {method: path for method, path in chosen.items() if knows(method, path)} or chosen
 
 def _check_scale(scale, chosen):
     "Refuse a scale that a chapter does not know, and one whose models and data are not here."

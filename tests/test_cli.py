@@ -287,7 +287,8 @@ def test_at_another_scale_only_notebooks_that_know_it_run(shell, chapters, monke
     chapters('experiments/toy_more', NOTE.format('more'))
     chapters('11_other', NOTE.format('other'))
     assert shell('reproduce', 'toy', '--scale', 'real').out.startswith('1 of 1 notebooks ran') and Path('_out/notebooks/order').read_text() == 'experiments '
-    refused(shell('reproduce', '--scale', 'real'), 'other: this chapter runs at the scale miniature so far')
+    refused(shell('reproduce', 'other', '--scale', 'real'), 'other: this chapter runs at the scale miniature so far')
+    assert shell('reproduce', '--scale', 'real', '--out', 'all').out.startswith('1 of 1 notebooks ran')      # and no chapter without scales
 
 def test_ctrl_c_begins_no_experiments(chapters, tmp_path):
     chapters('10_slow', 'import pathlib, time\npathlib.Path("started").touch()\ntime.sleep(300)')
