@@ -13,8 +13,14 @@ from frozen_nb.core.activations import blocks, final_norm
 from frozen_nb.core.folders import read_folder
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.stores import hash_inputs
-from frozen_nb import lm4visual
-from frozen_nb.lm4visual import *
+from frozen_nb.benchmarks.filtering import (
+    cls_attention, frequency_map, grid_masks, magnitude_map, map_iou, THRESHOLDS, watching)
+from frozen_nb.core import streams
+from frozen_nb.core.blocks import load_block
+from frozen_nb.core.streams import corrupt, CORRUPTIONS, held_out_images, ImageFiles, pixels, read_classes
+from frozen_nb.core.visual_encoders import neighbourhoods, Patches, VisualEncoder
+from frozen_nb.fits.lm4visual import fit_arm, fit_folder, LM4VisualFit, load_classifier, save_classifier
+from frozen_nb.lm4visual import arm, ARMS, Inserted, new_classifier, outputs
 
 SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2, sliding_window=3), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2), qwen3=dict(num_key_value_heads=2, head_dim=8))
@@ -243,7 +249,7 @@ def in_memory(folder, size):
 @pytest.mark.parametrize('size', [None, 16])
 @pytest.mark.parametrize('room', [0, 5, 10**9])
 def test_images_are_read_when_they_are_needed(classes, monkeypatch, room, size):
-    monkeypatch.setattr(lm4visual, '_KEPT', room*3*(size or 32)**2)
+    monkeypatch.setattr(streams, '_KEPT', room*3*(size or 32)**2)
     images, labels, *_ = read_classes(classes, size)
     whole, expected = in_memory(classes, size or 32)
     assert torch.equal(labels, expected) and images.shape == whole.shape and len(images) == len(whole) and not images.kept
@@ -259,9 +265,9 @@ def test_a_fit_is_that_of_images_in_memory(classes, tmp_path, runs, monkeypatch)
     fitted(classes, tmp_path/'out')
     images, labels = in_memory(classes, 32)
     folder, = runs.iterdir()
-    test, fit = lm4visual._held_out(labels), LM4VisualFit(classes, tmp_path/'out', **SMALL)
+    test, fit = held_out_images(labels), LM4VisualFit(classes, tmp_path/'out', **SMALL)
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'anew'))
-    model = lm4visual._fit_arm(fit, 'pretrained', 2, images[~test], labels[~test], False)
+    model = fit_arm(fit, 'pretrained', 2, images[~test], labels[~test], False)
     again, = (tmp_path/'anew'/'runs'/'lm4visual').iterdir()
     assert again.name == folder.name                                                  # the same run
     saved = load_file(tmp_path/'out'/'model.safetensors')
@@ -270,13 +276,13 @@ def test_a_fit_is_that_of_images_in_memory(classes, tmp_path, runs, monkeypatch)
 def test_a_fit_goes_on_where_it_was(classes, tmp_path, runs, monkeypatch):
     fitted(classes, tmp_path/'whole', steps=103)
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'anew'))
-    read, count = lm4visual.ImageFiles.__getitem__, []
+    read, count = ImageFiles.__getitem__, []
     def stops(self, index):
         count.append(index)
         if len(count) > 101: raise KeyboardInterrupt
         return read(self, index)
     with monkeypatch.context() as m:
-        m.setattr(lm4visual.ImageFiles, '__getitem__', stops)
+        m.setattr(ImageFiles, '__getitem__', stops)
         with pytest.raises(KeyboardInterrupt): fitted(classes, tmp_path/'out', steps=103)
     fitted(classes, tmp_path/'out', steps=103)
     a, b = (load_file(tmp_path/name/'model.safetensors') for name in ('whole', 'out'))
@@ -293,7 +299,7 @@ def test_an_image_that_changes_while_it_is_in_use(classes, monkeypatch):
 PEAK = """
 import resource, sys
 from pathlib import Path
-from frozen_nb.lm4visual import fit_folder, LM4VisualFit
+from frozen_nb.fits.lm4visual import fit_folder, LM4VisualFit
 fit_folder(LM4VisualFit(Path(sys.argv[1]), Path(sys.argv[2]), patch=8, width=24, depth=1, heads=2, steps=4, batch=32, device='cpu'), progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
