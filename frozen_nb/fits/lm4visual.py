@@ -22,7 +22,7 @@ from ..core.streams import (
 from ..core.training import check_options, numeric, option, TrainConfig
 from ..core.visual_encoders import Classifier
 from ..lm4visual import (
-    ARMS, fit_encoder, frozen_in, LM4VISUAL_RECIPE, new_classifier, right_answers)
+    CONTROL_ARMS, fit_encoder, frozen_in, LM4VISUAL_RECIPE, new_classifier, right_answers)
 
 # %% ../../nbs/fits/lm4visual.ipynb #lvf00006
 _classifier_schema = dict(
@@ -99,8 +99,8 @@ class ClassesData:
     layer: int = -1                           # Number of the block; -1: the last.
     # What follows the block: its final norm with weights of one, the model's own, or nothing.
     norm: str = option('ones', 'ones|own|none') 
-    # Train four other arms beside it: no block, an MLP, a frozen block with random weights, and one
-    # with the same weights in another order.
+    # Train the control arms beside it: no block, two maps alone, an MLP, and frozen blocks with
+    # normal, shuffled and spectrum-matched weights.
     compare: bool = False
     # Pixels to which all images are resized; by default they have one size already.
     size: int | None = numeric(None, 8)
@@ -135,7 +135,7 @@ def train_config(self: LM4VisualFit) -> TrainConfig:
 @patch(as_prop=True)
 def arms(self: LM4VisualFit) -> list:
     "Names of those that are trained, the pretrained block first."
-    beside = ARMS[:5] if self.compare else ()
+    beside = CONTROL_ARMS if self.compare else ()
     return list(dict.fromkeys(['pretrained', *beside]))
 
 # %% ../../nbs/fits/lm4visual.ipynb #lvf00013
