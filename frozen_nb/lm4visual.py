@@ -62,7 +62,7 @@ def arm(
     weights = weights if weights in BLOCK_WEIGHTS else 'pretrained'
     block = load_block(lm, layers, norm, weights, seed, device='cpu')
     if name == 'MLP': return TokenMLP(width, block.width)
-    if name == 'identity': block = LMBlock([], block.width, block.norm)
+    if name == 'identity': block = freeze(LMBlock([], block.width, block.norm))
     return Inserted(width, block if name in FROZEN_ARMS else unfreeze(block))
 
 # %% ../nbs/13_lm4visual.ipynb #lmv00041
