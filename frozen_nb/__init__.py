@@ -10,7 +10,7 @@ _HOMES = {
     'load_lm': 'core.zoo', 'load_encoder': 'core.zoo', 'load_lmm': 'core.zoo',
     'load_seq2seq': 'core.zoo', 'load_sam': 'core.zoo', 'guard': 'core.frozen',
     'Limber': 'limber', 'align_images': 'ima', 'load_grounder': 'flmm',
-    'load_block': 'lm4visual', 'adapters_of': 'generative_adapter', 'explain': 'pinto',
+    'load_block': 'core.blocks', 'adapters_of': 'generative_adapter', 'explain': 'pinto',
 }
 __all__ = ['__version__', *_HOMES]
 

@@ -103,7 +103,9 @@ def labels_by_lm4visual(
     items: list,            # with an image, a label and the name of the class
 ) -> list:                  # of rankings, up to five classes each
     "The likeliest classes. Raises `BadInput` for a classifier that does not know one of them."
-    from frozen_nb.lm4visual import ImageFiles, load_classifier, outputs, pixels
+    from frozen_nb.core.streams import ImageFiles, pixels
+    from frozen_nb.fits.lm4visual import load_classifier
+    from frozen_nb.lm4visual import outputs
     if evaluation.head is None: raise BadInput(
         'no classifier ships: train one with frozen-nb fit lm4visual, and give it with --head')
     model = load_classifier(evaluation.head, evaluation.device)
@@ -111,8 +113,7 @@ def labels_by_lm4visual(
     known = [numbers.get(name) for name in model.names]
     missing = sorted({item.name for item in items} - set(model.names))
     if missing: raise BadInput(f'{evaluation.head}: it does not know the class {missing[0]!r}')
-    size = model.made_for['image']
-    images = ImageFiles([str(item.path) for item in items], size)
+    images = ImageFiles([str(item.path) for item in items], model.made_for['size'])
     kind = model.made_for.get('pixels', 'half')
     scores = outputs(model, (images,), lambda x: (pixels(x[0], kind),))
     def ranked(row): return [known[k] for k in row if known[k] is not None][:5]

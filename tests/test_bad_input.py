@@ -408,8 +408,9 @@ def test_what_is_no_path_is_named(tmp_path):
     from frozen_nb.core.frozen import BadInput
     from frozen_nb.flmm import load_grounder
     from frozen_nb.generative_adapter import load_generator, read_document, read_texts
+    from frozen_nb.core.streams import read_classes
     from frozen_nb.fits.limber import read_captions
-    from frozen_nb.lm4visual import load_classifier, read_classes
+    from frozen_nb.fits.lm4visual import load_classifier
     from frozen_nb.benchmarks.choices import read_questions
     from frozen_nb.pinto import load_reasoner, read_prompt
     readers = [read_text, read_captions, read_document, read_texts, read_classes, read_questions, read_prompt, load_reasoner, load_classifier, lambda x: load_generator(x, None),

@@ -19,8 +19,8 @@ from frozen_nb.core.skipping import skipping
 from frozen_nb.core.subnetworks import linears, pruned, subnetwork
 from frozen_nb.core.activations import attention_rows, blocks, hidden_states, matrix_of, parts_of
 from frozen_nb.core.frozen import BadInput, fingerprint, seeded
+from frozen_nb.core.blocks import load_block
 from frozen_nb.core.zoo import load_lm, load_lmm
-from frozen_nb.lm4visual import load_block
 from families import ATTENTION, build, FAMILIES, SAMPLE, save
 from tiny_models import LMM_KINDS, make_lmm
 

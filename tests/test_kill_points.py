@@ -44,11 +44,12 @@ def made_flmm(version, folder):
     save_flmm(FLMM(MaskHead(4, 'conv', 4, 8), None, None, True, 'mean', lmm=f'llava {version}', lmm_fingerprint='l'), folder)
 
 def made_classifier(version, folder):
-    from frozen_nb.lm4visual import new_classifier, save_classifier
+    from frozen_nb.fits.lm4visual import save_classifier
+    from frozen_nb.lm4visual import new_classifier
     save_classifier(new_classifier('base', 2, version, width=24, depth=1, heads=2), folder, [str(version), 'b'])
 
 def classifier_in(folder):
-    from frozen_nb.lm4visual import load_classifier
+    from frozen_nb.fits.lm4visual import load_classifier
     model = load_classifier(folder, 'cpu')
     return model.names, fingerprint(model)
 

@@ -13,8 +13,14 @@ from frozen_nb.core.activations import blocks, final_norm
 from frozen_nb.core.folders import read_folder
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.stores import hash_inputs
-from frozen_nb import lm4visual
-from frozen_nb.lm4visual import *
+from frozen_nb.benchmarks.filtering import (
+    cls_attention, frequency_map, grid_masks, magnitude_map, map_iou, THRESHOLDS, watching)
+from frozen_nb.core import streams
+from frozen_nb.core.blocks import CONTROL_WEIGHTS, load_block, spectrum_matched
+from frozen_nb.core.streams import corrupt, CORRUPTIONS, held_out_images, ImageFiles, pixels, read_classes
+from frozen_nb.core.visual_encoders import neighbourhoods, Patches, VisualEncoder
+from frozen_nb.fits.lm4visual import fit_arm, fit_folder, LM4VisualFit, load_classifier, save_classifier
+from frozen_nb.lm4visual import arm, ARMS, CONTROL_ARMS, FROZEN_ARMS, frozen_in, Inserted, new_classifier, outputs
 
 SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 FAMILIES = dict(llama=dict(num_key_value_heads=2), opt=dict(ffn_dim=64, word_embed_proj_dim=32), gpt2={}, gpt_neox={}, mistral=dict(num_key_value_heads=2, sliding_window=3), gptj=dict(rotary_dim=4), qwen2=dict(num_key_value_heads=2), qwen3=dict(num_key_value_heads=2, head_dim=8))
@@ -69,6 +75,52 @@ def test_shuffled_blocks(saved):
     for (name, p), q in zip(whole.named_parameters(), a.parameters()):
         assert torch.equal(p.flatten().sort()[0], q.flatten().sort()[0]) and (name.startswith('norm') == torch.equal(p, q) or p.unique().numel() == 1), name
     assert all(not p.requires_grad for p in a.parameters()) and a(torch.randn(2, 5, 32)).isfinite().all()
+
+def test_control_weights_keep_what_they_say(saved):
+    "The multiset of the entries, their mean and deviation, or the spectrum; the same seed gives the same weights."
+    _, folder = saved
+    blocks_of = {w: [load_block(str(folder), [1, 2], 'own', w, s, device='cpu') for s in (0, 0, 1)] for w in CONTROL_WEIGHTS}
+    whole = load_block(str(folder), [1, 2], 'own', device='cpu')
+    for weights, (a, b, c) in blocks_of.items():
+        assert fingerprint(a) == fingerprint(b) != fingerprint(c) and a.read == whole.read and a.made_from['weights'] == weights
+        for (name, p), q in zip(whole.named_parameters(), a.parameters()):
+            if name.startswith('norm'): assert torch.equal(p, q); continue
+            if p.ndim == 1 or weights == 'shuffled': assert torch.equal(p.flatten().sort()[0], q.flatten().sort()[0]); continue
+            assert not torch.equal(p, q) and p.shape == q.shape and p.dtype == q.dtype
+            s, t = torch.linalg.svdvals(p), torch.linalg.svdvals(q)
+            if weights == 'spectrum': assert torch.allclose(s, t, atol=1e-5*s[0].item()), name
+            else: assert abs(q.std()/p.std() - 1) < .1 and abs(q.mean() - p.mean()) < .1*p.std() and not torch.allclose(s, t, atol=1e-2)
+        assert a(torch.randn(2, 5, 32)).isfinite().all() and not any(p.requires_grad for p in a.parameters())
+
+def test_directions_of_a_matched_spectrum_are_matricesevenly():
+    "No direction is preferred: the mean of many is near zero, also of the first singular vector."
+    x, rng = torch.diag(torch.tensor([5., 1., .1]))[:, :2], torch.Generator().manual_seed(0)
+    matrices = torch.stack([spectrum_matched(x, rng) for _ in range(4000)])
+    assert matrices.shape == (4000, 3, 2) and matrices.mean(0).abs().max() < .2 and (matrices.square().mean(0) - 26/6).abs().max() < .4
+    assert (torch.linalg.svdvals(matrices) - torch.tensor([5., 1.])).abs().max() < 1e-5
+
+def test_all_frozen_arms_train_the_same_number_of_weights():
+    sizes = {name: sum(p.numel() for p in arm(name, 96).parameters() if p.requires_grad) for name in ARMS if name != 'base'}
+    assert {sizes[name] for name in FROZEN_ARMS} == {2*96*192} and abs(sizes['MLP']/(2*96*192) - 1) < .01
+    assert sizes['random, trained'] == sizes['pretrained, tuned'] > 2*96*192 and arm('base', 96) is None
+    identity, x = arm('identity', 96), torch.randn(2, 5, 96)
+    h = identity.into(x)
+    assert torch.allclose(identity(x), identity.out(h/(h.square().mean(-1, keepdim=True) + 1e-6).sqrt()), atol=1e-6)
+    assert [len(frozen_in(new_classifier(name, 3))) for name in ('identity', 'spectrum', 'MLP', 'base')] == [1, 1, 0, 0]
+
+def test_labels_of_a_saved_classifier(classes, tmp_path, runs):
+    "`frozen-nb evaluate lm4visual`: images in another size than the classifier's, classes by name."
+    from types import SimpleNamespace
+    from frozen_nb.evaluate import labels_by_lm4visual
+    fitted(classes, tmp_path/'out')
+    paths = [classes/'dogs'/f'{i}.png' for i in range(5)]
+    items = [SimpleNamespace(path=path, name='dogs') for path in paths]
+    evaluation = SimpleNamespace(head=tmp_path/'out', device='cpu', classes=dict(cats=7, dogs=3))
+    images = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
+    best = outputs(load_classifier(tmp_path/'out', 'cpu'), (pixels(images),)).argmax(1)
+    labels = labels_by_lm4visual(evaluation, items)
+    assert [row[0] for row in labels] == [(7, 3)[k] for k in best] and all(set(row) == {3, 7} for row in labels)
+    with pytest.raises(BadInput, match="'birds'"): labels_by_lm4visual(evaluation, [SimpleNamespace(path=paths[0], name='birds')])
 
 def test_rotary_angles_are_those_of_the_attention(tmp_path):
     make('gpt_neox', tmp_path/'m', rope_parameters=dict(rope_type='default', rope_theta=10000., partial_rotary_factor=.5))
@@ -150,7 +202,7 @@ def test_arms_differ_in_what_is_inserted_alone(name):
     x = torch.randn(2, 3, 64, 64)
     with watching(a.encoder) as seen: y = a(x)
     assert y.shape == (2, 4) and y.isfinite().all() and seen['norm'].shape == (2, 64, 96) and seen['attention of CLS'].shape == (2, 64)
-    if isinstance(a.encoder.inserted, Inserted): assert seen['block'].shape == (2, 64, 192) and torch.allclose(seen['attention of CLS in the block'].sum(1), seen['attention of CLS in the block'].sum(1).clamp(0, 6))
+    if isinstance(a.encoder.inserted, Inserted) and name != 'identity': assert seen['block'].shape == (2, 64, 192) and torch.allclose(seen['attention of CLS in the block'].sum(1), seen['attention of CLS in the block'].sum(1).clamp(0, 6))
 
 def test_places():
     found = {at: new_classifier('pretrained', 4, at=at).encoder.where for at in ('head', 'middle', 'tail')}
@@ -194,14 +246,14 @@ def runs(tmp_path, monkeypatch):
 
 def test_a_classifier_comes_back(classes, tmp_path, runs):
     right = fitted(classes, tmp_path/'out', compare=True)
-    assert list(right) == ['pretrained', *(a for a in ARMS[:5] if a != 'pretrained')] and {len(x) for x in right.values()} == {2}
+    assert list(right) == ['pretrained', *CONTROL_ARMS] and {len(x) for x in right.values()} == {2}
     images, labels, names, paths = read_classes(classes)
     model, again = load_classifier(tmp_path/'out', 'cpu'), load_classifier(tmp_path/'out', 'cpu')
     assert names == model.names == ['cats', 'dogs'] and labels.tolist() == [0]*5 + [1]*12 and len(paths) == 17 and torch.equal(outputs(model, (pixels(images[:]),)), outputs(again, (pixels(images[:]),)))
     assert not any('block' in k for k in load_file(tmp_path/'out'/'model.safetensors'))
-    assert fitted(classes, tmp_path/'out')['pretrained'].tolist() == right['pretrained'].tolist() and len(list(runs.iterdir())) == 5   # nothing is left to do
+    assert fitted(classes, tmp_path/'out')['pretrained'].tolist() == right['pretrained'].tolist() and len(list(runs.iterdir())) == 7   # nothing is left to do
     said = LM4VisualFit(classes, 'out', steps=7, norm='none').lines(right)
-    assert said[0].startswith('pretrained: accuracy ') and 'minus' not in said[0] and '; pretrained minus base ' in said[1] and said[-1] == '7 steps: out' and len(said) == 6
+    assert said[0].startswith('pretrained: accuracy ') and 'minus' not in said[0] and '; pretrained minus base ' in said[1] and said[-1] == '7 steps: out' and len(said) == 8
     for name in ARMS:
         made = new_classifier(name, 2, width=24, depth=1, heads=2)
         save_classifier(made, tmp_path/name, ['a', 'b']); back = load_classifier(tmp_path/name, 'cpu')
@@ -243,7 +295,7 @@ def in_memory(folder, size):
 @pytest.mark.parametrize('size', [None, 16])
 @pytest.mark.parametrize('room', [0, 5, 10**9])
 def test_images_are_read_when_they_are_needed(classes, monkeypatch, room, size):
-    monkeypatch.setattr(lm4visual, '_KEPT', room*3*(size or 32)**2)
+    monkeypatch.setattr(streams, '_KEPT', room*3*(size or 32)**2)
     images, labels, *_ = read_classes(classes, size)
     whole, expected = in_memory(classes, size or 32)
     assert torch.equal(labels, expected) and images.shape == whole.shape and len(images) == len(whole) and not images.kept
@@ -259,9 +311,9 @@ def test_a_fit_is_that_of_images_in_memory(classes, tmp_path, runs, monkeypatch)
     fitted(classes, tmp_path/'out')
     images, labels = in_memory(classes, 32)
     folder, = runs.iterdir()
-    test, fit = lm4visual._held_out(labels), LM4VisualFit(classes, tmp_path/'out', **SMALL)
+    test, fit = held_out_images(labels), LM4VisualFit(classes, tmp_path/'out', **SMALL)
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'anew'))
-    model = lm4visual._fit_arm(fit, 'pretrained', 2, images[~test], labels[~test], False)
+    model = fit_arm(fit, 'pretrained', 2, images[~test], labels[~test], False)
     again, = (tmp_path/'anew'/'runs'/'lm4visual').iterdir()
     assert again.name == folder.name                                                  # the same run
     saved = load_file(tmp_path/'out'/'model.safetensors')
@@ -270,13 +322,13 @@ def test_a_fit_is_that_of_images_in_memory(classes, tmp_path, runs, monkeypatch)
 def test_a_fit_goes_on_where_it_was(classes, tmp_path, runs, monkeypatch):
     fitted(classes, tmp_path/'whole', steps=103)
     monkeypatch.setenv('FROZEN_NB_CACHE', str(tmp_path/'anew'))
-    read, count = lm4visual.ImageFiles.__getitem__, []
+    read, count = ImageFiles.__getitem__, []
     def stops(self, index):
         count.append(index)
         if len(count) > 101: raise KeyboardInterrupt
         return read(self, index)
     with monkeypatch.context() as m:
-        m.setattr(lm4visual.ImageFiles, '__getitem__', stops)
+        m.setattr(ImageFiles, '__getitem__', stops)
         with pytest.raises(KeyboardInterrupt): fitted(classes, tmp_path/'out', steps=103)
     fitted(classes, tmp_path/'out', steps=103)
     a, b = (load_file(tmp_path/name/'model.safetensors') for name in ('whole', 'out'))
@@ -293,7 +345,7 @@ def test_an_image_that_changes_while_it_is_in_use(classes, monkeypatch):
 PEAK = """
 import resource, sys
 from pathlib import Path
-from frozen_nb.lm4visual import fit_folder, LM4VisualFit
+from frozen_nb.fits.lm4visual import fit_folder, LM4VisualFit
 fit_folder(LM4VisualFit(Path(sys.argv[1]), Path(sys.argv[2]), patch=8, width=24, depth=1, heads=2, steps=4, batch=32, device='cpu'), progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -24,6 +24,7 @@ from torch import nn
 
 from frozen_nb import flmm, generative_adapter, ima, lm4visual, pinto
 from frozen_nb.core import activations, states as lm_states
+from frozen_nb.fits import lm4visual as lm4visual_fits, vit_llama as vit_llama_reader
 from frozen_nb.fits.limber import read_projection
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.metrics import mask_iou, mask_overlap
@@ -467,7 +468,7 @@ def vit_llama_file(z):
 
 def vit_llama_of(z, path):
     save_file(vit_llama_file(z), path)
-    return lm4visual.read_vit_llama(path, int(z['config_vit_heads']), int(z['config_lm_heads']))
+    return vit_llama_reader.read_vit_llama(path, int(z['config_vit_heads']), int(z['config_lm_heads']))
 
 
 def their_gradients(model):
@@ -1003,7 +1004,7 @@ def vit_state(): return vit_llama_file(read('lm4visual/vit_one_block'))
 def generator_state(): return fastlora_file(read('generative_adapter/model'))
 
 
-def read_vit(path): return lm4visual.read_vit_llama(path, 3, 4)
+def read_vit(path): return vit_llama_reader.read_vit_llama(path, 3, 4)
 def read_head(path): return flmm.read_flmm(path, lmm_of(16, 4, 1), sam_of_vectors(), 32)
 def read_writer(path):
     return generative_adapter.read_generator(path, lm_of_generator(read('generative_adapter/model')), 4.)
@@ -1078,7 +1079,7 @@ def test_a_generator_without_its_numbers_or_of_another_part(tmp_path):
 
 def test_an_encoder_of_the_authors_is_not_saved_without_its_block(tmp_path):
     model = read_vit(saved(vit_state(), tmp_path/'vit.pth'))
-    refused(lambda: lm4visual.save_classifier(model, tmp_path/'mine'), 'vit.pth')
+    refused(lambda: lm4visual_fits.save_classifier(model, tmp_path/'mine'), 'vit.pth')
     images = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
     mean, deviation = (torch.tensor(x).view(3, 1, 1) for x in ((.485, .456, .406), (.229, .224, .225)))
     labels = model((images/255 - mean)/deviation).argmax(1)
@@ -1144,13 +1145,13 @@ def test_images_for_a_head_of_the_authors_are_resized_and_then_padded():
 def test_a_classifier_that_was_saved_before_keeps_its_last_norm(tmp_path):
     new = lm4visual.new_classifier('base', 2, width=24, depth=1, heads=2)
     assert new.encoder.norm.eps == 1e-6
-    folder = lm4visual.save_classifier(new, tmp_path/'new', ['a', 'b'])
-    assert lm4visual.load_classifier(folder).encoder.norm.eps == 1e-6
+    folder = lm4visual_fits.save_classifier(new, tmp_path/'new', ['a', 'b'])
+    assert lm4visual_fits.load_classifier(folder).encoder.norm.eps == 1e-6
     config = json.loads((folder/'config.json').read_text())
     del config['eps']
     (folder/'config.json').write_text(json.dumps(config))
     (folder/'sha256.json').unlink(missing_ok=True)
-    assert lm4visual.load_classifier(folder).encoder.norm.eps == 1e-5
+    assert lm4visual_fits.load_classifier(folder).encoder.norm.eps == 1e-5
 
 
 @pytest.mark.parametrize('kind, gated', [('gpt2', False), ('opt', False), ('llama', True), ('phi3', True)])
