@@ -1590,7 +1590,8 @@ FITS = { # method -> config dataclass and function of its module, and what they 
     'generative_adapter': ('GeneratorFit', 'fit_texts', 'Train a generator of weights on texts.'),
     'pinto': ('PintoFit', 'fit_questions', 'Train a reasoning model on questions with choices.'),
 }
-FIT_MODULES = {'limber': 'fits.limber', 'pinto': 'fits.pinto'} # of the others: their chapter
+FIT_MODULES = {  # of the others: their chapter
+    'limber': 'fits.limber', 'flmm': 'fits.flmm', 'pinto': 'fits.pinto'}
 METAVARS = {int: 'N', float: 'X', Path: 'PATH', str: 'NAME'}
 
 
