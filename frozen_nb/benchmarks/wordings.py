@@ -6,7 +6,8 @@
 __all__ = ['DESCRIBE', 'WORDINGS', 'NEW_WORDINGS', 'PHRASE_SPLITS', 'REGION_COLUMNS', 'scene_regions', 'union_mask',
            'NamedRegion', 'thing_phrases', 'stuff_phrases', 'absent_phrases', 'PhraseExample', 'worded',
            'phrase_scenes', 'phrase_set', 'text_phrases', 'region_ious', 'own_and_others', 'confusion_matrix',
-           'confusion_figure', 'fit_logistic', 'best_threshold', 'calibration_errors']
+           'confusion_figure', 'fit_logistic', 'best_threshold', 'calibration_errors', 'mask_scores', 'next_phrase',
+           'next_image', 'location_prior', 'head_aucs']
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00002
 import random
@@ -19,6 +20,7 @@ from operator import attrgetter
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
+from scipy.stats import rankdata
 
 from ..core.frozen import *
 from ..world.captions import phrase, side_phrase
@@ -364,3 +366,63 @@ def calibration_errors(
     for part in np.array_split(order, min(bins, len(order))):
         out[part] = abs(np.mean(probabilities[part]) - present[part].mean())
     return out
+
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr00091
+def mask_scores(
+    predicted: list, # masks (H, W) bool
+    examples: list,  # a `PhraseExample` each, which names something
+) -> np.ndarray:     # (3, n): IoU with its own region, with another, whether its own is larger
+    "Scores of masks against all regions of their images."
+    rows = []
+    for mask, example in zip(predicted, examples):
+        regions = scene_regions(example.scene, mask.shape[-1])
+        own, other = own_and_others(np.asarray(mask), regions, example.named.regions)
+        rows.append((own, other, own > other))
+    return np.array(rows, float).T
+
+def next_phrase(
+    examples: list, # of `PhraseExample`
+) -> np.ndarray:    # (n,) numbers of examples; its own where there is no other
+    "For each phrase the next one of the same image that names another region."
+    by_image, out = {}, np.arange(len(examples))
+    for i, example in enumerate(examples): by_image.setdefault(example.name, []).append(i)
+    for i, example in enumerate(examples):
+        same = by_image[example.name]
+        place = same.index(i)
+        around = same[place + 1:] + same[:place]
+        others = [j for j in around if not {*examples[j].named.regions} & {*example.named.regions}]
+        if others: out[i] = others[0]
+    return out
+
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr00092
+def next_image(
+    examples: list, # of `PhraseExample`
+    move: int = 1,  # images further
+) -> list:          # an example of the next image for each
+    "For each phrase an example of another image."
+    names = list(dict.fromkeys(example.name for example in examples))
+    first = {example.name: example for example in reversed(examples)}
+    return [first[names[(names.index(x.name) + move) % len(names)]] for x in examples]
+
+def location_prior(
+    examples: list, # of a training set
+) -> dict:          # 'thing' and 'stuff' -> (H, W) from 0 to 1
+    "The mean mask of the phrases of each kind, those that name nothing left out."
+    parts = {}
+    for example in examples:
+        if example.named.regions: parts.setdefault(example.named.kind, []).append(example.masks[0])
+    return {kind: np.mean(each, 0) for kind, each in parts.items()}
+
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr00095
+def head_aucs(
+    maps: np.ndarray,  # (K, C, h, w) weights of attention
+    masks: np.ndarray, # (K, H, W) bool, H and W multiples of h and w
+) -> np.ndarray:       # (K, C) area under the ROC curve over the cells; NaN for an empty mask
+    "How well each attention map ranks the cells of a mask above the others."
+    K, C, h, w = maps.shape
+    cells = masks.reshape(K, h, masks.shape[1]//h, w, masks.shape[2]//w).mean((2, 4)) > .5
+    inside = cells.reshape(K, 1, h*w)
+    ranks = rankdata(maps.reshape(K, C, h*w), axis=-1)               # ties share their rank
+    n = inside.sum(-1)                                               # (K, 1)
+    above = (ranks*inside).sum(-1) - n*(n + 1)/2
+    with np.errstate(divide='ignore', invalid='ignore'): return above/(n*(h*w - n))
