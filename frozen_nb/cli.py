@@ -1347,7 +1347,8 @@ def _ground(
 # %% ../nbs/90_cli.ipynb #633db3e1
 def _write_masks(opened, phrases, out, grounder):
     "The overlay, a mask for each phrase, and a line about it."
-    from frozen_nb.flmm import ground_named, overlay
+    from frozen_nb.core.grounded_phrases import overlay
+    from frozen_nb.flmm import ground_named
     grounded = ground_named(grounder, opened, phrases)
     _save_ours(overlay(opened, [phrase for phrase, _ in grounded]), out)
     presences = grounder.presence(opened, phrases)

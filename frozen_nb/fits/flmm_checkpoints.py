@@ -9,8 +9,6 @@ __all__ = ['published_unet_names', 'read_flmm']
 from itertools import product
 from pathlib import Path
 
-from torch import nn
-
 from ..core.folders import read_weights
 from ..core.frozen import *
 from ..core.mask_head import MaskHead
