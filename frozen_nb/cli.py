@@ -1358,7 +1358,8 @@ def _ground(
 # %% ../nbs/90_cli.ipynb #633db3e1
 def _write_masks(opened, phrases, out, grounder):
     "The overlay, a mask for each phrase, and a line about it."
-    from frozen_nb.flmm import ground_named, overlay
+    from frozen_nb.core.grounded_phrases import overlay
+    from frozen_nb.flmm import ground_named
     grounded = ground_named(grounder, opened, phrases)
     _save_ours(overlay(opened, [phrase for phrase, _ in grounded]), out)
     presences = grounder.presence(opened, phrases)
@@ -1602,7 +1603,8 @@ FITS = { # method -> config dataclass and function of its module, and what they 
     'pinto': ('PintoFit', 'fit_questions', 'Train a reasoning model on questions with choices.'),
 }
 FIT_MODULES = { # of the others: their chapter
-    'limber': 'fits.limber', 'lm4visual': 'fits.lm4visual', 'pinto': 'fits.pinto'}
+    'limber': 'fits.limber', 'flmm': 'fits.flmm', 'lm4visual': 'fits.lm4visual',
+    'pinto': 'fits.pinto'}
 METAVARS = {int: 'N', float: 'X', Path: 'PATH', str: 'NAME'}
 
 

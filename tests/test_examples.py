@@ -75,7 +75,7 @@ def test_python_of_the_readme(folder):
     assert missing == []
     words = names['limber'].caption([names['draw'](names['animals'])])[0].split()
     assert any(a.species in words for a in names['animals'].animals)
-    said = {p.phrase for p in names['grounded'].found}
+    said = {p.phrase for p in names['grounded'].phrases}
     assert any(a.species in phrase for a in names['animals'].animals for phrase in said)
     true = dict(names['document'].questions)
     given = names['answers'](names['lm'], names['questions'], names['adapter'])

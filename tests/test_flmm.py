@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from frozen_nb.flmm import *
+from frozen_nb.benchmarks.groundings import read_coco, read_narratives, read_nlvr, read_refcoco
+from frozen_nb.core.groundings import Grounding
+from frozen_nb.core.keywords import keywords
+from frozen_nb.core.phrase_maps import generate_rows, read_phrases
+from frozen_nb.core.phrases import image_grids, pad_square, phrase_batch, PhraseBatch, QUESTION, REFER, unpad
+from frozen_nb.core.refiner import crop_box, mask_boxes
+from frozen_nb.fits.flmm import fit_grounding, FLMMFit
+from frozen_nb.flmm import FLMM_RECIPE, Grounder, load_grounder, new_flmm, save_flmm
 from frozen_nb.core.frozen import BadInput
 from frozen_nb.core.sam import SAM_SIZES
 from frozen_nb.core.zoo import SAM, load_lmm, messages, sam_model
@@ -38,7 +45,7 @@ def eager_rows(lmm, spoken, b, at):
     return torch.stack([layer[b][:, at] for layer in full])                                   # (M, N, T, L)
 
 def test_phrases_are_where_their_letters_are(lmm):
-    spoken = speak(lmm, WIDE, TEXTS, SPANS)
+    spoken = phrase_batch(lmm, WIDE, TEXTS, SPANS)
     said = [[lmm.tokenizer.decode(spoken.inputs['input_ids'][b, at]).strip() for at in phrases] for b, phrases in enumerate(spoken.tokens)]
     assert said == [[t[a:b] for a, b in spans] for t, spans in zip(TEXTS, SPANS)]
     for ids, grids in zip(spoken.inputs['input_ids'], spoken.grids):
@@ -46,7 +53,7 @@ def test_phrases_are_where_their_letters_are(lmm):
 
 @pytest.mark.parametrize('merge', ['mean', 'max'])
 def test_maps_are_rows_of_eager_attention_layer_by_layer(lmm, merge):
-    spoken = speak(lmm, WIDE, TEXTS, SPANS)
+    spoken = phrase_batch(lmm, WIDE, TEXTS, SPANS)
     found = read_phrases(lmm, spoken, merge)
     for b, phrases in enumerate(spoken.tokens):
         for k, at in enumerate(phrases):
@@ -64,11 +71,11 @@ def test_rows_while_generating_are_those_of_the_finished_text(lmm):
     whole = dict(inputs, input_ids=torch.cat([inputs['input_ids'], fed[None]], 1), attention_mask=torch.ones(1, P + len(fed), dtype=torch.long))
     if 'mm_token_type_ids' in whole: whole['mm_token_type_ids'] = torch.cat([whole['mm_token_type_ids'], torch.zeros(1, len(fed), dtype=torch.long)], 1)
     grid = image_grids(lmm, whole)[0][-1].flatten()
-    full = eager_rows(lmm, Spoken(whole, [], []), 0, list(range(P, P + len(fed))))[..., grid]
+    full = eager_rows(lmm, PhraseBatch(whole, [], []), 0, list(range(P, P + len(fed))))[..., grid]
     assert rows.shape == full.shape and (rows - full).abs().max() < 1e-5
 
 def test_a_model_with_every_family(lmm, sam, tmp_path):
-    spoken = speak(lmm, WIDE[:1], TEXTS[:1], SPANS[:1])
+    spoken = phrase_batch(lmm, WIDE[:1], TEXTS[:1], SPANS[:1])
     phrases = read_phrases(lmm, spoken)[0]
     model = new_flmm(lmm, sam, width=4, channels=phrases.maps.shape[1])
     grounder = Grounder(model, lmm, sam)
@@ -311,7 +318,7 @@ def test_files_are_read_and_the_result_is_said(coco, llava, tmp_path, monkeypatc
 
 def test_phrases_of_a_question(lmm):
     "They stand before the answer, and their rows are those of the prompt that the model answers to."
-    spoken = speak(lmm, WIDE[:1], ['What is the red fox?'], [[(8, 19)]], None)
+    spoken = phrase_batch(lmm, WIDE[:1], ['What is the red fox?'], [[(8, 19)]], None)
     at = spoken.tokens[0][0]
     assert lmm.tokenizer.decode(spoken.inputs['input_ids'][0, at]).strip() == 'the red fox'
     shown = [pad_square(im) for im in WIDE[:1]] if type(lmm.model).__name__ == 'LlavaForConditionalGeneration' else WIDE[:1]

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from frozen_nb.core.frozen import BadInput
-from frozen_nb.flmm import Grounder, ground_named, load_grounder, read_coco
+from frozen_nb.benchmarks.groundings import read_coco
+from frozen_nb.flmm import Grounder, ground_named, load_grounder
 from frozen_nb.world.drawing import draw, masks
 from frozen_nb.world.scenes import scene
 

@@ -39,7 +39,8 @@ def files_in(folder):
     return {p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.name != 'note.txt' and p.name[0] != '.'}
 
 def made_flmm(version, folder):
-    from frozen_nb.flmm import FLMM, MaskHead, save_flmm
+    from frozen_nb.core.mask_head import MaskHead
+    from frozen_nb.flmm import FLMM, save_flmm
     torch.manual_seed(version)
     save_flmm(FLMM(MaskHead(4, 'conv', 4, 8), None, None, True, 'mean', lmm=f'llava {version}', lmm_fingerprint='l'), folder)
 

@@ -25,10 +25,15 @@ from torch import nn
 from frozen_nb import flmm, generative_adapter, ima, lm4visual, pinto
 from frozen_nb.core import activations, states as lm_states
 from frozen_nb.fits import lm4visual as lm4visual_fits, vit_llama as vit_llama_reader
+from frozen_nb.fits.flmm_checkpoints import published_unet_names, read_flmm
 from frozen_nb.fits.limber import read_projection
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
+from frozen_nb.core.mask_head import mask_losses
 from frozen_nb.core.metrics import mask_iou, mask_overlap
+from frozen_nb.core.phrase_maps import merge_rows, Phrases
+from frozen_nb.core.phrases import lmm_images, unpad
 from frozen_nb.core.prefix import LinearMap, sequence, target_loss
+from frozen_nb.core.refiner import mask_boxes, Refiner
 from frozen_nb.core.skipping import skipping
 from frozen_nb.core.subnetworks import linears, subnetwork, subnetwork_iou
 from frozen_nb.core.zoo import LM, visual_tokens
@@ -528,17 +533,17 @@ def lmm_of(width, depth, heads):
 def merge(z):
     spans = [list(map(int, span)) for span in z['span_tokens'].split(z['span_lengths'].tolist())]
     grid = torch.arange(36)
-    return {how: Held(flmm._maps(z['attentions'], grid, [grid.view(6, 6)], spans, how), z[how]) for how in ('mean', 'max')}
+    return {how: Held(merge_rows(z['attentions'], grid, [grid.view(6, 6)], spans, how), z[how]) for how in ('mean', 'max')}
 
 
 def head_of(z, path, depth=3, heads=2):
     "The mask head of a checkpoint of the authors."
     torch.save({'state_dict': {f'mask_head.{name}': x for name, x in under(z, 'head.').items()}}, path)
-    return flmm.read_flmm(path, lmm_of(16, depth, heads), upsample=int(z['upsample_input'])).head
+    return read_flmm(path, lmm_of(16, depth, heads), upsample=int(z['upsample_input'])).head
 
 
 def losses_of(front, logits, masks):
-    ce, dice = flmm.mask_losses(logits, masks.bool())
+    ce, dice = mask_losses(logits, masks.bool())
     return {f'{front}/cross_entropy': ce, f'{front}/dice': dice}
 
 
@@ -555,7 +560,7 @@ def mask_head(z):
     out['losses/masks_resized'] = Held(resized['losses/dice'], losses['losses/dice'])
     out |= {name: Held(x, z[name]) for name, x in (losses | losses_of('edge', e['logits'], e['masks'])).items()}
     grads = {name: p.grad for name, p in head.net.named_parameters()}
-    ours = {theirs: name for name, theirs in flmm._published_names(4).items()}
+    ours = {theirs: name for name, theirs in published_unet_names(4).items()}
     out |= {f'losses/grad/{name}': Held(grads[ours[name]], x, 2e-5) for name, x in under(l, 'grad/').items()}
     for front, x, masks in (('losses', logits, l['masks_resized']), ('edge', e['logits'], e['masks'])):
         iou = mask_iou(*mask_overlap(x.detach() > 0, masks.bool())).mean()
@@ -580,12 +585,12 @@ def unpadding(z):
     out, places = {}, torch.arange(32*32).view(1, 32, 32)
     for tag in {name.split('/')[0] for name in z}:
         v, size = under(z, f'{tag}/'), tuple(map(int, tag.split('x')))
-        kept = flmm.unpad(places, size, 'whole')[0]
+        kept = unpad(places, size, 'whole')[0]
         cut = torch.tensor([kept[0, 0]//32, kept[0, 0] % 32, *kept.shape])
-        found = centre(flmm.unpad(v['blob'], size), size)
+        found = centre(unpad(v['blob'], size), size)
         out |= {
-            f'{tag}/published': Held(flmm.unpad(v['padded'], size, 'whole'), v['published']),
-            f'{tag}/blob_published': Held(flmm.unpad(v['blob'], size, 'whole'), v['blob_published']),
+            f'{tag}/published': Held(unpad(v['padded'], size, 'whole'), v['published']),
+            f'{tag}/blob_published': Held(unpad(v['blob'], size, 'whole'), v['blob_published']),
             f'{tag}/cut': Held(cut, v['cut']),
             # within 0.6 pixels, with fractions of a place, which the paper leaves open
             f'{tag}/blob_centre': Held(found, v['blob_centre'], .6/float(v['blob_centre'].max()), 'true'),
@@ -626,11 +631,11 @@ def refiners():
     a, sam = read('flmm/refiner_weights'), sam_of_vectors()
     with tempfile.TemporaryDirectory() as folder:
         save_file(flmm_file(), Path(folder)/'flmm.safetensors')
-        model = flmm.read_flmm(Path(folder)/'flmm.safetensors', lmm_of(a['text_proj.weight'].shape[1], 4, 1), sam)
+        model = read_flmm(Path(folder)/'flmm.safetensors', lmm_of(a['text_proj.weight'].shape[1], 4, 1), sam)
     assert model.padded and model.cut == 'whole' and model.pixels == 336
     out = {'published': model.refiner}
     for what, options in (('own', {}), *((name, {name: False}) for name in ('text', 'mask', 'box'))):
-        r = flmm.Refiner(sam, a['text_proj.weight'].shape[1], 4, **options).eval()
+        r = Refiner(sam, a['text_proj.weight'].shape[1], 4, **options).eval()
         r.load_state_dict(model.refiner.state_dict())
         out[what] = r
     return out
@@ -640,7 +645,7 @@ def refined(z):
     r, K = refiners(), len(z['logits'])
     size, lengths, hidden, logits = tuple(z['size'].tolist()), z['lengths'], z['hidden_states'], z['logits']
     features = F.interpolate(z['features_8x8'], (64, 64), mode='bilinear')
-    phrases = flmm.Phrases(torch.zeros(K, 1, 1, 1), hidden, lengths)
+    phrases = Phrases(torch.zeros(K, 1, 1, 1), hidden, lengths)
     fit, theirs, ours = tuple(z['input_size'].tolist())[::-1], r['published'], r['own']
     boxes = theirs.boxes(logits, size, fit)
     out = {'boxes': Held(boxes, z['boxes'])}
@@ -1005,7 +1010,7 @@ def generator_state(): return fastlora_file(read('generative_adapter/model'))
 
 
 def read_vit(path): return vit_llama_reader.read_vit_llama(path, 3, 4)
-def read_head(path): return flmm.read_flmm(path, lmm_of(16, 4, 1), sam_of_vectors(), 32)
+def read_head(path): return read_flmm(path, lmm_of(16, 4, 1), sam_of_vectors(), 32)
 def read_writer(path):
     return generative_adapter.read_generator(path, lm_of_generator(read('generative_adapter/model')), 4.)
 
@@ -1050,13 +1055,13 @@ def test_a_checkpoint_of_something_else_is_refused_in_one_line(tmp_path, monkeyp
 
 def test_a_head_of_another_lmm_or_without_a_refiner(tmp_path):
     path = saved(flmm_file(), tmp_path/'all.pth')
-    refused(lambda: flmm.read_flmm(path, lmm_of(16, 5, 1)), '4 attention maps', 'has 5')
-    refused(lambda: flmm.read_flmm(path, lmm_of(24, 4, 1), sam_of_vectors()), 'text_proj.weight', '(32, 24)')
+    refused(lambda: read_flmm(path, lmm_of(16, 5, 1)), '4 attention maps', 'has 5')
+    refused(lambda: read_flmm(path, lmm_of(24, 4, 1), sam_of_vectors()), 'text_proj.weight', '(32, 24)')
     alone = {name: x for name, x in flmm_file().items() if name.startswith('mask_head')}
     path = saved(alone, tmp_path/'head.pth')
-    assert flmm.read_flmm(path, lmm_of(16, 4, 1)).refiner is None
-    assert flmm.read_flmm(path, lmm_of(16, 2, 1)).head.config['channels'] == 4   # an LMM that looks twice
-    refused(lambda: flmm.read_flmm(path, lmm_of(16, 4, 1), sam_of_vectors()), 'a refiner')
+    assert read_flmm(path, lmm_of(16, 4, 1)).refiner is None
+    assert read_flmm(path, lmm_of(16, 2, 1)).head.config['channels'] == 4   # an LMM that looks twice
+    refused(lambda: read_flmm(path, lmm_of(16, 4, 1), sam_of_vectors()), 'a refiner')
 
 
 def test_a_generator_without_its_numbers_or_of_another_part(tmp_path):
@@ -1099,7 +1104,7 @@ def test_the_head_that_ships_divides_by_the_mean():
         as_before = shipped.head.net(F.interpolate(x, scale_factor=4., mode='bilinear')).float()
         assert torch.equal(shipped.head(maps), as_before)
     logits = torch.randn(2, 20, 30, generator=torch.Generator().manual_seed(0))
-    boxes = flmm.mask_boxes(F.interpolate(logits[:, None], (213, 320), mode='bilinear')[:, 0] > 0)
+    boxes = mask_boxes(F.interpolate(logits[:, None], (213, 320), mode='bilinear')[:, 0] > 0)
     size = shipped.refiner.size
     assert torch.equal(shipped.refiner.boxes(logits, (320, 213), (size, 85)), boxes*size/320)
 
@@ -1127,7 +1132,7 @@ def test_images_for_a_head_of_the_authors_are_resized_and_then_padded():
     from PIL import Image
     from frozen_nb.core.zoo import load_lmm
     llava = load_lmm('llava', device='cpu')
-    shown, = flmm._shown(llava, [Image.new('RGB', (500, 375), 'red')], 336)
+    shown, = lmm_images(llava, [Image.new('RGB', (500, 375), 'red')], 336)
     mean = tuple(int(255*x) for x in llava.processor.image_processor.image_mean)
     assert shown.size == (336, 336)
     assert [shown.getpixel((9, y)) for y in (41, 42, 293, 294)] == [mean, (255, 0, 0), (255, 0, 0), mean]

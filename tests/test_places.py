@@ -9,7 +9,7 @@ from PIL import Image
 from frozen_nb.core.frozen import BadInput
 from frozen_nb.core.training import TrainConfig
 from frozen_nb.core import training
-from frozen_nb.flmm import FLMMFit, fit_grounding
+from frozen_nb.fits.flmm import FLMMFit, fit_grounding
 from frozen_nb.generative_adapter import check_adapter_place, fit_texts, GeneratorFit
 from frozen_nb.fits.limber import fit_captions, LimberFit
 from frozen_nb.fits.lm4visual import fit_folder, LM4VisualFit
