@@ -1430,12 +1430,15 @@ def _captioner(images, texts, map_folder, names, placement):
     return _train_map(images, texts, *pair)
 
 
-def _print_alignment(alignment):
+def _print_alignment(alignment, content):
     for name, layer in {'same layer': 'same', 'image at entry': 0}.items():
         _say(f'alignment score, {name}: {alignment.score(images=layer)}')
     pairs = {'image with image': 'PP', 'text with text': 'TT', 'image with text': 'PT'}
     for name, (a, b) in pairs.items():
         _say(f'mean cosine, {name}: {alignment.curve(a, b).mean():.3f}')
+    for arm, scores in content.items():
+        _say(f'nearer to the own text than to others, {arm}: {scores.mean():.3f}')
+    if not content: _say('whether images are nearer to their own texts takes six images or more')
 
 # %% ../nbs/90_cli.ipynb #0f0490d3
 CaptionFile = Annotated[Path, typer.Option(
@@ -1465,18 +1468,20 @@ def _align(
 
 # %% ../nbs/90_cli.ipynb #81f099cc
 def _measure_alignment(limber, images, texts, out):
-    from frozen_nb.ima import align_images, draw_alignment
+    from frozen_nb.benchmarks.cosines import align_images, content_alignment, draw_alignment
     paths = list(texts or images)
     chosen = [images[p] for p in paths]
     captions = [texts[p][0] for p in paths] if texts else limber.caption(chosen)
     captions = [caption or '.' for caption in captions]
-    alignment = align_images(chosen, captions, limber.encoder, limber.lm, limber.map)
+    inputs = chosen, captions, limber.encoder, limber.lm, limber.map
+    alignment = align_images(*inputs)
+    content = content_alignment(*inputs) if len(chosen) >= 6 else {}
     title = f'{limber.encoder.name} in {limber.lm.name}, {len(paths)} images'
-    figure = draw_alignment(alignment, title)
+    figure = draw_alignment(alignment, title, content)
     _check_ours('align', [], [out])   # once more: it took a while
     about = dict(Software='frozen-nb align')
     _write_png(partial(figure.savefig, dpi=200, metadata=about), out)
-    _print_alignment(alignment)
+    _print_alignment(alignment, content)
 
 # %% ../nbs/90_cli.ipynb #adp00001
 DocumentFile = Annotated[Path, typer.Argument(metavar='DOCUMENT', help='A text file in UTF-8.')]

@@ -292,6 +292,37 @@ def test_the_title_of_a_figure_of_ones_own_images_stands_clear_of_its_legends():
         width, height = fig.canvas.get_width_height()
         assert all(0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height for box in boxes)
 
+def some_content(L=4, N=7):
+    rng = np.random.default_rng(0)
+    return {arm: rng.normal(size=(L, N)) for arm in ('own caption', 'next caption', 'noise', 'random words')}
+
+def test_the_null_arms_stand_in_the_same_panel_as_what_is_measured():
+    import matplotlib as mpl
+    with mpl.rc_context(mpl.rcParamsDefault):
+        fig = draw_alignment(seen_by(4), 'mobilenetv2 in smollm2-135m, 300 images', some_content())
+        fig.canvas.draw()
+        assert len(fig.axes) == 3 and fig.axes[2].get_legend_handles_labels()[1] == list(some_content())
+        boxes = [fig._suptitle.get_window_extent()]
+        for ax in fig.axes: boxes += [ax.get_legend().get_window_extent(), ax.get_window_extent(), ax.xaxis.label.get_window_extent()]
+        assert not any(a.overlaps(b.expanded(.99, .99)) for i, a in enumerate(boxes) for b in boxes[:i])
+        width, height = fig.canvas.get_width_height()
+        assert all(0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height for box in boxes)
+        labels = [t for ax in fig.axes for t in ax.get_xticklabels() + ax.get_yticklabels() + ax.get_legend().get_texts()]
+        assert min(label.get_fontsize() for label in labels) >= 8
+
+def test_content_is_of_pairs_and_not_of_batches():
+    "Own captions lie above all null arms with the map that ships; batches do not matter; few images are refused."
+    from frozen_nb.benchmarks.sets import drawn_images
+    from frozen_nb.limber import Limber
+    limber, items = Limber.load(), drawn_images('test', 16)
+    images, texts = [item.open() for item in items], [item.captions[0] for item in items]
+    inputs = limber.encoder, limber.lm, limber.map
+    content, parts = (content_alignment(images, texts, *inputs, batch_size=n) for n in (16, 5))
+    assert all(np.allclose(content[arm], parts[arm], atol=1e-3) for arm in content) and content['noise'].shape[1] == 16
+    means = {arm: scores.mean() for arm, scores in content.items()}
+    assert means['own caption'] > .02 + max(means[arm] for arm in list(means)[1:])
+    with pytest.raises(BadInput, match='6 or more'): content_alignment(images[:5], texts[:5], *inputs)
+
 def test_hooks_are_gone_after_an_error(model):
     one = a_prompt()
     wrong = MultimodalBatch(dict(inputs_embeds=torch.zeros(1, 3, 15, dtype=torch.float64)), one.visual[:1, :3], one.text[:1, :3])   # 15 for 16
