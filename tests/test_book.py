@@ -240,7 +240,7 @@ def test_menus_name_every_value():
     data = [a for tag, a in page.tags if tag == 'tr' and 'data-method' in a]
     assert len(data) == len(rows)
     options = [a['value'] for tag, a in page.tags if tag == 'option' and a['value']]
-    assert sorted(options) == sorted(value for name in book.FILTERS for value in {row[name] for row in rows})
+    assert sorted(options) == sorted(value for name in book.CLAIM_FILTERS for value in {row[name] for row in rows})
 
 
 def test_claims_are_those_of_the_page():
@@ -277,7 +277,7 @@ def test_the_sources_of_the_whole_book(tmp_path):
     parts = book.book_pages()
     listed = [page.name for listed in parts.values() for page in listed]
     assert sorted(listed) == sorted(p.relative_to(root/'nbs').with_suffix('').as_posix() for p in (root/'nbs').rglob('*.ipynb') if 'checkpoints' not in str(p))
-    assert list(parts) == ['Start', *book.PARTS]
+    assert list(parts) == ['Start', *book.BOOK_PARTS]
     book.write_sources(parts, tmp_path)
     broken = []
     for path in tmp_path.rglob('*.ipynb'):
