@@ -1166,7 +1166,7 @@ Site = Annotated[Path, typer.Option(metavar='DIR', help='Folder of the site.')]
 
 @app.command('book')
 def _book(out: Site = Path('_out/book')) -> int:
-    "Build a site from the notebooks as they are stored; needs the extra 'book', and no network."
+    "Build a site of all notebooks. From stored outputs; needs the extra 'book', and no network."
     from frozen_nb.book import build_book
     for warning in build_book(out):
         _complain('warning:', warning)
