@@ -20,6 +20,8 @@ def carried(folder, package):
 
 data = carried('data', 'frozen_nb.data') | carried('nbs', 'frozen_nb.nbs')
 requirements = cfg['requirements'].split()
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('dev', 'book', 'real')}
+extras['dev'] += extras['book']   # the tests build a book
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], license='Apache-2.0',
@@ -29,7 +31,7 @@ setup(
     packages=find_packages(include=['frozen_nb', 'frozen_nb.*']) + list(data),
     package_dir={'frozen_nb': 'frozen_nb', **data},
     package_data={'frozen_nb': ['py.typed'], **{name: ['*'] for name in data}},
-    install_requires=requirements, extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'real')},
+    install_requires=requirements, extras_require=extras,
     python_requires='>=' + cfg['min_python'], zip_safe=False,
     entry_points={'console_scripts': cfg['console_scripts'].split()},
 )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Methods', 'Preset', 'ScaleName', 'Seeds', 'Out', 'Jobs', 'DryRun', 'Records', 'AsJson', 'Page', 'Fresh',
-           'ClaimsFolder', 'DEFAULT_MAP', 'ImageFile', 'Device', 'Dtype', 'EncoderName', 'LMName', 'MapFolder',
+           'ClaimsFolder', 'Site', 'DEFAULT_MAP', 'ImageFile', 'Device', 'Dtype', 'EncoderName', 'LMName', 'MapFolder',
            'PhraseList', 'Overlay', 'HeadFolder', 'LMMName', 'SAMName', 'CaptionFile', 'FigureFile', 'DocumentFile',
            'Questions', 'LoraFolder', 'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder',
            'RationalizerName', 'FITS', 'FIT_MODULES', 'METAVARS', 'Format', 'DataFolder', 'Head', 'Limit',
@@ -1168,6 +1168,19 @@ def _zoo() -> int:
     rows = [table.columns, ['---']*len(table.columns), *table.itertuples(index=False)]
     lines = ['| ' + ' | '.join(map(_cell, row)) + ' |' for row in rows]
     _show('\n'.join(lines))
+    return 0
+
+# %% ../nbs/90_cli.ipynb #clibook2
+Site = Annotated[Path, typer.Option(metavar='DIR', help='Folder of the site.')]
+
+
+@app.command('book')
+def _book(out: Site = Path('_out/book')) -> int:
+    "Build a site of all notebooks. From stored outputs; needs the extra 'book', and no network."
+    from frozen_nb.book import build_book
+    for warning in build_book(out):
+        _complain('warning:', warning)
+    _say(f'{out/"index.html"}')
     return 0
 
 # %% ../nbs/90_cli.ipynb #360dd6a7
