@@ -1343,7 +1343,7 @@ def _load_grounder(head, lmm, sam, device, dtype):
 
 
 def _grounded_line(phrase, file, presence):
-    doubt = f'; but prompted for its presence, the model prefers no (yes: {presence:.2f})'
+    doubt = f'; but it is probably absent (presence {presence:.2f})'
     return (f'{phrase.phrase}: {phrase.mask.mean():.0%} of the image, {file}'
             f'{"" if presence >= .5 else doubt}')
 
@@ -1372,15 +1372,13 @@ def _ground(
 def _write_masks(opened, phrases, out, grounder):
     "The overlay, a mask for each phrase, and a line about it."
     from frozen_nb.core.grounded_phrases import overlay
-    from frozen_nb.flmm import ground_named
-    grounded = ground_named(grounder, opened, phrases)
-    _save_ours(overlay(opened, [phrase for phrase, _ in grounded]), out)
+    grounded = grounder.ground(opened, phrases)
+    _save_ours(overlay(opened, grounded), out)
     presences = grounder.presence(opened, phrases)
     files = _mask_files(out, len(phrases))
-    for (phrase, described), file, presence in zip(grounded, files, presences):
+    for phrase, file, presence in zip(grounded, files, presences):
         _save_ours(phrase.image, file)
-        line = _grounded_line(phrase, file.name, 1 if described else presence)
-        _say(_on_a_line(line))
+        _say(_on_a_line(_grounded_line(phrase, file.name, presence)))
 
 # %% ../nbs/90_cli.ipynb #aln00001
 def _images_in(folder):

@@ -237,10 +237,10 @@ def test_captions_are_a_list_of_texts():
 
 
 def test_phrases_are_a_list_of_texts():
-    from frozen_nb.flmm import ground_named, load_grounder
+    from frozen_nb.flmm import load_grounder
     grounder, image = load_grounder(device='cpu'), draw(scene(0, 'test'), 64)
     for phrases in ([5], 'fox', None, [None]):
-        with pytest.raises(BadInput, match='list of texts|is no text'): ground_named(grounder, image, phrases)
+        with pytest.raises(BadInput, match='list of texts|is no text'): grounder.ground(image, phrases)
 
 
 def test_images_are_a_list():

@@ -6,8 +6,8 @@
 __all__ = ['DESCRIBE', 'WORDINGS', 'NEW_WORDINGS', 'PHRASE_SPLITS', 'REGION_COLUMNS', 'scene_regions', 'union_mask',
            'NamedRegion', 'thing_phrases', 'stuff_phrases', 'absent_phrases', 'PhraseExample', 'worded',
            'phrase_scenes', 'phrase_set', 'text_phrases', 'region_ious', 'own_and_others', 'confusion_matrix',
-           'confusion_figure', 'fit_logistic', 'best_threshold', 'calibration_errors', 'region_scores', 'next_phrase',
-           'next_image', 'location_prior', 'head_aucs']
+           'confusion_figure', 'fit_logistic', 'best_threshold', 'calibration_errors', 'fit_probe', 'region_scores',
+           'next_phrase', 'next_image', 'location_prior', 'head_aucs', 'draw_head_aucs']
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00002
 import random
@@ -157,9 +157,9 @@ class PhraseExample:
     kinds: tuple    # one set of words
     name: str       # of the image
     question: str | None # before the text; None: the text is the prompt
+    image: Callable # gives the image
 
-    def image(self): return _rendered(self.scene, self.masks.shape[-1])[0].copy()
-    def open(self): return self.image()
+    def open(self) -> Image.Image: return self.image()
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00042
 def worded(
@@ -178,7 +178,7 @@ def worded(
     kinds.add('plural' if len(named.regions) > 1 else 'singular')
     spans = [(start, start + len(named.words))]
     return PhraseExample(scene, named, wording, text.format(named.words), spans, mask[None],
-                         (kinds,), name, question)
+                         (kinds,), name, question, lambda: _rendered(scene, size)[0].copy())
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00051
 PHRASE_SPLITS = dict(train=('train', 20), dev=('val', 21), calibration=('val', 22),
@@ -367,6 +367,19 @@ def calibration_errors(
         out[part] = abs(np.mean(probabilities[part]) - present[part].mean())
     return out
 
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr0082b
+def fit_probe(
+    states: np.ndarray,   # (n, features) of phrases
+    present: np.ndarray,  # (n,) bool
+    strength: float = .1, # inverse of the penalty
+) -> Callable:            # states -> scores
+    "Logistic regression on standardised states, both classes of equal weight."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    classifier = LogisticRegression(C=strength, class_weight='balanced', max_iter=400)
+    return make_pipeline(StandardScaler(), classifier).fit(states, present).decision_function
+
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00091
 def region_scores(
     predicted: list, # masks (H, W) bool
@@ -428,3 +441,18 @@ def head_aucs(
     n = inside.sum(-1)                                               # (K, 1)
     above = (ranks*inside).sum(-1) - n*(n + 1)/2
     with np.errstate(divide='ignore', invalid='ignore'): return above/(n*(h*w - n))
+
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr0095b
+def draw_head_aucs(
+    ax: plt.Axes, # to draw on
+    aucs: dict,   # name -> (K, M, N): phrases, layers, heads
+):
+    "A dot for the mean AUC of each head, by layer; dashed: a head that does not know."
+    for i, (name, values) in enumerate(aucs.items()):
+        of_heads = np.nanmean(values, 0)                             # (M, N)
+        layers = np.arange(len(of_heads))[:, None] + .26*(i - (len(aucs) - 1)/2)
+        places = np.broadcast_to(layers, of_heads.shape)
+        ax.plot(places.ravel(), of_heads.ravel(), 'os^'[i % 3], alpha=.7, label=name)
+    ax.axhline(.5, linestyle='--', color='.4', linewidth=1)
+    ax.set(xlabel='layer', ylabel='AUC of a head')
+    ax.legend(fontsize=8, loc='lower center', bbox_to_anchor=(.5, 1), ncols=len(aucs))

@@ -22,7 +22,8 @@ _refiner_schema = dict(width=int, depth=int, mask=bool, box=bool, text=bool,
 _flmm_schema = dict(
     head=_head_schema, refiner=dict | None, selector=bool, padded=bool, merge=str,
     lmm=str, lmm_fingerprint=str, sam=NotRequired[str], cut=NotRequired[str],
-    pixels=NotRequired[int | None])
+    pixels=NotRequired[int | None], prompt=NotRequired[str | None],
+    presence=NotRequired[bool])
 _unnamed = dict(divide='mean', boxes='longer', beside='own') # in configurations that are older
 
 def _size_error(config):
@@ -33,6 +34,7 @@ def _size_error(config):
     for name, words in CONVENTIONS.items():
         word = {**sizes, **config}.get(name, words[0])
         if word not in words: return f'{name} is {word!r}'
+    if '{}' not in (config.get('prompt') or '{}'): return f"prompt is {config['prompt']!r}"
     return None if config['merge'] in ('mean', 'max') else f"merge is {config['merge']!r}"
 
 def _config_error(config):
