@@ -11,6 +11,7 @@ __all__ = ['REPOSITORY', 'BOOK_PARTS', 'ABOUT', 'COLAB', 'CLAIM_FILTERS', 'SPHIN
 import ast
 import io
 import json
+import os
 import posixpath
 import re
 import shutil
@@ -750,10 +751,12 @@ def _run_sphinx(sources, scratch):
     log = scratch/'warnings'
     command = [sys.executable, '-m', 'sphinx', '-q', '-b', 'html', '-d', str(scratch/'trees'),
                '-w', str(log), str(sources), str(scratch/'site')]
-    done = subprocess.run(command, capture_output=True, text=True)
+    env = os.environ | dict(TMPDIR=str(scratch))   # also for the traceback of a failure
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
-        lines = [*filter(None, (done.stdout + done.stderr).splitlines())] or ['no message']
-        raise BadInput(f'Sphinx could not build the book: {lines[-1]}')
+        errors = re.findall(r'^.*Error\b.*: .*$', done.stdout + done.stderr, re.M)
+        reason = errors[-1].strip() if errors else f'status {done.returncode}'
+        raise BadInput(f'Sphinx could not build the book: {reason}')
     text = log.read_text(encoding='utf-8') if log.exists() else ''
     return [line.replace(f'{sources}/', '') for line in text.splitlines() if line.strip()]
 
