@@ -468,6 +468,24 @@ def _opening(text, page):
     end = head.end() if head else 0
     return f'{text[:end].rstrip()}\n\n{_page_links(page)}\n\n{text[end:]}'
 
+# %% ../nbs/81_book.ipynb #book030b
+def _built(text, book, page):
+    "Markdown with links to built pages."
+    def replaced(match):
+        if match[3]: return match[0]   # a code span
+        to = book.target(match[2], page)
+        if not re.match(r'[a-z]+:', to): to = re.sub(r'\.(ipynb|md)(?=#|$)', '.html', to)
+        return f'{match[1]}({to})'
+    return _INLINE.sub(replaced, text)
+
+
+def _link_outputs(cell, book, page):
+    "Links of the book in what a cell has printed as Markdown."
+    for output in cell.outputs:
+        data = output.get('data', {})
+        if 'text/markdown' in data:
+            data['text/markdown'] = _built(data['text/markdown'], book, page)
+
 # %% ../nbs/81_book.ipynb #book0031
 def _anchors(cell):
     "An anchor for a cell that defines something."
@@ -487,6 +505,7 @@ def _cells(page, book):
             sentence = _last_sentence(cell.source) or sentence
         elif cell.cell_type == 'code' and not _is_left_out(cell):
             yield from _anchors(cell)
+            _link_outputs(cell, book, page)
             yield _code_cell(cell, ': '.join(filter(None, [heading, sentence])))
 
 # %% ../nbs/81_book.ipynb #book031b
