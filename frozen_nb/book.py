@@ -11,6 +11,7 @@ __all__ = ['REPOSITORY', 'BOOK_PARTS', 'ABOUT', 'COLAB', 'CLAIM_FILTERS', 'SPHIN
 import ast
 import io
 import json
+import os
 import posixpath
 import re
 import shutil
@@ -467,6 +468,24 @@ def _opening(text, page):
     end = head.end() if head else 0
     return f'{text[:end].rstrip()}\n\n{_page_links(page)}\n\n{text[end:]}'
 
+# %% ../nbs/81_book.ipynb #book030b
+def _built(text, book, page):
+    "Markdown with links to built pages."
+    def replaced(match):
+        if match[3]: return match[0]   # a code span
+        to = book.target(match[2], page)
+        if not re.match(r'[a-z]+:', to): to = re.sub(r'\.(ipynb|md)(?=#|$)', '.html', to)
+        return f'{match[1]}({to})'
+    return _INLINE.sub(replaced, text)
+
+
+def _link_outputs(cell, book, page):
+    "Links of the book in what a cell has printed as Markdown."
+    for output in cell.outputs:
+        data = output.get('data', {})
+        if 'text/markdown' in data:
+            data['text/markdown'] = _built(data['text/markdown'], book, page)
+
 # %% ../nbs/81_book.ipynb #book0031
 def _anchors(cell):
     "An anchor for a cell that defines something."
@@ -486,6 +505,7 @@ def _cells(page, book):
             sentence = _last_sentence(cell.source) or sentence
         elif cell.cell_type == 'code' and not _is_left_out(cell):
             yield from _anchors(cell)
+            _link_outputs(cell, book, page)
             yield _code_cell(cell, ': '.join(filter(None, [heading, sentence])))
 
 # %% ../nbs/81_book.ipynb #book031b
@@ -750,10 +770,12 @@ def _run_sphinx(sources, scratch):
     log = scratch/'warnings'
     command = [sys.executable, '-m', 'sphinx', '-q', '-b', 'html', '-d', str(scratch/'trees'),
                '-w', str(log), str(sources), str(scratch/'site')]
-    done = subprocess.run(command, capture_output=True, text=True)
+    env = os.environ | dict(TMPDIR=str(scratch))   # also for the traceback of a failure
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
-        lines = [*filter(None, (done.stdout + done.stderr).splitlines())] or ['no message']
-        raise BadInput(f'Sphinx could not build the book: {lines[-1]}')
+        errors = re.findall(r'^.*Error\b.*: .*$', done.stdout + done.stderr, re.M)
+        reason = errors[-1].strip() if errors else f'status {done.returncode}'
+        raise BadInput(f'Sphinx could not build the book: {reason}')
     text = log.read_text(encoding='utf-8') if log.exists() else ''
     return [line.replace(f'{sources}/', '') for line in text.splitlines() if line.strip()]
 

@@ -309,7 +309,7 @@ def test_a_report_is_made_beside_damaged_files(tmp_path, name, data):
     f'{command} --{name}=' for command, names in {
         'caption a.png': 'map encoder lm device dtype', 'ask a.png why': 'map lm', 'ground a.png fox': 'model lmm sam out', 'align images': 'captions map lm out',
         'adapt doc.txt --ask why': 'generator lm save mode', 'explain why --choices a b': 'reasoner lm', 'reproduce': 'out preset', 'claims': 'records markdown',
-        'verify': 'records', 'pretrain llama': 'out', 'fit limber --data captions.jsonl --out new': 'lm encoder', 'fit limber --data captions.jsonl': 'out',
+        'verify': 'records', 'pretrain llama': 'out', 'book': 'out', 'fit limber --data captions.jsonl --out new': 'lm encoder', 'fit limber --data captions.jsonl': 'out',
         'fit pinto --data questions.jsonl --out new': 'reasoner lm prompt'}.items() for name in names.split()])
 def test_a_blank_value_is_not_the_default(line, place, monkeypatch, shell):
     monkeypatch.chdir(place)

@@ -30,9 +30,6 @@ PNG = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAW
 WIDGET = {'application/vnd.jupyter.widget-view+json': {'model_id': 'a'}, 'text/plain': 'a progress bar'}
 
 
-def output(**data): return new_output('display_data', data)
-
-
 def tricky_notebook():
     "What has to be hidden, folded, linked or described."
     code = [
@@ -191,16 +188,33 @@ def test_the_reference_has_types_comments_and_sources(site):
 @needs_extra
 def test_the_search_knows_names_and_words(site):
     index = (site/'searchindex.js').read_text(encoding='utf-8')
-    assert 'fit_map' in index and '"tricks"' in index.lower().replace("'", '"') or 'tricks' in index
+    assert 'fit_map' in index and 'Tricks' in index and 'hidden_word' not in index
 
 
 @needs_extra
-def test_a_book_is_replaced_and_nothing_else_is(site, notebooks, tmp_path, shell):
+def test_a_book_is_replaced_and_nothing_else_is(notebooks, tmp_path, shell, monkeypatch):
+    def page(name):
+        def run(sources, scratch):
+            (scratch/'site').mkdir()
+            (scratch/'site'/name).write_text(name)
+            return []
+        return run
+    for name in ('old.html', 'new.html'):
+        monkeypatch.setattr(book, '_run_sphinx', page(name))
+        book.build_book(tmp_path/'site', notebooks)
+    assert [p.name for p in (tmp_path/'site').glob('*.html')] == ['new.html']
     (tmp_path/'diary.txt').write_text('mine')
-    with pytest.raises(BadInput, match='something else than a book'): book.build_book(tmp_path, notebooks)
     said = shell('book', '--out', tmp_path)
-    assert said.status == 2 and said.err.count('\n') == 1 and (tmp_path/'diary.txt').read_text() == 'mine'
+    assert said.status == 2 and said.out == '' and said.err.count('\n') == 1 and 'something else than a book' in said.err
+    assert {p.name for p in tmp_path.iterdir()} == {'site', 'diary.txt'}
     with pytest.raises(BadInput, match='no index.ipynb'): book.book_pages(tmp_path)
+
+
+@needs_extra
+def test_where_the_builder_fails_nothing_is_written(notebooks, tmp_path, monkeypatch):
+    monkeypatch.setitem(book.SPHINX_SETTINGS, 'extensions', ['no_such_extension'])
+    with pytest.raises(BadInput, match='Sphinx could not build the book') as refused: book.build_book(tmp_path/'site', notebooks)
+    assert '\n' not in str(refused.value) and [*tmp_path.iterdir()] == []
 
 
 # ---- in a browser

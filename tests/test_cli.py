@@ -38,7 +38,7 @@ def refused(said, *words):
     ('ask', 'IMAGE'), ('ask a.png', 'QUESTION'), ('ask nowhere.png why', 'nowhere.png')])
 def test_bad_command_line(shell, line, word): refused(shell(*line.split()), word)
 
-@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'ask', 'ground', 'align', 'adapt', 'explain', 'fit', 'fit limber', 'fit flmm', 'fit lm4visual', 'fit generative_adapter', 'fit pinto', 'zoo', 'pretrain'])
+@pytest.mark.parametrize('verb', ['', 'reproduce', 'claims', 'caption', 'ask', 'ground', 'align', 'adapt', 'explain', 'fit', 'fit limber', 'fit flmm', 'fit lm4visual', 'fit generative_adapter', 'fit pinto', 'zoo', 'pretrain', 'book'])
 def test_help(shell, verb):
     said = shell(*verb.split(), '--help')
     assert said.status == 0 and said.out.startswith(f'Usage: frozen-nb {verb}'.rstrip()) and said.err == ''
