@@ -219,7 +219,7 @@ def test_embeddings_and_soft_tokens_in_half_precision():
     lm = load_lm('llama', 'bf16', 'cpu'); torch.manual_seed(0)
     g = Generator(lm, width=8, rank=4)
     state = read_context(lm, g, torch.randn(2, 5, lm.width))
-    assert state.shape == (2, 6, 8, 8) and state.dtype == torch.float32 and state.isfinite().all()
+    assert state.shape == (2, 6, 8, 8) and state.dtype == torch.float64 and state.isfinite().all()
     rows = padded([[[0, 5, 9, 30]], [[0, 31, 77]]])
     soft = fit_soft_tokens(lm, rows, tokens=3, steps=2)
     assert soft.shape == (2, 3, lm.width) and soft.dtype == torch.float32 and len(answers(lm, ['why?', 'who?'], images=soft)) == 2
@@ -259,7 +259,7 @@ def test_a_generator_learns_from_texts_and_comes_back(texts, tmp_path):
     found = fit(texts, tmp_path/'out', lm)
     g, worth = load_generator(tmp_path/'out', lm), found['perplexity']
     assert (found['texts'], found['held_out'], found['history'].steps, found['history'].resumed_at) == (12, 1, 3, None) and tensor_hashes(lm.model) == hashes
-    assert g.made_of == dict(width=8, rank=4, scale=1., part='attention', norm='svd', floor=1e-4, chunk=20, start=False) and any(layer.out.weight.any() for layer in g.layers)
+    assert g.made_of == dict(width=8, rank=4, scale=1., part='attention', norm='svd', floor=1e-10, chunk=20, start=False) and any(layer.out.weight.any() for layer in g.layers)
     assert list(worth) == ['reconstruction', 'completion'] and all(list(x) == ['own', 'none'] and min(x.values()) > 1 for x in worth.values())                       # one text alone has no interval
     again = fit(texts, tmp_path/'out', lm)                                                                  # nothing is left to do
     assert again['history'].resumed_at == 3 and again['perplexity'] == worth and fingerprint(load_generator(tmp_path/'out', lm)) == fingerprint(g)
