@@ -1490,8 +1490,9 @@ def _shipped(folder, name, what, method):
 # %% ../nbs/90_cli.ipynb #154f5034
 def _check_adapt(questions, save, mode):
     "Refuse what `adapt` cannot do, before a model is loaded."
+    from frozen_nb.core.adapted import check_adapter_place
     from frozen_nb.core.frozen import BadInput
-    from frozen_nb.generative_adapter import MODES, check_adapter_place
+    from frozen_nb.generative_adapter import MODES
     if not questions and save is None: raise BadInput(
         'nothing to do with the document; give --ask QUESTION, --save DIR or both')
     if not all(questions):
@@ -1515,7 +1516,8 @@ def _adapt(
     questions = [_one_line(q) for q in questions or ()]
     _check_adapt(questions, save, mode)
     from frozen_nb.core.zoo import load_lm
-    from frozen_nb.generative_adapter import Memory, load_generator, read_document
+    from frozen_nb.fits.generative_adapter import read_document
+    from frozen_nb.generative_adapter import Memory, load_generator
     text = read_document(document)
     what = 'generator', '--generator'
     generator = _shipped(generator, 'adapter', what, 'generative_adapter')
@@ -1527,7 +1529,8 @@ def _adapt(
 # %% ../nbs/90_cli.ipynb #10ac71ad
 def _use_adapter(memory, lm, questions, save):
     "Answer from what a document became, keep it, and say what it is."
-    from frozen_nb.generative_adapter import answers, save_adapter
+    from frozen_nb.benchmarks.documents import answers
+    from frozen_nb.core.adapted import save_adapter
     adapter = memory.adapter()
     given = answers(lm, questions, adapter) if questions else []
     for question, answer in zip(questions, given):
@@ -1590,7 +1593,9 @@ FITS = { # method -> config dataclass and function of its module, and what they 
     'generative_adapter': ('GeneratorFit', 'fit_texts', 'Train a generator of weights on texts.'),
     'pinto': ('PintoFit', 'fit_questions', 'Train a reasoning model on questions with choices.'),
 }
-FIT_MODULES = {'limber': 'fits.limber', 'pinto': 'fits.pinto'} # of the others: their chapter
+FIT_MODULES = { # of the others: their chapter
+    'limber': 'fits.limber', 'generative_adapter': 'fits.generative_adapter',
+    'pinto': 'fits.pinto'}
 METAVARS = {int: 'N', float: 'X', Path: 'PATH', str: 'NAME'}
 
 

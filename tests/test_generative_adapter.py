@@ -9,7 +9,14 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from frozen_nb import generative_adapter
+from frozen_nb.benchmarks.documents import answers, token_f1
+from frozen_nb.core.adapted import adapted, Adapter, load_adapter, merged, save_adapter
+from frozen_nb.core.contexts import chunks_of, halves, lessons, padded
 from frozen_nb.core.frozen import BadInput, data_path, fingerprint, freeze, tensor_hashes
+from frozen_nb.core.low_rank import polar
+from frozen_nb.fits import adapter_baselines
+from frozen_nb.fits.adapter_baselines import fit_lora, fit_soft_tokens
+from frozen_nb.fits.generative_adapter import fit_texts, GeneratorFit
 from frozen_nb.generative_adapter import *
 from frozen_nb.world.documents import biography
 from frozen_nb.core.training import TrainConfig
@@ -157,7 +164,7 @@ def test_folders_that_are_wrong(tmp_path):
 def test_soft_tokens_take_the_place_of_the_start_token(monkeypatch):
     lm, found = make('llama'), []
     rows = padded([[[0, 5, 9, 30, 31]], [[0, 77, 12]]])
-    monkeypatch.setattr(generative_adapter, '_fit', lambda parameters, rows, said, *rest: found.append(said(rows[:, 0])))
+    monkeypatch.setattr(adapter_baselines, '_fit', lambda parameters, rows, said, *rest: found.append(said(rows[:, 0])))
     for x, s, ours in zip(rows[:, 0], fit_soft_tokens(lm, rows, tokens=3), found[0]):
         ids = x[x >= 0][1:]
         logits = lm.model(inputs_embeds=torch.cat([s.to(lm.dtype), lm.embeddings(ids)])[None]).logits[0, 2:-1]                       # the first token is said after the last soft one
