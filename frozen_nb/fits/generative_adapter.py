@@ -180,9 +180,9 @@ def fit_texts(
     progress: bool = True, # show a bar
 ) -> dict:                 # `texts` and `held_out`, how many; `history`; `perplexity` of
                            # 'reconstruction' and 'completion', with the 'own' adapter and 'none'
-    """Train a generator on texts: with the adapter of its first part, each is
-    generated again and continued. A tenth is held out, at least one. A run that was stopped goes
-    on. Raises `BadInput` for texts that cannot be used and a folder `out` that holds something else."""
+    """Train a generator on texts: with the adapter of its first part, each is generated again and
+    continued. A tenth is held out, at least one. A run that was stopped goes on. Raises `BadInput`
+    for texts that cannot be used and a folder `out` that holds something else."""
     out, texts = check_generator_place(fit.out), read_texts(fit.data)
     lm = fit.lm if isinstance(fit.lm, LM) else load_lm(fit.lm, fit.dtype, fit.device)
     ids, start, config = _texts_as_tokens(texts, lm), _start_token(lm), fit.train_config
