@@ -7,10 +7,9 @@ __all__ = ['app', 'Methods', 'Preset', 'ScaleName', 'Seeds', 'Out', 'Jobs', 'Dry
            'ClaimsFolder', 'Site', 'DEFAULT_MAP', 'ImageFile', 'Device', 'Dtype', 'EncoderName', 'LMName', 'MapFolder',
            'PhraseList', 'Overlay', 'HeadFolder', 'LMMName', 'SAMName', 'CaptionFile', 'FigureFile', 'DocumentFile',
            'Questions', 'LoraFolder', 'GeneratorFolder', 'Mode', 'Choices', 'Marked', 'ReasonerFolder',
-           'RationalizerName', 'FITS', 'FIT_MODULES', 'METAVARS', 'Format', 'DataFolder', 'Head', 'Limit',
-           'EvaluationPlace', 'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters', 'select_chapters',
-           'notebooks_of', 'run_chapter', 'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate',
-           'plan']
+           'RationalizerName', 'FITS', 'METAVARS', 'Format', 'DataFolder', 'Head', 'Limit', 'EvaluationPlace',
+           'ModelName', 'ModelPlace', 'Steps', 'run', 'main', 'chapters', 'select_chapters', 'notebooks_of',
+           'run_chapter', 'Reproduction', 'reproduce', 'default_jobs', 'machine_seconds', 'estimate', 'plan']
 
 # %% ../nbs/90_cli.ipynb #9ebd5008
 import asyncio
@@ -1518,8 +1517,9 @@ def _shipped(folder, name, what, method):
 # %% ../nbs/90_cli.ipynb #154f5034
 def _check_adapt(questions, save, mode):
     "Refuse what `adapt` cannot do, before a model is loaded."
+    from frozen_nb.core.adapted import check_adapter_place
     from frozen_nb.core.frozen import BadInput
-    from frozen_nb.generative_adapter import MODES, check_adapter_place
+    from frozen_nb.generative_adapter import MODES
     if not questions and save is None: raise BadInput(
         'nothing to do with the document; give --ask QUESTION, --save DIR or both')
     if not all(questions):
@@ -1543,7 +1543,8 @@ def _adapt(
     questions = [_one_line(q) for q in questions or ()]
     _check_adapt(questions, save, mode)
     from frozen_nb.core.zoo import load_lm
-    from frozen_nb.generative_adapter import Memory, load_generator, read_document
+    from frozen_nb.fits.generative_adapter import read_document
+    from frozen_nb.generative_adapter import Memory, load_generator
     text = read_document(document)
     what = 'generator', '--generator'
     generator = _shipped(generator, 'adapter', what, 'generative_adapter')
@@ -1555,7 +1556,8 @@ def _adapt(
 # %% ../nbs/90_cli.ipynb #10ac71ad
 def _use_adapter(memory, lm, questions, save):
     "Answer from what a document became, keep it, and say what it is."
-    from frozen_nb.generative_adapter import answers, save_adapter
+    from frozen_nb.benchmarks.documents import answers
+    from frozen_nb.core.adapted import save_adapter
     adapter = memory.adapter()
     given = answers(lm, questions, adapter) if questions else []
     for question, answer in zip(questions, given):
@@ -1611,16 +1613,13 @@ def _explain(
     return 0
 
 # %% ../nbs/90_cli.ipynb #f1t00001
-FITS = { # method -> config dataclass and function of its module, and what they do
+FITS = { # method -> config dataclass and function of `frozen_nb.fits`, and what they do
     'limber': ('LimberFit', 'fit_captions', 'Train a linear map on captioned images.'),
     'flmm': ('FLMMFit', 'fit_grounding', 'Train a mask head on images with masks.'),
     'lm4visual': ('LM4VisualFit', 'fit_folder', 'Train a visual encoder around a frozen LM block.'),
     'generative_adapter': ('GeneratorFit', 'fit_texts', 'Train a generator of weights on texts.'),
     'pinto': ('PintoFit', 'fit_questions', 'Train a reasoning model on questions with choices.'),
 }
-FIT_MODULES = { # of the others: their chapter
-    'limber': 'fits.limber', 'flmm': 'fits.flmm', 'lm4visual': 'fits.lm4visual',
-    'pinto': 'fits.pinto'}
 METAVARS = {int: 'N', float: 'X', Path: 'PATH', str: 'NAME'}
 
 
@@ -1651,7 +1650,7 @@ def _comments_of(config):
 def _fit_function(method):
     "The command of a method: its options are the fields of a dataclass."
     config_name, function_name, text = FITS[method]
-    module = import_module(f'frozen_nb.{FIT_MODULES.get(method, method)}')
+    module = import_module(f'frozen_nb.fits.{method}')
     config, fit = getattr(module, config_name), getattr(module, function_name)
 
     def command(**options):

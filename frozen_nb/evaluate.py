@@ -125,7 +125,8 @@ def answers_by_generative_adapter(
     items: list,            # with a question, and perhaps a passage in `context`
 ) -> list:                  # of texts
     "Answers with the adapter of the passage; without one where there is no passage."
-    from frozen_nb.generative_adapter import answers, load_generator, Memory
+    from frozen_nb.benchmarks.documents import answers
+    from frozen_nb.generative_adapter import load_generator, Memory
     lm = load_lm(evaluation.lm or 'llama', evaluation.dtype, evaluation.device)
     generator = load_generator(evaluation.head or data_path('zoo', 'adapter'), lm)
     adapters = {}

@@ -407,8 +407,9 @@ def test_what_is_no_path_is_named(tmp_path):
     from frozen_nb.core.folders import check_place, read_folder, read_text, write_folder
     from frozen_nb.core.frozen import BadInput
     from frozen_nb.flmm import load_grounder
-    from frozen_nb.generative_adapter import load_generator, read_document, read_texts
     from frozen_nb.core.streams import read_classes
+    from frozen_nb.fits.generative_adapter import read_document, read_texts
+    from frozen_nb.generative_adapter import load_generator
     from frozen_nb.fits.limber import read_captions
     from frozen_nb.fits.lm4visual import load_classifier
     from frozen_nb.benchmarks.choices import read_questions

@@ -465,7 +465,9 @@ def documents(tmp_path_factory):
     return folder
 
 def test_adapt(shell, documents, tmp_path, monkeypatch):
-    from frozen_nb.generative_adapter import Memory, answers, load_adapter, load_generator
+    from frozen_nb.benchmarks.documents import answers
+    from frozen_nb.core.adapted import load_adapter
+    from frozen_nb.generative_adapter import Memory, load_generator
     from frozen_nb.core.zoo import load_lm
     monkeypatch.chdir(documents)
     lm = load_lm('llama', device='cpu'); g, asked = load_generator('generator', lm), ['where does Bella live?', 'why?']

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from frozen_nb import generative_adapter as adapters
+from frozen_nb.core import adapted as adapted_lm
 from frozen_nb.core.states import block_input, hooked, MultimodalBatch, point_states, POINTS, token_states, vocabulary
 from frozen_nb.core.skipping import skipping
 from frozen_nb.core.subnetworks import linears, pruned, subnetwork
@@ -267,9 +268,9 @@ def test_an_adapter_beside_the_model_is_one_merged_into_it(family, part):
     adapter = or_refused('adapter' if part == 'mlp' else '', family.name, lambda: an_adapter(lm, part))
     if adapter is None: return
     plain = logits(lm.model, input_ids=IDS)
-    with adapters.adapted(lm, adapter[0]): beside = logits(lm.model, input_ids=IDS)
-    with adapters.merged(lm, adapter[0]): merged = logits(lm.model, input_ids=IDS)
-    with adapters.adapted(lm, adapter): each = logits(lm.model, input_ids=IDS)
+    with adapted_lm.adapted(lm, adapter[0]): beside = logits(lm.model, input_ids=IDS)
+    with adapted_lm.merged(lm, adapter[0]): merged = logits(lm.model, input_ids=IDS)
+    with adapted_lm.adapted(lm, adapter): each = logits(lm.model, input_ids=IDS)
     tolerance = 1e-3*max(1., float(plain.abs().max()))
     assert (beside - merged).abs().max() < tolerance < (beside - plain).abs().max()
     assert (each[0] - beside[0]).abs().max() < tolerance < (each[1] - beside[1]).abs().max()

@@ -9,7 +9,14 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from frozen_nb import generative_adapter
+from frozen_nb.benchmarks.documents import answers, token_f1
+from frozen_nb.core.adapted import adapted, Adapter, load_adapter, merged, save_adapter
+from frozen_nb.core.contexts import chunks_of, halves, lessons, padded
 from frozen_nb.core.frozen import BadInput, data_path, fingerprint, freeze, tensor_hashes
+from frozen_nb.core.low_rank import polar
+from frozen_nb.fits import adapter_baselines
+from frozen_nb.fits.adapter_baselines import fit_lora, fit_soft_tokens
+from frozen_nb.fits.generative_adapter import fit_texts, GeneratorFit
 from frozen_nb.generative_adapter import *
 from frozen_nb.world.documents import biography
 from frozen_nb.core.training import TrainConfig
@@ -157,7 +164,7 @@ def test_folders_that_are_wrong(tmp_path):
 def test_soft_tokens_take_the_place_of_the_start_token(monkeypatch):
     lm, found = make('llama'), []
     rows = padded([[[0, 5, 9, 30, 31]], [[0, 77, 12]]])
-    monkeypatch.setattr(generative_adapter, '_fit', lambda parameters, rows, said, *rest: found.append(said(rows[:, 0])))
+    monkeypatch.setattr(adapter_baselines, '_fit', lambda parameters, rows, said, *rest: found.append(said(rows[:, 0])))
     for x, s, ours in zip(rows[:, 0], fit_soft_tokens(lm, rows, tokens=3), found[0]):
         ids = x[x >= 0][1:]
         logits = lm.model(inputs_embeds=torch.cat([s.to(lm.dtype), lm.embeddings(ids)])[None]).logits[0, 2:-1]                       # the first token is said after the last soft one
@@ -219,7 +226,7 @@ def test_embeddings_and_soft_tokens_in_half_precision():
     lm = load_lm('llama', 'bf16', 'cpu'); torch.manual_seed(0)
     g = Generator(lm, width=8, rank=4)
     state = read_context(lm, g, torch.randn(2, 5, lm.width))
-    assert state.shape == (2, 6, 8, 8) and state.dtype == torch.float32 and state.isfinite().all()
+    assert state.shape == (2, 6, 8, 8) and state.dtype == torch.float64 and state.isfinite().all()
     rows = padded([[[0, 5, 9, 30]], [[0, 31, 77]]])
     soft = fit_soft_tokens(lm, rows, tokens=3, steps=2)
     assert soft.shape == (2, 3, lm.width) and soft.dtype == torch.float32 and len(answers(lm, ['why?', 'who?'], images=soft)) == 2
@@ -259,7 +266,7 @@ def test_a_generator_learns_from_texts_and_comes_back(texts, tmp_path):
     found = fit(texts, tmp_path/'out', lm)
     g, worth = load_generator(tmp_path/'out', lm), found['perplexity']
     assert (found['texts'], found['held_out'], found['history'].steps, found['history'].resumed_at) == (12, 1, 3, None) and tensor_hashes(lm.model) == hashes
-    assert g.made_of == dict(width=8, rank=4, scale=1., part='attention', norm='svd', floor=1e-4, chunk=20, start=False) and any(layer.out.weight.any() for layer in g.layers)
+    assert g.made_of == dict(width=8, rank=4, scale=1., part='attention', norm='svd', floor=1e-10, chunk=20, start=False) and any(layer.out.weight.any() for layer in g.layers)
     assert list(worth) == ['reconstruction', 'completion'] and all(list(x) == ['own', 'none'] and min(x.values()) > 1 for x in worth.values())                       # one text alone has no interval
     again = fit(texts, tmp_path/'out', lm)                                                                  # nothing is left to do
     assert again['history'].resumed_at == 3 and again['perplexity'] == worth and fingerprint(load_generator(tmp_path/'out', lm)) == fingerprint(g)

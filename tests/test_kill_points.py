@@ -72,13 +72,13 @@ def generator_in(folder):
     return generator.chunk, fingerprint(generator)
 
 def made_adapter(version, folder):
-    from frozen_nb.generative_adapter import Adapter, save_adapter
+    from frozen_nb.core.adapted import Adapter, save_adapter
     names = [f'model.layers.{i}.self_attn.o_proj' for i in range(2)]
     down, up = ({name: torch.full(shape, float(version)) for name in names} for shape in ((1, 2 + version, 32), (1, 32, 2 + version)))
     save_adapter(Adapter(down, up, LM.fingerprint), LM, folder)
 
 def adapter_in(folder):
-    from frozen_nb.generative_adapter import load_adapter
+    from frozen_nb.core.adapted import load_adapter
     adapter = load_adapter(folder, LM)
     rank = json.loads((folder/'adapter_config.json').read_text())['r']
     return rank, {name: (tuple(t.shape), t.sum().item()) for name, t in adapter.down.items()}

@@ -26,7 +26,11 @@ from frozen_nb import flmm, generative_adapter, ima, lm4visual, pinto
 from frozen_nb.core import activations, states as lm_states
 from frozen_nb.fits import lm4visual as lm4visual_fits, vit_llama as vit_llama_reader
 from frozen_nb.fits.flmm_checkpoints import published_unet_names, read_flmm
+from frozen_nb.core.adapted import adapted
+from frozen_nb.core.contexts import chunks_of
+from frozen_nb.core.low_rank import polar
 from frozen_nb.fits.limber import read_projection
+from frozen_nb.fits.published_generators import read_generator
 from frozen_nb.core.frozen import BadInput, fingerprint, freeze
 from frozen_nb.core.mask_head import mask_losses
 from frozen_nb.core.metrics import mask_iou, mask_overlap
@@ -721,7 +725,7 @@ def layer_of_generator(z):
     R = int(z['fastlora_r'])
     g, H, mask, x = one_layer(z, R), z['hidden_states'], z['attention_mask'], z['x']
     state = state_of(g, H, mask)
-    full, adapter = generative_adapter.polar(state[:, 0], R), g.write(state)
+    full, adapter = polar(state[:, 0], R), g.write(state)
     first = state_of(g, H[:, :1], mask[:, :1])
     y = z['causal/x'].view(2, 2, *z['causal/x'].shape[1:])
     causal = torch.stack([F.linear(y[:, 0], z['base_layer.weight']), output(g, z, first, y[:, 1])], 1)
@@ -746,7 +750,7 @@ def layer_of_generator(z):
     for name in ('normalised', 'output'):
         out[f'spectral/{name}'] = Absent('no spectral norm: no released generator has it')
     for r in (4, 8):
-        h, paper = one_layer(z, r), generative_adapter.polar(state[:, 0], r)
+        h, paper = one_layer(z, r), polar(state[:, 0], r)
         chance = 'a random projection with one iteration, another one at each call'
         out |= {
             f'rank_{r}/paper/normalised': Held(paper, z[f'rank_{r}/paper/normalised'], 1e-4, 'paper'),
@@ -759,7 +763,7 @@ def layer_of_generator(z):
     ours = output(g, z, few, x[:1])
     out |= {
         'few_tokens/outer_product': Held(few[:, 0], q['outer_product']),
-        'few_tokens/paper/normalised': Held(generative_adapter.polar(few[:, 0], R), q['paper/normalised'], 1e-4, 'paper'),
+        'few_tokens/paper/normalised': Held(polar(few[:, 0], R), q['paper/normalised'], 1e-4, 'paper'),
         'few_tokens/paper/output': Held(ours, q['paper/output'], 1e-4, 'paper'),
         'few_tokens/published_training_output': Departs(ours, q['published_training_output'], 'nothing is added where singular values are equal', 1e-3),
     }
@@ -818,14 +822,14 @@ def model_of_generator(z):
     import tempfile
     lm = lm_of_generator(z)
     with tempfile.TemporaryDirectory() as folder:
-        g = generative_adapter.read_generator(fastlora_folder(z, Path(folder)), lm)
+        g = read_generator(fastlora_folder(z, Path(folder)), lm)
     ids = torch.where(z['context_mask'].bool(), z['context_ids'], -1)[None]
     query = lm.model(input_ids=z['query_ids']).logits
     out = {'query/frozen_logits': Held(query, z['query/frozen_logits'])}
     for mode in generative_adapter.MODES:
         states = [generative_adapter.read_context(lm, g, ids[:, :c + 1], mode) for c in range(3)]
         adapter = g.write(states[-1], thin=True)
-        with generative_adapter.adapted(lm, adapter): logits = lm.model(input_ids=z['query_ids']).logits
+        with adapted(lm, adapter): logits = lm.model(input_ids=z['query_ids']).logits
         out[f'{mode}/logits'] = Held(logits, z[f'{mode}/logits'], 5e-5)
         for l, name in enumerate(g.names):
             if mode == 'parallel':
@@ -838,7 +842,7 @@ def model_of_generator(z):
                 out[item] = Held(states[c][:, l], z[item], 2e-5)
     window, lengths = int(z['chunks/window']), []
     for n in z['chunks/tokens'].tolist():
-        cut = [len(c) for c in generative_adapter.chunks_of(list(range(n)), window)]
+        cut = [len(c) for c in chunks_of(list(range(n)), window)]
         lengths.append(cut + [-1]*(z['chunks/lengths'].shape[1] - len(cut)))
     return out | {'chunks/lengths': Held(torch.tensor(lengths), z['chunks/lengths'])}
 
@@ -1012,7 +1016,7 @@ def generator_state(): return fastlora_file(read('generative_adapter/model'))
 def read_vit(path): return vit_llama_reader.read_vit_llama(path, 3, 4)
 def read_head(path): return read_flmm(path, lmm_of(16, 4, 1), sam_of_vectors(), 32)
 def read_writer(path):
-    return generative_adapter.read_generator(path, lm_of_generator(read('generative_adapter/model')), 4.)
+    return read_generator(path, lm_of_generator(read('generative_adapter/model')), 4.)
 
 
 READERS = dict(vit=(read_vit, vit_state), head=(read_head, flmm_file), generator=(read_writer, generator_state))
@@ -1068,16 +1072,16 @@ def test_a_generator_without_its_numbers_or_of_another_part(tmp_path):
     z = read('generative_adapter/model')
     lm = lm_of_generator(z)
     path = saved(fastlora_file(z), tmp_path/'g.safetensors')
-    refused(lambda: generative_adapter.read_generator(path, lm), 'fastlora_alpha')
+    refused(lambda: read_generator(path, lm), 'fastlora_alpha')
     mlp = {name: x for name, x in fastlora_file(z, 'mlp.down_proj').items()}
     for l in (0, 1):
         name = f'base_model.model.model.layers.{l}.mlp.down_proj.fastlora_A1.weight'
         mlp[name] = torch.randn(8, lm.model.config.intermediate_size)
-    g = generative_adapter.read_generator(saved(mlp, tmp_path/'m.safetensors'), lm, 4., rank=4)
+    g = read_generator(saved(mlp, tmp_path/'m.safetensors'), lm, 4., rank=4)
     assert g.names[0].endswith('mlp.down_proj') and g.rank == 4 and g.scale == .5
     other = {name.replace('fastlora_A3', 'fastlora_B1'): x for name, x in fastlora_file(z).items()}
-    refused(lambda: generative_adapter.read_generator(saved(other, tmp_path/'o.safetensors'), lm, 4.), 'fastlora_B1')
-    g = generative_adapter.read_generator(fastlora_folder(z, tmp_path), lm)
+    refused(lambda: read_generator(saved(other, tmp_path/'o.safetensors'), lm, 4.), 'fastlora_B1')
+    g = read_generator(fastlora_folder(z, tmp_path), lm)
     again = generative_adapter.load_generator(generative_adapter.save_generator(g, tmp_path/'mine'), lm)
     assert again.made_of == g.made_of and fingerprint(again) == fingerprint(g) and g.chunk == 16
 

@@ -10,7 +10,8 @@ from frozen_nb.core.frozen import BadInput
 from frozen_nb.core.training import TrainConfig
 from frozen_nb.core import training
 from frozen_nb.fits.flmm import FLMMFit, fit_grounding
-from frozen_nb.generative_adapter import check_adapter_place, fit_texts, GeneratorFit
+from frozen_nb.core.adapted import check_adapter_place
+from frozen_nb.fits.generative_adapter import fit_texts, GeneratorFit
 from frozen_nb.fits.limber import fit_captions, LimberFit
 from frozen_nb.fits.lm4visual import fit_folder, LM4VisualFit
 from frozen_nb.fits.pinto import fit_questions, PintoFit

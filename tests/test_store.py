@@ -525,6 +525,7 @@ def test_hooks_that_only_collect_do_not_matter():
 @pytest.mark.parametrize('how', ['adapted', 'merged'])
 def test_texts_of_an_adapted_model_are_not_those_of_the_plain_one(tmp_path, how):
     from frozen_nb import generative_adapter as ga, pinto
+    from frozen_nb.core import adapted as lora
     from frozen_nb.core.zoo import load_lm
     from frozen_nb.world.multiple_choice import MCQ
     lm = load_lm('llama', device='cpu')
@@ -534,7 +535,7 @@ def test_texts_of_an_adapted_model_are_not_those_of_the_plain_one(tmp_path, how)
     said = lambda: pinto.rationalize(lm, questions, prompt, 8, store=tmp_path)
     inside = []
     for adapter in adapters:
-        with getattr(ga, how)(lm, adapter): inside += [said(), pinto.rationalize(lm, questions, prompt, 8, store=False)]
+        with getattr(lora, how)(lm, adapter): inside += [said(), pinto.rationalize(lm, questions, prompt, 8, store=False)]
     plain = pinto.rationalize(lm, questions, prompt, 8, store=False)
     assert said() == plain != inside[0] and inside[0] == inside[1] and inside[2] == inside[3]
     assert len([*tmp_path.iterdir()]) == 3 and pinto.rationale_store(lm, prompt, 8, tmp_path).path.exists()
@@ -543,12 +544,13 @@ def test_texts_of_an_adapted_model_are_not_those_of_the_plain_one(tmp_path, how)
 def test_texts_of_several_adapters_at_once_are_not_stored(tmp_path):
     "Which row a text was generated in is in no key."
     from frozen_nb import generative_adapter as ga, pinto
+    from frozen_nb.core import adapted as lora
     from frozen_nb.core.zoo import load_lm
     lm = load_lm('llama', device='cpu')
     memory = ga.Memory(lm, ga.load_generator(data_path('zoo', 'adapter'), lm))
-    both = ga.Adapter.of([memory.add(f'Bruno lives {place}.').adapter() for place in ('by the lake', 'in the desert')])
-    with ga.adapted(lm, both): assert current_fingerprint(lm) is None and pinto.rationale_store(lm, pinto.read_prompt('obqa'), 8, tmp_path).path is None
-    with ga.adapted(lm, both[1]): assert current_fingerprint(lm) not in (None, lm.fingerprint)
+    both = lora.Adapter.of([memory.add(f'Bruno lives {place}.').adapter() for place in ('by the lake', 'in the desert')])
+    with lora.adapted(lm, both): assert current_fingerprint(lm) is None and pinto.rationale_store(lm, pinto.read_prompt('obqa'), 8, tmp_path).path is None
+    with lora.adapted(lm, both[1]): assert current_fingerprint(lm) not in (None, lm.fingerprint)
     assert current_fingerprint(lm) == lm.fingerprint
 
 

@@ -13,7 +13,7 @@ from frozen_nb.core.frozen import BadInput, data_path
 from frozen_nb.core.generation import continuations, start_ids
 from frozen_nb.core.prefix import choose, generate, sequence
 from frozen_nb.core.zoo import load_lm, load_lmm, load_tokenizer
-from frozen_nb.generative_adapter import answers
+from frozen_nb.benchmarks.documents import answers
 from frozen_nb.pinto import rationalize, read_prompt
 from frozen_nb.world.drawing import draw
 from frozen_nb.world.multiple_choice import MCQ, mcq
