@@ -426,7 +426,8 @@ class Book:
     def code(self, text: str) -> str: # what stands in a code span
         "A code span, linked to the reference where it is a public name."
         name = text.removesuffix('()')
-        home = self.homes.get(name)
+        is_name = re.search('[A-Z_.(]', text)   # `clip` is a model, too, and `train` a word
+        home = self.homes.get(name) if is_name else None
         return f'{{py:obj}}`{text} <frozen_nb.{home}.{name}>`' if home else f'`{text}`'
 
 # %% ../nbs/81_book.ipynb #book0029
@@ -660,7 +661,7 @@ def _reference_page(parts):
         if modules: text += f'\n## {part}\n\n'
         for page in modules:
             text += f'- [frozen_nb.{page.module}]({page.module}.md): {page.summary}\n'
-            names.append(page.module)
+            names.append(f'{page.module} <{page.module}>')
     return f'{text}\n{_toctree(names)}\n'
 
 # %% ../nbs/81_book.ipynb #book0041
