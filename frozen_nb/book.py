@@ -426,7 +426,7 @@ class Book:
     def code(self, text: str) -> str: # what stands in a code span
         "A code span, linked to the reference where it is a public name."
         name = text.removesuffix('()')
-        home = self.homes.get(name)
+        home = self.homes.get(name) if re.search('[A-Z_.(]', text) else None   # `clip`: a model
         return f'{{py:obj}}`{text} <frozen_nb.{home}.{name}>`' if home else f'`{text}`'
 
 # %% ../nbs/81_book.ipynb #book0029
@@ -444,10 +444,16 @@ def _linked(text, book, page):
                      for line, title in zip(lines, is_title))
 
 
+def _display(match):
+    "A formula on a line of its own, without characters that HTML would take for a tag."
+    return match[0].replace('<', r'\lt ').replace('>', r'\gt ')
+
+
 def _markdown(text, book, page):
     "A markdown cell with the links of the book; fenced code stays."
     parts = re.split(r'(^```.*?^```$)', text, flags=re.M | re.S)
-    parts[::2] = [_linked(part, book, page) for part in parts[::2]]
+    prose = [_linked(part, book, page) for part in parts[::2]]
+    parts[::2] = [re.sub(r'(?s)\$\$.+?\$\$', _display, part) for part in prose]
     return ''.join(parts)
 
 # %% ../nbs/81_book.ipynb #book0030
@@ -660,7 +666,7 @@ def _reference_page(parts):
         if modules: text += f'\n## {part}\n\n'
         for page in modules:
             text += f'- [frozen_nb.{page.module}]({page.module}.md): {page.summary}\n'
-            names.append(page.module)
+            names.append(f'{page.module} <{page.module}>')
     return f'{text}\n{_toctree(names)}\n'
 
 # %% ../nbs/81_book.ipynb #book0041

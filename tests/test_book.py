@@ -41,7 +41,7 @@ def tricky_notebook():
         new_code_cell('draw()', outputs=[new_output('display_data', {'image/png': PNG})])]
     text = new_markdown_cell(
         '# Tricks\n\n> A summary\n\n`fit_map` trains what [LiMBeR](10_limber.ipynb) needs; the [prompts](core/15_prompts.ipynb), the [zoo](core/03_zoo.ipynb), '
-        'its [license](../LICENSE), the [claims](../CLAIMS.md), [below](#below).\n\n$$\\log p(x \\mid \\theta) \\in \\mathbb{R}, \\quad \\mathcal{L}$$')
+        'its [license](../LICENSE), the [claims](../CLAIMS.md), [below](#below).\n\n$$\\log p(x \\mid \\theta) \\in \\mathbb{R}, \\quad \\mathcal{L} = x_{<t}$$')
     last = new_markdown_cell('## Below\n\nThe last figure shows *nothing*:')
     return new_notebook(cells=[text, *code[:-1], last, code[-1]], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3')))
 
@@ -243,7 +243,7 @@ def test_the_table_of_claims_is_filtered(site):
 @needs_browser
 def test_formulas_show_without_a_network(site):
     dom = in_browser(f'file://{site}/20_tricks.html')
-    assert '<math' in dom and 'ℝ' in dom and 'ℒ' in dom and 'katex-error' not in dom
+    assert '<math' in dom and 'ℝ' in dom and 'ℒ' in dom and 'katex-error' not in dom and '\\]' not in dom
 
 
 # ---- without the builder
