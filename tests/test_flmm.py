@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from frozen_nb.core.activations import attention_rows
 from frozen_nb.benchmarks.groundings import read_coco, read_narratives, read_nlvr, read_refcoco
 from frozen_nb.core.groundings import Grounding
 from frozen_nb.core.keywords import keywords
@@ -16,6 +17,8 @@ from frozen_nb.core.phrases import image_grids, pad_square, phrase_batch, Phrase
 from frozen_nb.core.refiner import crop_box, mask_boxes
 from frozen_nb.fits.flmm import fit_grounding, FLMMFit
 from frozen_nb.flmm import FLMM_RECIPE, Grounder, load_grounder, new_flmm, save_flmm
+from frozen_nb.world.drawing import draw
+from frozen_nb.world.scenes import scene
 from frozen_nb.core.frozen import BadInput
 from frozen_nb.core.sam import SAM_SIZES
 from frozen_nb.core.zoo import SAM, load_lmm, messages, sam_model
@@ -73,6 +76,17 @@ def test_rows_while_generating_are_those_of_the_finished_text(lmm):
     grid = image_grids(lmm, whole)[0][-1].flatten()
     full = eager_rows(lmm, PhraseBatch(whole, [], []), 0, list(range(P, P + len(fed))))[..., grid]
     assert rows.shape == full.shape and (rows - full).abs().max() < 1e-5
+
+def test_rows_of_the_shipped_model_are_those_of_its_teacher_forced_answer():
+    lmm, image = load_lmm('llava', device='cpu'), draw(scene(3, 'test'), 128)
+    ids, rows = generate_rows(lmm, image, max_new_tokens=20)
+    text = lmm.tokenizer.decode(ids).strip()
+    batch = phrase_batch(lmm, [image], [text], [[(0, len(text))]])
+    (at,), = batch.tokens
+    assert batch.inputs['input_ids'][0, at].tolist() == ids.tolist()
+    with attention_rows(lmm.model, torch.tensor(at), batch.grids[0][-1].flatten()) as seen, torch.no_grad(): lmm.model(**batch.inputs)
+    forced = torch.stack([r[0] for r in seen.rows.values()])
+    assert (rows - forced).abs().max() < 1e-5 < .01 < (rows[:, :, 1:] - forced[:, :, :-1]).abs().max()   # one token off shows
 
 def test_a_model_with_every_family(lmm, sam, tmp_path):
     spoken = phrase_batch(lmm, WIDE[:1], TEXTS[:1], SPANS[:1])

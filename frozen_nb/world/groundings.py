@@ -39,7 +39,7 @@ def referring_set(
 
 # %% ../../nbs/world/10_groundings.ipynb #wgr00021
 def _narrated(s, name, size):
-    "A scene's narrative; phrases of which nothing can be seen are left out."
+    "A scene's narrative with the masks of its phrases."
     text, of_scene, spans, parts, kinds = narrative(s), masks(s, size), [], [], []
     for start, end, targets in text.links:
         is_stuff = [isinstance(t, str) for t in targets]
