@@ -88,7 +88,7 @@ def test_presence_knows_what_is_absent(grounder):
         p = grounder.presence(draw(s, 128), [f'the {s.animals[0].species}', 'the sky', f'the {other}'])
         there += [*p[:2]]
         absent.append(p[2])
-    assert np.mean(there) > .65 and np.mean(absent) < .35
+    assert np.mean(there) > np.mean(absent) + .15
 
 
 # Files of others
