@@ -311,8 +311,9 @@ def test_parts_of_a_batch(tmp_path):
     assert PintoFit(tmp_path/'a', tmp_path/'b', accumulate=4).train_config.accumulate == 4
     rows = [dict(question=f'{m.question} {i % 14}', choices=m.choices, answer=m.answer, rationales=m.rationales) for i, m in enumerate(mcq(i, 'strategy', seed=9) for i in range(40))]
     (tmp_path/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    refused = PintoFit(tmp_path/'q.jsonl', tmp_path/'out', steps=3, batch=4, accumulate=5, own=True)
-    with pytest.raises(BadInput, match='accumulate 5: a batch has 4 questions here; give 4 or fewer'): fit_questions(refused)
+    refused = PintoFit(tmp_path/'q.jsonl', tmp_path/'out', steps=3, batch=4, accumulate=4, own=True)
+    with pytest.raises(BadInput, match='accumulate 5: a batch has 4 items; give 4 or fewer'): replace(refused, accumulate=5)
+    with pytest.raises(BadInput, match=r'accumulate 99: a batch has \d+ questions here; give \d+ or fewer'): fit_questions(replace(refused, batch=99, accumulate=99))
     whole, parts = (fit_questions(replace(refused, out=tmp_path/str(n), accumulate=n, device='cpu')) for n in (1, 4))
     one, other = (load_reasoner(tmp_path/str(n), 'cpu').probabilities(GROUP, WHYS) for n in (1, 4))
     assert np.abs(one - other).max() < 1e-4 and whole['right'].keys() == parts['right'].keys()

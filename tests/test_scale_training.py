@@ -1,5 +1,6 @@
 "What makes training fit on larger models: Muon without bfloat16, batches in pieces, activations that are computed again, logits of targets alone, features by rank."
 import json, os, resource, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -395,6 +396,34 @@ def test_each_rank_computes_its_part_and_reads_all(two):
     for rank, out in enumerate(two): assert out['computed'] and {i//4 % 2 for i in out['computed'][:4]} == {rank}
     both = two[0]['computed'] + two[1]['computed']
     assert set(both) == set(range(64)) and len(both) <= 64 + 8, len(both)          # the last shards at most are there twice
+
+def fits_of(folder):
+    from frozen_nb.fits import flmm, generative_adapter, limber, lm4visual, pinto
+    return [limber.LimberFit(folder/'a', folder/'b', batch=4, accumulate=4), flmm.FLMMFit(folder/'a', folder/'b', folder/'c', batch=4, accumulate=4),
+            lm4visual.LM4VisualFit(folder/'a', folder/'b', batch=4, accumulate=4), generative_adapter.GeneratorFit(folder/'a', folder/'b', batch=4, accumulate=4),
+            pinto.PintoFit(folder/'a', folder/'b', batch=4, accumulate=4)]
+
+@pytest.mark.parametrize('i', range(5))
+def test_every_fit_takes_a_batch_in_parts(i, tmp_path):
+    fit = fits_of(tmp_path)[i]
+    assert fit.train_config.accumulate == 4
+    with pytest.raises(BadInput, match='accumulate 5: a batch has 4 items; give 4 or fewer'): replace(fit, accumulate=5)
+
+def test_a_generator_is_the_same_when_batches_come_in_parts(tmp_path):
+    from frozen_nb.fits.generative_adapter import fit_texts, GeneratorFit
+    from frozen_nb.world.documents import biography
+    (tmp_path/'texts').mkdir()
+    for i in range(20): (tmp_path/'texts'/f'{i}.txt').write_text(biography(i, 2, seed=3).text)
+    whole, parts = (fit_texts(GeneratorFit(tmp_path/'texts', tmp_path/str(n), steps=3, batch=4, accumulate=n, width=16, chunk=16, device='cpu'))['history'].losses for n in (1, 4))
+    assert max(abs(a - b) for a, b in zip(whole, parts, strict=True)) < 5e-6
+
+def test_a_visual_encoder_is_the_same_when_batches_come_in_parts():
+    from frozen_nb.lm4visual import fit_encoder, new_classifier
+    images, labels, losses = torch.rand(12, 3, 64, 64, generator=torch.manual_seed(5)), torch.arange(12) % 3, []
+    for n in (1, 4):
+        model = new_classifier('MLP', 3, depth=1)
+        losses.append(fit_encoder(model, (images,), labels, TrainConfig(3, 1e-3, seed=1, accumulate=n), 8, frozen=[], progress=False).losses)
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 5e-6
 
 def a_map_for_llama(folder=None):
     "A short training of a map for the shipped language model, and what that model then generates."

@@ -864,3 +864,6 @@ def check_options(
         if fault: raise BadInput(f'{one.name} {str(value)[:40]}: {fault}')
         plain = int if isinstance(value, numbers.Integral) else float   # also of NumPy's
         object.__setattr__(fit, one.name, plain(value))
+    parts, batch = getattr(fit, 'accumulate', 1), getattr(fit, 'batch', None)
+    if batch and parts > batch: raise BadInput(
+        f'accumulate {parts}: a batch has {batch} items; give {batch} or fewer')

@@ -43,10 +43,10 @@ class FLMMFit:
     # SAM, likewise, or a checkpoint file; 'none': the mask head alone.
     sam: str | Path | SAM | None = option('sam', 'S')
     width: int = numeric(32, 1)            # Channels of the U-Net's first level; the paper's is 64.
-    # Places to which smaller maps are enlarged; the paper's is 64.
-    upsample: int = numeric(32, 8)
+    upsample: int = numeric(32, 8)         # Smaller maps are enlarged to this; the paper's is 64.
     steps: int | None = numeric(None, 1)   # Training steps; by default the recipe's, 600.
     batch: int = numeric(32, 1)            # Phrases in a step.
+    accumulate: int = numeric(1, 1)        # Parts of a batch, one after the other: less memory.
     lr: float | None = numeric(None, 1e-12) # Highest learning rate; by default the recipe's, 0.002.
     seed: int = numeric(0, 0)              # Of the start and of the order of the phrases.
     device: str | None = option(None, 'D')  # 'cpu', 'cuda' ...; by default CUDA where there is one.
@@ -60,7 +60,7 @@ def train_config(self: FLMMFit) -> TrainConfig:
     steps = self.steps or FLMM_RECIPE.steps
     warmup, lr = min(FLMM_RECIPE.warmup, steps//10), self.lr or FLMM_RECIPE.lr
     return replace(FLMM_RECIPE, steps=steps, warmup=warmup, seed=self.seed, lr=lr,
-                   checkpoint_every=100)
+                   checkpoint_every=100, accumulate=self.accumulate)
 
 @patch
 def read_examples(self: FLMMFit) -> list: # of `Grounding`

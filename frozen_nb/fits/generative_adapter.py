@@ -135,6 +135,7 @@ class GeneratorFit:
     chunk: int = numeric(128, 1)            # Tokens that are read at once.
     steps: int | None = numeric(None, 1)    # Training steps; by default the recipe's, 200.
     batch: int = numeric(8, 1)              # Texts in a step.
+    accumulate: int = numeric(1, 1)         # Parts of a batch, one after the other: less memory.
     # Highest learning rate; by default the recipe's, 0.003.
     lr: float | None = numeric(None, 1e-12)
     seed: int = numeric(0, 0)               # Of the start and of the order of the texts.
@@ -155,7 +156,8 @@ def train_config(self: GeneratorFit) -> TrainConfig:
     "Steps, learning rate and seed of the training."
     steps = self.steps or GENERATOR_RECIPE.steps
     return replace(GENERATOR_RECIPE, steps=steps, warmup=min(GENERATOR_RECIPE.warmup, steps//10),
-                   seed=self.seed, lr=self.lr or GENERATOR_RECIPE.lr, checkpoint_every=100)
+                   seed=self.seed, lr=self.lr or GENERATOR_RECIPE.lr, checkpoint_every=100,
+                   accumulate=self.accumulate)
 
 # %% ../../nbs/fits/generative_adapter.ipynb #999f2ff5
 def _shown(x): return number(x) if isinstance(x, float) else f'{x}'

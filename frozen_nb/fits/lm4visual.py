@@ -115,6 +115,7 @@ class LM4VisualFit(ClassesData):
     heads: int = numeric(3, 1)                # Of each layer.
     steps: int | None = numeric(None, 1)      # Training steps; by default the recipe's, 600.
     batch: int = numeric(32, 2)               # Images in a step.
+    accumulate: int = numeric(1, 1)           # Parts of a batch, one after the other: less memory.
     seed: int = numeric(0, 0)                 # Of the start and of the order of the images.
     device: str | None = option(None, 'D')     # 'cpu', 'cuda' ...; by default CUDA if there is one.
 
@@ -130,7 +131,7 @@ def train_config(self: LM4VisualFit) -> TrainConfig:
     steps = self.steps or LM4VISUAL_RECIPE.steps
     warmup = min(LM4VISUAL_RECIPE.warmup, steps//10)
     return replace(LM4VISUAL_RECIPE, steps=steps, warmup=warmup, seed=self.seed,
-                   checkpoint_every=100)
+                   checkpoint_every=100, accumulate=self.accumulate)
 
 @patch(as_prop=True)
 def arms(self: LM4VisualFit) -> list:
