@@ -29,7 +29,7 @@ from .core.frozen import *
 from .core.generation import start_ids
 from .core.low_rank import FLOOR, polar, polar_factors
 from .core.training import History, train, TrainConfig
-from .core.zoo import check_texts, LM
+from .core.zoo import check_texts, LM, warn_of_settings
 
 # %% ../nbs/14_generative_adapter.ipynb #78167986
 class _Layer(nn.Module):
@@ -64,8 +64,10 @@ MODES = 'parallel', 'sequential'
 def _check_mode(mode):
     if mode not in MODES: raise BadInput(f'no mode {mode!r}: choose {" or ".join(MODES)}')
 
-def _check_numbers(scale, floor, chunk):
-    "Refuse numbers that no generator has, which a damaged file may say."
+def _check_made_of(norm, scale, floor, chunk):
+    "Refuse what no generator has, and a damaged file may say."
+    if norm not in NORMS:
+        raise BadInput(f'no normalisation {norm!r}: choose {", ".join(NORMS)}')
     for name, x in dict(scale=scale, floor=floor).items():
         if type(x) not in (int, float) or not math.isfinite(x):
             raise BadInput(f'{name} {x!r} of a generator: give a number')
@@ -86,14 +88,13 @@ class Generator(nn.Module):
         chunk: int = 128,        # tokens that are read at once
     ):
         super().__init__()
-        if norm not in NORMS:
-            raise BadInput(f'no normalisation {norm!r}: choose {", ".join(NORMS)}')
         check_shape(width, rank)
-        _check_numbers(scale, floor, chunk)
+        _check_made_of(norm, scale, floor, chunk)
         self.made_of = dict(width=width, rank=rank, scale=scale, part=part, norm=norm,
                             floor=floor, chunk=chunk, start=bool(start_ids(lm)))
         self.width, self.rank, self.scale, self.kind = width, rank, scale, norm
-        self.floor, self.chunk, self.base = floor, chunk, lm.fingerprint
+        self.floor, self.chunk = floor, chunk
+        self.base, self.base_settings = lm.fingerprint, lm.settings
         self.names, d = adapted_maps(lm.model, part), lm.model.config.hidden_size
         shapes = [matrix_of(m).shape[::-1] for m in map(lm.model.get_submodule, self.names)]
         self.layers = nn.ModuleList(_Layer(d, *shape, width) for shape in shapes)
@@ -329,7 +330,7 @@ def fit_generator(
 _GENERATOR_SCHEMA = dict(
     base=str, width=NotRequired[int], rank=NotRequired[int], scale=NotRequired[float],
     part=NotRequired[str], norm=NotRequired[str], floor=NotRequired[float],
-    chunk=NotRequired[int], start=NotRequired[bool])
+    chunk=NotRequired[int], start=NotRequired[bool], base_settings=NotRequired[str])
 
 def _check_generator_config(config, tensors, folder):
     wrong = [name for name in ('width', 'rank', 'chunk') if config.get(name, 1) < 1]
@@ -352,7 +353,8 @@ def save_generator(
     folder: str | Path,   # where `config.json` and `model.safetensors` go
 ) -> Path:                # the folder
     "Save a generator; the language model is named by its fingerprint."
-    config = generator.made_of | dict(base=generator.base)
+    of_base = dict(base=generator.base, base_settings=generator.base_settings)
+    config = generator.made_of | of_base
     return write_folder(folder, generator.state_dict(), config, 'a generator', _holds_generator)
 
 # %% ../nbs/14_generative_adapter.ipynb #5c10a2d0
@@ -364,9 +366,10 @@ def load_generator(
     model may be loaded in half precision where the generator was trained in single precision."""
     config, tensors = read_folder(folder, 'generator', _GENERATOR_SCHEMA)
     _check_generator_config(config, tensors, folder)
-    base = config.pop('base')
+    base, settings = config.pop('base'), config.pop('base_settings', None)
     if not has_base(lm, base):
         raise BadInput(f'{folder}: this generator was made for {another_model(lm, base)}')
+    warn_of_settings(settings, lm, f'the generator in {folder}')
     try:
         start, dtype = config.pop('start', False), next(iter(tensors.values())).dtype
         generator = Generator(lm, **config).reads_start(lm, start).to(dtype)

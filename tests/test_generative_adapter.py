@@ -1,5 +1,5 @@
 "Adapters of every family, what is saved, and bad input."
-import copy, json, math
+import copy, json, math, warnings
 from dataclasses import replace
 
 import numpy as np
@@ -132,6 +132,15 @@ def test_only_what_was_added_is_forgotten():
     less.forget(TEXT)
     with pytest.raises(BadInput, match='never added, or is forgotten already'): less.forget(TEXT)
     assert torch.allclose(twice.forget(TEXT).forget(TEXT).state, less.state, atol=1e-12) and torch.allclose((less + Memory(lm, g).add(TEXT)).forget(TEXT).state, less.state, atol=1e-12)
+
+def test_a_model_with_other_settings_is_warned_of(tmp_path):
+    lm = replace(make('llama'), settings='01'); g, other = alive(lm), replace(lm, settings='02')
+    save_generator(g, tmp_path/'g'); save_adapter(Memory(lm, g).add(TEXT).adapter(), lm, tmp_path/'a')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for load, name in ((load_generator, 'g'), (load_adapter, 'a')): load(tmp_path/name, lm)
+    for load, name, what in ((load_generator, 'g', 'generator'), (load_adapter, 'a', 'adapter')):
+        with pytest.warns(UserWarning, match=f'the {what} in .*the weights of .* are those that it was made for, and its configuration'): load(tmp_path/name, other)
 
 def test_folders_that_are_wrong(tmp_path):
     lm, other = make('llama'), make('llama', 1); g = alive(lm)

@@ -20,7 +20,7 @@ from torch import nn
 from .activations import blocks, is_linear, parts_of
 from .folders import check_place, finish_write, verify_folder, whole_folder
 from .frozen import *
-from .zoo import has_weights, LM, load_lm
+from .zoo import has_weights, LM, load_lm, warn_of_settings
 
 # %% ../../nbs/core/33_adapted.ipynb #gad00024
 @dataclass
@@ -245,17 +245,18 @@ def save_adapter(
     with whole_folder(folder, 'an adapter', _holds_adapter) as new:
         config.save_pretrained(new)
         weights = new/'adapter_model.safetensors'
-        save_file(_peft_tensors(adapter), weights, {'base': adapter.base})
+        about = dict(base=adapter.base, settings=lm.settings)
+        save_file(_peft_tensors(adapter), weights, about)
     return folder
 
 # %% ../../nbs/core/33_adapted.ipynb #2e49448c
 def _read_weights(file):
-    "The fingerprint and the tensors in a file of weights."
+    "What a file of weights says of its model, and its tensors."
     from safetensors import safe_open
     try:
         with safe_open(file, 'pt') as f:
             tensors = {name: f.get_tensor(name) for name in f.keys()}
-            return (f.metadata() or {}).get('base', ''), tensors
+            return f.metadata() or {}, tensors
     except Exception as error:
         raise BadInput(f'{file} cannot be read ({type(error).__name__}): save it again') from error
 
@@ -280,10 +281,12 @@ def load_adapter(
         f'no adapter in {folder}: an adapter is a folder with adapter_config.json and '
         'adapter_model.safetensors')
     verify_folder(folder, 'adapter')
-    base, tensors = _read_weights(file)
+    about, tensors = _read_weights(file)
     down, up = (_part_of(tensors, x, lm.device) for x in 'AB')
     if not down or down.keys() != up.keys():
         raise BadInput(f'{file} holds no whole LoRA: save it again')
+    base = about.get('base', '')
     adapter = Adapter(down, up, lm.fingerprint if has_base(lm, base) else base)
     _check_base(adapter, lm)
+    warn_of_settings(about.get('settings'), lm, f'the adapter in {folder}')
     return adapter
