@@ -290,7 +290,7 @@ def test_the_sources_of_the_whole_book(tmp_path):
     "Every notebook is in it, in the order of the house, and what they link to is there."
     parts = book.book_pages()
     listed = [page.name for listed in parts.values() for page in listed]
-    assert sorted(listed) == sorted(p.relative_to(root/'nbs').with_suffix('').as_posix() for p in (root/'nbs').rglob('*.ipynb') if 'checkpoints' not in str(p))
+    assert sorted(listed) == sorted(p.relative_to(root/'nbs').with_suffix('').as_posix() for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in str(p))
     assert list(parts) == ['Start', *book.BOOK_PARTS]
     book.write_sources(parts, tmp_path)
     broken = []

@@ -110,10 +110,12 @@ _MAP_SCHEMA = dict(
 # %% ../../nbs/core/06_prefix.ipynb #map00001
 def _check_map_config(config, folder):
     "Refuse a configuration that no map is saved with."
+    error = schema_error(config, _MAP_SCHEMA)
     only_trained = {'mean', 'std', 'scale', 'dropout', 'feature_dropout'} & config.keys()
     wrong = f'it has "{min(only_trained)}"' if only_trained else ''
     if config.get('pixels', 'unit') != 'unit': wrong = f'pixels is {config["pixels"]!r}'
-    if config.get('k', 1) < 1: wrong = f'k is {config["k"]}'
+    if not error and config.get('k', 1) < 1: wrong = f'k is {config["k"]}'
+    wrong = error or wrong
     if wrong: raise BadInput(
         f'{folder}/config.json is not of a map ({wrong}): train or download it again')
 
@@ -181,9 +183,9 @@ def load_map(
 ) -> LinearMap:                     # frozen
     "Load a map. One made for another encoder or language model is refused."
     folder = map_folder(folder)
-    config, weights = read_folder(folder, 'map', _MAP_SCHEMA)
+    config, weights = read_folder(folder, 'map')
+    sizes = _sizes_of(config, folder)               # refuses what is of another kind
     _check_map_config(config, folder)
-    sizes = _sizes_of(config, folder)
     made_for = {k: v for k, v in config.items() if k not in ('kind', *_SIZE_KEYS)}
     _check_made_for(made_for, 'encoder', encoder, folder)
     _check_made_for(made_for, 'lm', lm, folder)
