@@ -114,7 +114,7 @@ def _read_map(shipped, encoder, lm, features, seed, options):
     options = {name: x for name, x in options.items() if name not in ('batch_size', 'end')}
     linear_map = new_map(encoder, lm, features, seed=seed, **options)
     tensors, history = read_run(shipped)
-    linear_map.load_state_dict(tensors, strict=False)
+    linear_map.load_state_dict(tensors | dict(linear_map.named_buffers()))
     return freeze(linear_map), history
 
 # %% ../nbs/10_limber.ipynb #d195b7ec

@@ -483,7 +483,9 @@ def test_a_training_that_ships_is_taken_whatever_the_last_bits_of_features(model
 
 def test_every_training_that_ships_can_be_read(root):
     from frozen_nb.core.training import read_run
-    for folder in sorted((root/'data/runs').glob('*/*')):
+    folders = sorted((root/'data/runs').glob('*/*'))
+    if not folders: pytest.skip('no training ships yet')
+    for folder in folders:
         tensors, history = read_run(folder)
         assert all(t.isfinite().all() for t in tensors.values()) and history.losses[-1] < history.losses[0]
 
