@@ -180,11 +180,11 @@ def image_batch(
     lm: LM,                     # frozen
     images: torch.Tensor,       # (B, k, d), visual tokens as they enter
     start: bool | str = 'auto', # whether a start token comes first, as for `sequence`
-) -> MultimodalBatch:           # whose visual tokens are all but the first position
+) -> MultimodalBatch:           # whose visual tokens are all but the first position, if more
     "Images alone."
     rows = sequence(lm, images, '', start=start)
     visual = rows.attention_mask.bool()                         # (B, T)
-    visual[:, 0] = False
+    if visual.shape[1] > 1: visual[:, 0] = False
     inputs = dict(inputs_embeds=rows.inputs_embeds, attention_mask=rows.attention_mask)
     return MultimodalBatch(inputs, visual, torch.zeros_like(visual))
 
