@@ -117,6 +117,16 @@ def test_what_ships_is_small():
     pickles = [name for name in sizes if name.endswith(('.pt', '.pth', '.bin', '.pkl', '.ckpt'))]
     assert pickles == []
 
+def test_licences_of_what_ships():
+    "Every model says its licence in its card, or the notice names where it is from; the notice names nothing that is gone."
+    notice = (root/'NOTICE.md').read_text(encoding='utf-8')
+    for folder in sorted((root/'data/zoo').iterdir()):
+        path = folder/'card.json'
+        if path.exists(): assert json.loads(path.read_text(encoding='utf-8'))['licence'] == 'Apache-2.0', folder.name
+        else: assert f'`data/zoo/{folder.name}`' in notice, folder.name
+    named = re.findall(r'`((?:data|nbs|tests)/[\w./-]+)`', notice)
+    assert len(named) >= 4 and all((root/name).exists() for name in named)
+
 @pytest.mark.skipif(not shipped(), reason='data/zoo has no models yet')
 @pytest.mark.parametrize('name', shipped())
 def test_card_has_the_fingerprint_of_its_weights(name):
