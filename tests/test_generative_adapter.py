@@ -9,16 +9,16 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from frozen_nb import generative_adapter
-from frozen_nb.benchmarks.documents import answers, token_f1
+from frozen_nb.benchmarks.documents import answers, common_words, content_f1, token_f1
 from frozen_nb.core.adapted import adapted, Adapter, load_adapter, merged, save_adapter
-from frozen_nb.core.contexts import chunks_of, halves, lessons, padded
+from frozen_nb.core.contexts import chunks_of, halves, in_prompt, lessons, padded
 from frozen_nb.core.frozen import BadInput, data_path, fingerprint, freeze, tensor_hashes
 from frozen_nb.core.low_rank import polar
 from frozen_nb.fits import adapter_baselines
-from frozen_nb.fits.adapter_baselines import fit_lora, fit_soft_tokens
+from frozen_nb.fits.adapter_baselines import fine_tuned, fit_constant_lora, fit_lora, fit_soft_tokens
 from frozen_nb.fits.generative_adapter import fit_texts, GeneratorFit
 from frozen_nb.generative_adapter import *
-from frozen_nb.world.documents import biography
+from frozen_nb.world.documents import biography, NAMES, UNREAD_NAMES
 from frozen_nb.core.training import TrainConfig
 from frozen_nb.core.zoo import LM, load_lm, load_tokenizer
 from tiny_models import tokenizer
@@ -360,3 +360,37 @@ def test_the_recipe_and_the_lines_of_a_fit():
     assert short.train_config == replace(config, steps=50, warmup=5, lr=.1, seed=3)
     result = dict(texts=1200, held_out=120, perplexity=dict(reconstruction=dict(own=2.345, none=30.)))
     assert short.lines(result) == ['1,200 texts, 120 of them held out; 50 steps: out', 'held out, reconstruction: perplexity 2.35 with the adapter, 30 without']
+
+def test_content_f1_leaves_out_the_form():
+    chat = [f'I live {where}.' for where in ('by the lake', 'in the snow', 'in the forest', 'on the beach')]
+    form = common_words(chat)
+    assert form == {'i', 'live', 'in'} and 'lake' not in form
+    assert content_f1(chat, chat, [form]*4).tolist() == [1]*4
+    assert (content_f1(chat, chat[1:] + chat[:1], [form]*4) == 0).all() and (token_f1(chat, chat[1:] + chat[:1]) > .3).all()
+    assert content_f1(['', 'lake lake'], ['lake', 'lake']) == pytest.approx([0, 2/3])
+    with pytest.raises(BadInput, match='no content words'): content_f1(['I live'], ['I live'], [form])
+    with pytest.raises(ValueError): content_f1(['a'], ['lake', 'snow'])
+
+def test_a_context_in_the_prompt_is_given_and_has_no_label():
+    rows = [[([0, 7, 8, 9], 2), ([0, 7], 1)], [([0, 5, 6], 1)]]
+    batch = in_prompt([[[11, 12], [13]], [[14]]], rows, between=[3])
+    assert batch['rows'][0, 0].tolist() == [0, 11, 12, 13, 3, 7, 8, 9] and batch['labels'][0, 0].tolist() == [-1]*6 + [8, 9]
+    assert batch['rows'][1, 0].tolist() == [0, 14, 3, 5, 6, -1, -1, -1] and batch['labels'][1, 0, :5].tolist() == [-1]*3 + [5, 6]
+    plain = lessons([[[11, 12], [13]], [[14]]], rows)
+    assert [(batch['labels'][b] >= 0).sum() for b in range(2)] == [(plain['labels'][b] >= 0).sum() for b in range(2)]
+
+def test_a_constant_lora_and_fine_tuning_learn_and_leave_the_model_alone():
+    lm = make('llama')
+    batch, mark = lessons([[[5, 6]]], [[([0, 7, 8, 9], 1)]]), fingerprint(lm.model)
+    config = TrainConfig(12, 1e-2, 'constant')
+    lora = fit_constant_lora(lm, lambda step: batch, config, rank=4, progress=False)
+    tuned = fine_tuned(lm, lambda step: batch, replace(config, lr=1e-3), progress=False)
+    def nats(lm, adapter=None): return -generative_adapter.said_with(lm, adapter, batch['rows']).sum().item()
+    assert len(lora) == 1 and not any(t.requires_grad for t in lora.up.values())
+    assert nats(lm, lora) < nats(lm) - .1 and nats(tuned) < nats(lm) - .1
+    assert fingerprint(lm.model) == mark == lm.fingerprint != tuned.fingerprint == fingerprint(tuned.model)
+
+def test_long_documents_have_names_that_no_other_document_has():
+    text = biography(3, 32, shifted=True, names=UNREAD_NAMES).text
+    assert sum(name in text for name in UNREAD_NAMES) >= 32 and not {*UNREAD_NAMES} & {*NAMES} and len({*UNREAD_NAMES}) == len(UNREAD_NAMES)
+    assert biography(3, 2).text == biography(3, 2, names=NAMES).text != biography(3, 2, names=UNREAD_NAMES).text
