@@ -23,15 +23,16 @@ def _question(phrase):
 
 @torch.no_grad()
 def yes_probability(
-    lmm: LMM,           # frozen
-    image: Image.Image, # that the prompts are about
-    phrases: list,      # K texts
-) -> np.ndarray:        # (K,) from 0 to 1
+    lmm: LMM,                  # frozen
+    image: Image.Image | list, # that the prompts are about; or K images
+    phrases: list,             # K texts
+) -> np.ndarray:               # (K,) from 0 to 1
     "How likely the LMM is to answer yes, and not no, to whether each phrase is there."
     prompts, K = list(map(_question, phrases)), len(phrases)
+    images = image if isinstance(image, list) else [image]*K
     def answered(word):
         spans = [[(0, len(word))]]*K
-        return phrase_batch(lmm, [image]*K, [word]*K, spans, prompts)
+        return phrase_batch(lmm, images, [word]*K, spans, prompts)
     yes, no = answered('Yes.'), answered('No.')
     first = torch.tensor([positions[0] for (positions,) in yes.tokens]) # the same for both
     rows = torch.arange(K)
