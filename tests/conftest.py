@@ -21,7 +21,7 @@ def pytest_configure(config):
     workers = getattr(config.option, 'numprocesses', None) or 1   # with -n of pytest-xdist
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, min(4, (os.cpu_count() or 1)//workers))))   # before torch is imported
 
-SLOW = '10_limber', '11_ima', '12_flmm', '13_lm4visual', '15_pinto', '14_generative_adapter', '90_cli'
+SLOW = '10_limber', '15_pinto', '90_cli', '13_lm4visual', 'experiments/ima', '20_crossings', 'experiments/pinto', '12_flmm', '11_ima', '14_generative_adapter'
 
 def pytest_collection_modifyitems(items):
     "The long ones first, so that two workers end at the same time."
