@@ -220,6 +220,15 @@ def test_what_is_not_in_the_protocol_is_not_recorded(protocol, tmp_path):
     for call in (lambda: findings.record('size', answers(0, .5), null=answers(0, .5)), lambda: findings.not_run('size', 'why'), lambda: Findings(protocol, 'moon')):
         with pytest.raises(BadInput): call()
 
+def test_an_arm_without_training_stands_beside_each_run(protocol, tmp_path):
+    "Given once, it is as if it had been given for each run; one run of a trained arm stays one."
+    rng = np.random.default_rng(0)
+    own, prior = rng.random((3, 60)), rng.random(60)
+    def recorded(prior): return Findings(protocol).record('animal', own, null=prior, against=prior, cluster=SCENE)
+    once, each, one_run = recorded(prior), recorded(np.stack([prior]*3)), recorded(prior[None])
+    assert {**once, 'about': 0} == {**each, 'about': 0} and once['runs']['against'] == 3 and one_run['runs']['against'] == 1
+
+
 def test_not_run_and_not_testable(protocol, tmp_path):
     by_id = {r['finding']: r for r in Findings(protocol, 'real').records()}
     assert by_id['animal']['verdict'] == 'not run' and by_id['colour']['verdict'] == 'not testable here' and by_id['colour']['why'] == 'no labels'

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['DESCRIBE', 'WORDINGS', 'NEW_WORDINGS', 'PHRASE_SPLITS', 'REGION_COLUMNS', 'scene_regions', 'union_mask',
            'NamedRegion', 'thing_phrases', 'stuff_phrases', 'absent_phrases', 'PhraseExample', 'worded',
-           'phrase_scenes', 'phrase_set', 'text_phrases', 'region_ious', 'own_and_others', 'confusion_matrix',
-           'confusion_figure', 'fit_logistic', 'best_threshold', 'calibration_errors', 'fit_probe', 'region_scores',
-           'next_phrase', 'next_image', 'location_prior', 'head_aucs', 'draw_head_aucs']
+           'phrase_scenes', 'phrase_set', 'paired_phrases', 'text_phrases', 'region_ious', 'own_and_others',
+           'confusion_matrix', 'confusion_figure', 'fit_logistic', 'best_threshold', 'calibration_errors', 'fit_probe',
+           'decide', 'draw_calibration', 'region_scores', 'next_phrase', 'next_image', 'what_is_named',
+           'location_prior', 'head_aucs', 'draw_head_aucs']
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00002
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
 
@@ -214,15 +215,55 @@ def phrase_set(
     absent: int = 0,      # phrases of what is absent
     wordings: dict = WORDINGS, # wording -> templates
     size: int = 128,      # width of the images in pixels
+    first: int = 0,       # number of the first scene
 ) -> list:                # of `PhraseExample`
     "Phrases of scenes, each in a wording drawn at random."
     examples = []
-    for s, name in phrase_scenes(n, split):
+    for s, name in phrase_scenes(n, split, first):
         rng = random.Random(f'phrases/{name}')
         for named in _sample_named(rng, s, size, things, stuff, absent):
             wording = rng.choice(list(wordings))
             template = rng.choice(wordings[wording])
             examples.append(worded(s, named, wording, f'{name}/{size}', template, size))
+    return examples
+
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr00055
+_ALWAYS = {'animal', 'animals', 'ground', 'sky'}
+
+def _fits(scene):
+    "All phrases that fit something in a scene, be it several animals."
+    things = {_words(animal, fields) for animal in scene.animals for fields in _FORMS}
+    return things | {named.words for named in stuff_phrases(scene)} | _ALWAYS
+
+def _pair(x, own, other, size):
+    "A phrase before its own scene and before another one; each a scene and the name of its image."
+    shown = (*own, x), (*other, replace(x, regions=()))
+    return [worded(s, named, 'article', f'{name}/{size}', (None, 'the {}'), size)
+            for s, name, named in shown]
+
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr0055b
+def _some_of(of_kind, scene, size, rng):
+    "One phrase of a kind that can be seen, and that does not fit every image; or none."
+    visible = {*scene_regions(scene, size)}
+    named = [x for x in of_kind if x.words not in _ALWAYS and {*x.regions} <= visible]
+    return rng.sample(named, min(1, len(named)))
+
+def paired_phrases(
+    n: int,               # scenes
+    split: str = 'train', # of `PHRASE_SPLITS`
+    first: int = 0,       # number of the first scene
+    size: int = 128,      # width of the images in pixels
+) -> list:                # of `PhraseExample`, in pairs: what it names is there, and is not
+    "Two phrases of each scene, 'the ...', each before its own image and before another one."
+    scenes, examples = phrase_scenes(n, split, first), []
+    fits = [_fits(s) for s, _ in scenes]
+    for s, name in scenes:
+        rng = random.Random(f'pairs/{name}')
+        named = [x for of_kind in (thing_phrases(s), stuff_phrases(s))
+                 for x in _some_of(of_kind, s, size, rng)]
+        for x in named:
+            others = [scenes[i] for i in range(n) if x.words not in fits[i]]
+            if others: examples += _pair(x, (s, name), rng.choice(others), size)
     return examples
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00061
@@ -380,6 +421,33 @@ def fit_probe(
     classifier = LogisticRegression(C=strength, class_weight='balanced', max_iter=400)
     return make_pipeline(StandardScaler(), classifier).fit(states, present).decision_function
 
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr0082c
+def decide(
+    on_calibration: np.ndarray, # (m,) scores on the calibration split
+    present: np.ndarray,        # (m,) bool, of that split
+    scores: np.ndarray,         # (n,) of the test
+    there: np.ndarray,          # (n,) bool, of the test
+) -> tuple:                     # three arrays (n,): probability, whether it is right, its error
+    "Calibrate and choose a threshold on one split, decide on another."
+    curve = fit_logistic(on_calibration, present)
+    level = best_threshold(curve(on_calibration), present)
+    p = curve(scores)
+    return p, (p > level) == there, calibration_errors(p, there)
+
+def draw_calibration(
+    ax: plt.Axes,              # to draw on
+    probabilities: np.ndarray, # (runs, n)
+    present: np.ndarray,       # (n,) bool
+    label: str,                # in the legend
+    bins: int = 10,            # of equal size
+):
+    "Share of what is there by mean probability; on the diagonal of a calibrated score."
+    p, truth = probabilities.ravel(), np.tile(present, len(probabilities))
+    parts = [part for part in np.array_split(p.argsort(), bins) if len(part)]
+    ax.plot(*zip(*((p[part].mean(), truth[part].mean()) for part in parts)), 'o-', label=label)
+    ax.plot([0, 1], [0, 1], '--', color='.6')
+    ax.set(xlabel='probability that it is there', ylabel='share that is there')
+
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00091
 def region_scores(
     predicted: list, # masks (H, W) bool
@@ -419,14 +487,22 @@ def next_image(
     first = {example.name: example for example in reversed(examples)}
     return [first[names[(names.index(x.name) + move) % len(names)]] for x in examples]
 
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr0092b
+def what_is_named(
+    example: PhraseExample, # of any set
+) -> str: # 'animal', 'ground', 'sky' or 'water'; '' for nothing
+    "The kind of region that a phrase names."
+    if not example.named.regions: return ''
+    return example.named.regions[0].split()[0]
+
 def location_prior(
     examples: list, # of a training set
-) -> dict:          # 'thing' and 'stuff' -> (H, W) from 0 to 1
-    "The mean mask of the phrases of each kind, those that name nothing left out."
-    parts = {}
-    for example in examples:
-        if example.named.regions: parts.setdefault(example.named.kind, []).append(example.masks[0])
-    return {kind: np.mean(each, 0) for kind, each in parts.items()}
+) -> dict:          # 'animal', 'ground', 'sky' and 'water' -> (H, W) from 0 to 1
+    "The mean mask of the phrases that name each; of all phrases where none of the set does."
+    named = [(what_is_named(example), example.masks[0]) for example in examples]
+    every = [mask for what, mask in named if what]
+    def mean_of(what): return np.mean([mask for name, mask in named if name == what] or every, 0)
+    return {what: mean_of(what) for what in ('animal', 'ground', 'sky', 'water')}
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00095
 def head_aucs(

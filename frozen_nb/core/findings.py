@@ -569,9 +569,14 @@ def _check_cluster(cluster, finding):
         f'its protocol says that items come in clusters ({finding["cluster"]}): give the cluster '
         'of each item')
 
+# %% ../../nbs/core/13_findings.ipynb #fnd0050cc
 def _as_items(arms, cluster):
     "Scores of all arms, and clusters, as they are kept."
-    items = {name: _compact(_scores(x, name)) for name, x in arms.items() if x is not None}
+    scores = {name: _scores(x, name) for name, x in arms.items() if x is not None}
+    n_runs = max(map(len, scores.values()))
+    once = [name for name in scores if np.ndim(arms[name]) == 1]
+    scores |= {name: scores[name].repeat(n_runs, 0) for name in once}
+    items = {name: _compact(x) for name, x in scores.items()}
     return items | dict(cluster=_compact_clusters(cluster, items['scores'].shape[1]))
 
 def _circumstances():
@@ -589,7 +594,8 @@ def record(
     null_against: ArrayLike | None = None, # what the null arm is compared with, if it is another
     **about: object,                       # models, seconds ..., beside those of all findings
 ) -> dict:                                 # the record
-    "Record what a run gave."
+    """Record what a run gave. An arm of (N,) is one in which nothing is trained: it stands beside
+    each run."""
     finding = self._testable(id)
     _check_facts(about, cluster, finding, null)
     arms = dict(scores=scores, against=against, null=null, null_against=null_against)
