@@ -203,6 +203,24 @@ def test_activations_computed_again_are_the_same():
     assert plain[0] == again[0] and torch.equal(plain[1], again[1]) and fewer < .7*numbers
     assert not any('forward' in vars(m) for m in lm.model.modules())
 
+def test_a_step_takes_the_operations_that_a_plan_counts():
+    "Forward, forward again and backward are planned as three forward passes; what no gradient needs is left out."
+    from torch.utils.flop_counter import FlopCounterMode
+    from frozen_nb.core.scales import forward_operations
+    lm, caption = load_lm('llama', device='cpu'), ' a large red fox on the left in the snow'*3
+    with torch.device('meta'): model = T.AutoModelForCausalLM.from_config(lm.model.config)
+    linear_map, x = LinearMap(6, lm.width, scale=.1), torch.randn(4, 3, 6)
+    def seq_of(linear_map): return sequence(lm, linear_map(x), 'A picture of', [caption]*4)
+    def all_rows(linear_map, batch):
+        seq = seq_of(linear_map)
+        return lm.model(inputs_embeds=seq.inputs_embeds, labels=seq.labels, use_cache=False).loss
+    def targets(linear_map, batch): return target_loss(lm, seq_of(linear_map))
+    planned = 4*forward_operations(model, dict(embedded=True), seq_of(linear_map).inputs_embeds.shape[1])
+    for loss, recompute, low, high in ((all_rows, True, 2.5, 3.02), (all_rows, False, 1.9, 2.02), (targets, True, 2.4, 3.02)):
+        with FlopCounterMode(display=False) as counter:
+            train(linear_map, lambda step: {}, loss, TrainConfig(1, 1e-3, gradient_checkpointing=recompute), frozen=[lm.model])
+        assert low < counter.get_total_flops()/planned < high, (loss, recompute, counter.get_total_flops()/planned)
+
 def test_it_is_not_part_of_the_run(tmp_path):
     model = tiny()
     def loss(module, ids): return model(inputs_embeds=module(model.get_input_embeddings()(ids)), labels=ids).loss

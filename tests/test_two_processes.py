@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from frozen_nb.core.claims import Ledger, Tables, load_records
+from frozen_nb.core.folders import read_folder, write_folder
+from frozen_nb.core.frozen import BadInput
 from frozen_nb.core.stores import FeatureStore, TextStore
 
 fork = multiprocessing.get_context('fork') if hasattr(os, 'fork') else None
@@ -94,3 +96,17 @@ def compute_features(i, folder):
 def test_the_same_features_in_both(tmp_path):
     both(compute_features, tmp_path, processes=3)
     assert not list(tmp_path.rglob('*.part'))
+
+
+def write_and_read(tag, out, rounds):
+    def holds(folder): return read_folder(folder, 'toy')[0].get('kind') == 'toy'
+    for _ in range(rounds):
+        try: write_folder(out, dict(w=torch.full((50,), float(tag))), dict(kind='toy', tag=tag), 'a toy', holds)
+        except BadInput as error: assert 'meanwhile' in str(error), error
+        config, tensors = read_folder(out, 'toy')
+        assert (tensors['w'] == config['tag']).all()
+
+def test_results_written_at_the_same_moment(tmp_path):
+    "Three processes write and read one place: what is read is whole, whoever wrote it, and a writer is refused at most."
+    both(write_and_read, tmp_path/'out', N, processes=3)
+    assert [p.name for p in tmp_path.iterdir()] == ['out'] and {p.name for p in (tmp_path/'out').iterdir()} == {'config.json', 'model.safetensors', 'sha256.json'}

@@ -257,10 +257,20 @@ def _damaged_file(folder):
 # %% ../../nbs/core/01_folders.ipynb #fld00005
 def _remove_outdated(folder, new):
     "Remove files of the old result that the new one does not have, and that nobody has changed."
-    if not (new/SUMS).is_file(): return
-    old, names = _read_sums(folder) or {}, _read_sums(new) or {}
+    old, names = _read_sums(folder), _read_sums(new)
+    if not old or not names: return      # or another process has just moved the list
     for name in old.keys() - names.keys():
         if _is_intact(folder/name, old[name]): (folder/name).unlink(missing_ok=True)
+
+# %% ../../nbs/core/01_folders.ipynb #fld0005b
+def _move_in_place(folder, ready):
+    _remove_outdated(folder, ready)
+    for path in _files(ready):
+        target = folder/path.relative_to(ready)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError): os.replace(path, target)  # another process has
+    for path in [*sorted(ready.rglob('*'), reverse=True), ready]:
+        with suppress(OSError): path.rmdir()
 
 def finish_write(
     folder: str | Path,  # of a result; need not exist
@@ -268,15 +278,10 @@ def finish_write(
     "Move in place what a process that was killed had written whole, and not moved."
     folder = Path(folder)
     ready = folder/_READY
-    if ready.is_symlink() or not ready.is_dir(): return
-    with disk_errors(folder):
-        _remove_outdated(folder, ready)
-        for path in _files(ready):
-            target = folder/path.relative_to(ready)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError): os.replace(path, target)  # another process has
-        for path in [*sorted(ready.rglob('*'), reverse=True), ready]:
-            with suppress(OSError): path.rmdir()
+    for _ in range(3):
+        if ready.is_symlink() or not ready.is_dir(): return
+        with disk_errors(folder), suppress(FileNotFoundError): # another process moves them, too
+            _move_in_place(folder, ready)
 
 # %% ../../nbs/core/01_folders.ipynb #fld00017
 def _in_the_way(target): return target.is_dir() or target.parent.is_file()
@@ -333,13 +338,15 @@ def sync_folder(
         if path.is_symlink(): continue
         with open(path, 'rb' if os.name == 'posix' else 'rb+') as f: os.fsync(f.fileno())
 
+# %% ../../nbs/core/01_folders.ipynb #d612f7b9
 def _renamed(new, folder):
     "Whether `new` is `folder` now; False if there is a folder with something else."
     try:
         os.rename(new, folder)
         return True
-    except OSError:
-        if folder.is_dir() and not folder.is_symlink(): return False
+    except OSError as error:
+        in_the_way = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+        if in_the_way or folder.is_dir() and not folder.is_symlink(): return False
         raise
 
 def _commit(new, folder, holds):
@@ -601,13 +608,21 @@ def _read_files(folder, what):
         problem = f'{name}: {type(error).__name__}'
         raise BadInput(f'the {what} in {folder} cannot be read ({problem}): {retry}') from error
 
+# %% ../../nbs/core/01_folders.ipynb #4a9067b3
+def _are_of(files, folder, sums):
+    "Whether what was read is what this list of hashes names, and the list still stands there."
+    if not sums: return True
+    of_config, of_weights = (sums.get(name) for name in ('config.json', 'model.safetensors'))
+    is_config = of_config is None or _is_intact(folder/'config.json', of_config)
+    return is_config and of_weights in (None, files[-1]) and _read_sums(folder) == sums
+
 def _read_settled(folder, what):
     "The same, read while no other process moved files."
     while True:
         verify_folder(folder, what)
         sums = _read_sums(folder)
         files = _read_files(folder, what)
-        if _read_sums(folder) == sums: return files
+        if _are_of(files, folder, sums): return files
 
 # %% ../../nbs/core/01_folders.ipynb #fld00018
 def read_folder(
