@@ -30,7 +30,7 @@ import nbformat
 import frozen_nb
 from .core.claims import Interval, load_records
 from .core.findings import findings_table, methods_with_findings
-from .core.folders import check_place, holds_result, whole_folder
+from .core.folders import check_place, holds_result, read_notebook, whole_folder
 from .core.frozen import *
 
 # %% ../nbs/81_book.ipynb #book0003
@@ -62,7 +62,7 @@ class BookPage:
 
 
 def _page(path, folder):
-    notebook = nbformat.read(path, 4)
+    notebook = read_notebook(path)
     code = [cell.source for cell in notebook.cells if cell.cell_type == 'code']
     exported = re.search(r'^#\| *default_exp +(\S+)', '\n'.join(code), re.M)
     opening = notebook.cells[0].source
@@ -686,6 +686,13 @@ def _write(path, text):
     path.write_text(text, encoding='utf-8')
 
 # %% ../nbs/81_book.ipynb #book0042
+def _module_file(package, module):
+    path = package/f'{module.replace(".", "/")}.py'
+    if path.is_file(): return path
+    raise BadInput(f'{module}: a notebook exports it, and there is no such module; run '
+                   'nbdev_export')
+
+
 def make_book(
     parts: dict, # of `book_pages`
 ) -> Book:
@@ -693,8 +700,7 @@ def make_book(
     package = Path(frozen_nb.__file__).parent
     pages = [page for listed in parts.values() for page in listed]
     modules = [page.module for page in pages if page.module]
-    entries = {module: module_entries(package/f'{module.replace(".", "/")}.py')
-               for module in modules}
+    entries = {module: module_entries(_module_file(package, module)) for module in modules}
     return Book({page.name: page for page in pages}, entries)
 
 

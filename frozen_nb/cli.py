@@ -273,8 +273,8 @@ def _headings(nb):
 
 
 def _code_cells(path):
-    import nbformat
-    return sum(cell.cell_type == 'code' for cell in nbformat.read(path, 4).cells)
+    from frozen_nb.core.folders import read_notebook
+    return sum(cell.cell_type == 'code' for cell in read_notebook(path).cells)
 
 # %% ../nbs/90_cli.ipynb #c0926174
 def _together(seconds, jobs, busy=()):
@@ -498,8 +498,8 @@ def _environment(out, preset, seeds, jobs):
 
 
 def _without_outputs(path):
-    import nbformat
-    nb = nbformat.read(path, as_version=4)
+    from frozen_nb.core.folders import read_notebook
+    nb = read_notebook(path)
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs, cell.execution_count = [], None
     return nb
@@ -601,6 +601,11 @@ def _records_of(file):
     from frozen_nb.core.claims import load_records
     return load_records(file)
 
+
+def _is_of_method(file):
+    "Whether a file holds records of the method that it is named for, as a run writes them."
+    return {record['method'] for record in _records_of(file)} == {file.stem}
+
 # %% ../nbs/90_cli.ipynb #d6e61a2d
 def _records_aside(out):
     "Where records lie during a run. Raises `BadInput` for a link, which leads elsewhere."
@@ -621,8 +626,8 @@ def _put_aside(out):
         damaged = _rename_damaged(aside) + _rename_damaged(claims)
         old = merge(_records_in(aside, every=True), _records_in(claims, every=True))
         if old: write_records(old, aside/'all.json')
-        for file in filter(_records_of, claims.glob('*.json')):
-            file.unlink()
+        for file in claims.glob('*.json'):
+            if _is_of_method(file): file.unlink()
     return damaged
 
 # %% ../nbs/90_cli.ipynb #9d7b22b9
@@ -730,8 +735,8 @@ def write_report(self: Reproduction) -> Path: # the page
     self.left_out = damaged + [path for path in pngs if path not in figures]
     notebooks = _executed(notes.values())
     minutes = sum(n['seconds'] for n in notebooks)/60
-    given = os.environ.get('FROZEN_NB_REAL')
-    data = 'given' if given else 'not given (FROZEN_NB_REAL is unset)'
+    given = os.path.isdir(os.environ.get('FROZEN_NB_REAL', ''))
+    data = 'given' if given else 'not given (FROZEN_NB_REAL names no folder)'
     info = {'Time of the notebooks': f'{minutes:.1f} min', 'Real weights and data': data}
     return report(self.out, records, figures, notebooks, info, findings=_tables_of(self.out))
 
@@ -763,10 +768,19 @@ def _is_records(path):
         return False
 
 
+def _check_folders(out):
+    "Refuse a file where a run has folders of its own."
+    from frozen_nb.core.frozen import BadInput
+    for path in (out/'notebooks', out/'claims', out/'claims'/'findings'):
+        if os.path.lexists(path) and not path.is_dir(): raise BadInput(
+            f'{path}: a file where a folder of the run has to be; choose another one with --out')
+
+# %% ../nbs/90_cli.ipynb #chkres01
 def _check_results(out, known):
     "Refuse a folder in which a run would replace a report or records that are not of a run."
     from frozen_nb.core.frozen import BadInput
     checks = {out/'report.html': _is_report, out/'claims.json': _is_records}
+    _check_folders(out)
     strange = [path for path in sorted((out/'claims').glob('*.json')) if path.stem not in known]
     checks |= dict.fromkeys(strange, _is_records)
     for path, is_ours in checks.items():
@@ -788,14 +802,15 @@ def _at_scale(methods, scale, folder=None):
 def _check_scale(scale, chosen):
     "Refuse a scale that a chapter does not know, and one whose models and data are not here."
     from frozen_nb.core.findings import SCALES
-    from frozen_nb.core.frozen import BadInput
+    from frozen_nb.core.frozen import BadInput, data_path
     from frozen_nb.core.scales import plan_scale
     if scale not in SCALES:
         raise BadInput(f"no scale is called '{scale}'; choose one of {', '.join(SCALES)}")
     for method, path in chosen.items() if scale != 'miniature' else []:
+        planned = data_path('scales', f'{method}.json').is_file()
+        way_out = f'; --scale {scale} --dry-run says what it is going to run on'*planned
         if not notebooks_of(method, path, scale): raise BadInput(
-            f'{method}: this chapter runs at the scale miniature so far; --scale {scale} '
-            '--dry-run says what it is going to run on')
+            f'{method}: this chapter runs at the scale miniature so far{way_out}')
         missing = plan_scale(method).missing if scale == 'paper' else []
         if missing: raise BadInput(f'{method}, scale paper: missing: {", ".join(missing)}')
 
@@ -1078,7 +1093,7 @@ def _claims(
     if markdown is not None: check_page(markdown)
     selected = _selected_records(method, records)
     if markdown is not None:
-        findings = findings_markdown(_findings_in(records))
+        findings = findings_markdown(_findings_in(records, method))
         write_whole(markdown, claims_markdown(selected, findings).encode())
     elif as_json:
         _say(json.dumps(selected, indent=1, ensure_ascii=False))
@@ -1092,7 +1107,7 @@ def _claims(
 def _verified_lines(name, folder, protocol):
     "A line about a method, and one for each fault."
     from frozen_nb.core.findings import verify_findings
-    if not (folder/'findings'/f'{name}.json').is_file():
+    if not os.path.lexists(folder/'findings'/f'{name}.json'):
         return [f'{name}: a protocol of {len(protocol.findings)} findings, and no records'], 0
     table = verify_findings(name, folder, protocol)
     faults = table[table.fault != '']
@@ -1150,6 +1165,8 @@ def _verify(
         again, apart = _fresh_lines(name, protocol, kept, fresh) if fresh else ([], 0)
         lines, faults = lines + more + again, faults + n + apart
     if not lines: raise BadInput(_no_claims(method, sorted(_findings_in(folder))))
+    if records and not any(kept for _, kept in methods.values()) and len(lines) == len(methods):
+        raise BadInput(f'{folder}: no records in it; give the folder claims of a run')
     _say('\n'.join(lines))
     return int(bool(faults))
 
@@ -1219,7 +1236,10 @@ def _opened(paths):
     return {path: image for path, image in images.items() if image is not None}
 
 
-def _one_line(text): return ' '.join(text.split())
+def _one_line(text):
+    "A text of the command line without line ends. Raises `BadInput` for one that is not UTF-8."
+    from frozen_nb.core.zoo import check_texts
+    return ' '.join(check_texts([text])[0].split())
 
 # %% ../nbs/90_cli.ipynb #1359cad4
 @app.command('caption')
@@ -1306,11 +1326,13 @@ def _is_ours(path, verb):
     except Exception:
         return False
 
-
+# %% ../nbs/90_cli.ipynb #chkours1
 def _check_ours(verb, inputs, files):
     "Refuse to write over what is read, and over anything that the command did not write."
     from frozen_nb.core.frozen import BadInput
     for path in files:
+        if len(os.fsencode(path.name)) > 255:
+            raise BadInput(f'{path.name[:40]}...: too long a name; give a shorter one with --out')
         if not os.path.lexists(path): continue
         is_input = any(os.path.samefile(path, image) for image in inputs)
         if is_input or not _is_ours(path, verb): raise BadInput(
@@ -1380,13 +1402,18 @@ def _write_masks(opened, phrases, out, grounder):
         _say(_on_a_line(_grounded_line(phrase, file.name, presence)))
 
 # %% ../nbs/90_cli.ipynb #aln00001
+def _is_to_compare(path):
+    "Whether an image of a folder counts: not a hidden one, nor the figure of an earlier run."
+    return path.exists() and not path.name.startswith('.') and not _is_ours(path, 'align')
+
+# %% ../nbs/90_cli.ipynb #imgsin01
 def _images_in(folder):
     "Path -> image for a folder, and whether all could be opened. Refuses fewer than two."
     from frozen_nb.core.frozen import BadInput
     from frozen_nb.core.zoo import IMAGE_SUFFIXES
     if not folder.is_dir(): raise BadInput(f'{folder}: no such folder; give a folder of images')
     paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
-    paths = [p for p in paths if p.exists() and not p.name.startswith('.')]
+    paths = [*filter(_is_to_compare, paths)]
     images = _opened(paths)
     if len(images) < 2:
         n = f'{len(images)} image{"" if len(images) == 1 else "s"}'
@@ -1711,7 +1738,11 @@ EvaluationPlace = Annotated[Path, typer.Option('--out', metavar='DIR', help=(
 def _list_formats(method):
     "The data sets that a method has an answer to."
     from frozen_nb.evaluate import all_benchmarks, PREDICTORS
+    from frozen_nb.core.frozen import BadInput
     tasks = [task for name, task in PREDICTORS if name == method]
+    known = sorted({name for name, _ in PREDICTORS})
+    if not tasks: raise BadInput(f'{method}: not evaluated on published data; choose from '
+                                 f'{", ".join(known)}')
     for name, benchmark in all_benchmarks().items():
         if benchmark.task not in tasks: continue
         _say(f'{name}: {benchmark.task}; splits {", ".join(benchmark.splits)}')

@@ -21,7 +21,7 @@ import torch
 from .benchmarks.readers import (
     BENCHMARKS, find_benchmark, measure_predictions, read_benchmark, Scores)
 from .core.findings import hierarchical_bootstrap
-from .core.folders import whole_folder
+from .core.folders import holds_result, whole_folder
 from .core.frozen import *
 from .core.zoo import load_lm
 
@@ -76,6 +76,10 @@ def answers_by_limber(
     return _in_batches(items, ask)
 
 # %% ../nbs/80_evaluate.ipynb #eva00010
+def _check_no_lm(evaluation):
+    if evaluation.lm: raise BadInput(
+        f'{evaluation.lm}: a head of {evaluation.method} has its own model; leave --lm out')
+
 def _box_around(mask):
     "x, y, width and height of what a mask (H, W) covers; of the whole image if it covers nothing."
     if not mask.any(): return [0, 0, mask.shape[1], mask.shape[0]]
@@ -93,6 +97,7 @@ def regions_by_flmm(
     if not hasattr(items[0], 'phrase'): raise BadInput(
         f'{evaluation.format}: its items have no single phrase; evaluate flmm on a set of phrases, '
         'such as refcoco')
+    _check_no_lm(evaluation)
     grounder = load_grounder(evaluation.head, device=evaluation.device, dtype=evaluation.dtype)
     shape = _box_around if hasattr(items[0], 'box') else encode_mask
     return [shape(grounder.ground(item.open(), [item.phrase])[0].mask) for item in items]
@@ -108,6 +113,7 @@ def labels_by_lm4visual(
     from frozen_nb.lm4visual import outputs
     if evaluation.head is None: raise BadInput(
         'no classifier ships: train one with frozen-nb fit lm4visual, and give it with --head')
+    _check_no_lm(evaluation)
     model = load_classifier(evaluation.head, evaluation.device)
     numbers = evaluation.classes
     known = [numbers.get(name) for name in model.names]
@@ -235,8 +241,9 @@ def holds_evaluation(
     folder: str | Path, # to be written to
 ) -> bool:
     "Whether a folder holds an evaluation, which may be replaced."
-    names = 'predictions.jsonl', 'scores.csv', 'measures.csv', 'sha256.json'
-    return all((Path(folder)/name).is_file() for name in names)
+    names = 'predictions.jsonl', 'scores.csv', 'measures.csv'
+    whole = all((Path(folder)/name).is_file() for name in names)
+    return whole and holds_result(folder)
 
 def save_evaluation(
     evaluated: Evaluated,  # of `evaluate_head`

@@ -113,7 +113,7 @@ def kept_map(
 def _read_map(shipped, encoder, lm, features, seed, options):
     options = {name: x for name, x in options.items() if name not in ('batch_size', 'end')}
     linear_map = new_map(encoder, lm, features, seed=seed, **options)
-    tensors, history = read_run(shipped)
+    tensors, history = read_run(shipped, dict(linear_map.named_parameters()))
     linear_map.load_state_dict(tensors | dict(linear_map.named_buffers()))
     return freeze(linear_map), history
 

@@ -163,6 +163,73 @@ def record(value, required=True):
     else: ledger.record('toy.claim', value, seeds=[0], seconds=90)
     return f'import os, json\nfolder = os.environ["FROZEN_NB_OUT"] + "/claims"\nos.makedirs(folder, exist_ok=True)\nwith open(folder + "/toy.json", "w") as f: json.dump({json.loads(json.dumps(ledger.records()))!r}, f)'.replace('true', 'True')
 
+def test_records_that_a_user_keeps_beside_those_of_a_run(shell, chapters):
+    "A copy of records under a name of one's own: neither deleted nor taken in by another run."
+    chapters('10_toy', record(2))
+    assert shell('reproduce', '--out', 'results').status == 0
+    mine = Path('results/claims/my-old-results.json')
+    mine.write_bytes(Path('results/claims/toy.json').read_bytes())
+    before = mine.read_bytes()
+    shell('reproduce', '--out', 'results')
+    assert mine.read_bytes() == before and Path('results/claims/toy.json').is_file()
+
+@pytest.mark.parametrize('place', ['notebooks', 'claims', 'claims/findings'])
+def test_a_file_where_a_run_has_a_folder(shell, chapters, place):
+    chapters('10_toy', 'pass')
+    (Path('results')/place).parent.mkdir(parents=True, exist_ok=True)
+    (Path('results')/place).write_text('mine')
+    refused(shell('reproduce', '--out', 'results'), place)
+    assert (Path('results')/place).read_text() == 'mine'
+
+@pytest.mark.parametrize('text', ['{bad', '{"cells": []}', '[]', '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code", "source": 5}]}'])
+def test_a_damaged_notebook_is_named(shell, chapters, text):
+    chapters('10_toy', 'pass')
+    Path('nbs/10_toy.ipynb').write_text(text)
+    refused(shell('reproduce', '--dry-run'), '10_toy.ipynb', 'not a notebook')
+
+def test_a_page_of_claims_that_was_edited_stays(shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path('page.md')
+    for _ in range(2): assert shell('claims', 'limber', '--markdown', page).status == 0      # as it was written: replaced
+    text = page.read_text()
+    assert '## LiMBeR' in text and '## PINTO' not in text
+    page.write_text(text + 'My notes.\n')
+    refused(shell('claims', '--markdown', page), 'page.md')
+    assert page.read_text().endswith('My notes.\n')
+
+def test_methods_that_are_not_evaluated(shell):
+    for method in ('nope', 'ima'): refused(shell('evaluate', method, '--format', 'list', '--data', '.'), method, 'limber')
+    assert 'flickr8k' in shell('evaluate', 'limber', '--format', 'list', '--data', '.').out
+
+def test_the_figure_of_an_earlier_run_is_no_image(tmp_path):
+    from frozen_nb.cli import _images_in
+    from frozen_nb.world.drawing import draw
+    from frozen_nb.world.scenes import scene
+    from PIL.PngImagePlugin import PngInfo
+    for i in range(3): draw(scene(i, 'test'), 64).save(tmp_path/f'{i}.png')
+    about = PngInfo()
+    about.add_text('Software', 'frozen-nb align')
+    draw(scene(9, 'test'), 64).save(tmp_path/'alignment.png', pnginfo=about)
+    images, _ = _images_in(tmp_path)
+    assert sorted(path.name for path in images) == ['0.png', '1.png', '2.png']
+
+def test_names_that_are_too_long_leave_nothing(shell, tmp_path, monkeypatch):
+    from frozen_nb.world.drawing import draw
+    from frozen_nb.world.scenes import scene
+    monkeypatch.chdir(tmp_path)
+    draw(scene(3, 'test'), 64).save('a.png')
+    refused(shell('ground', 'a.png', 'the sky', '--out', 'x'*250 + '.png'), 'too long a name')
+    assert [path.name for path in tmp_path.iterdir()] == ['a.png']
+
+@pytest.mark.parametrize('words', [('ground', 'a.png', '\udcff'), ('ask', 'a.png', 'caf\udce9?'), ('explain', 'what\udcff?', 'a', 'b'), ('adapt', 'a.txt', '--ask', 'who\udcff?')], ids=str)
+def test_words_that_are_not_utf8(shell, tmp_path, monkeypatch, words):
+    from frozen_nb.world.drawing import draw
+    from frozen_nb.world.scenes import scene
+    monkeypatch.chdir(tmp_path)
+    draw(scene(3, 'test'), 64).save('a.png')
+    Path('a.txt').write_text('Bella is a cow. She is two years old.')
+    refused(shell(*words), 'UTF-8')
+
 def test_environment_of_a_chapter(shell, chapters, monkeypatch):
     monkeypatch.setenv('IN_TEST', '1')
     chapters('10_toy', 'import os\nassert os.environ["FROZEN_NB_PRESET"] == "full" and os.environ["FROZEN_NB_SEEDS"] == "2" and "IN_TEST" not in os.environ\nassert os.getcwd() == os.path.join(os.environ["FROZEN_NB_OUT"], "notebooks"), os.getcwd()')

@@ -1,5 +1,6 @@
 """A head measured on a published data set: from Python and from the shell, with what is written, and what is refused."""
 import csv, json, os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,3 +87,15 @@ def test_boxes_of_real_expressions():
         width, height = item.open().size
         assert 0 <= x < x + w <= width and 0 <= y < y + h <= height
     assert evaluated.scores.official['mIoU'] == evaluated.scores.by_item['IoU'].mean() and (evaluated.scores.by_item['IoU'] <= 1).all()
+
+
+def test_own_files_of_the_same_names_are_no_evaluation(tmp_path):
+    from frozen_nb.evaluate import holds_evaluation
+    for name in ('predictions.jsonl', 'scores.csv', 'measures.csv', 'sha256.json'): (tmp_path/name).write_text('{}')
+    assert not holds_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize('method, format', [('flmm', 'sunspot'), ('lm4visual', 'cifar10')])
+def test_a_language_model_that_a_head_cannot_take(method, format):
+    from frozen_nb.evaluate import _check_no_lm
+    with pytest.raises(BadInput, match='leave --lm out'): _check_no_lm(Evaluation(method, Path('.'), format, lm='opt'))

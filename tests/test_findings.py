@@ -229,6 +229,29 @@ def test_an_arm_without_training_stands_beside_each_run(protocol, tmp_path):
     assert {**once, 'about': 0} == {**each, 'about': 0} and once['runs']['against'] == 3 and one_run['runs']['against'] == 1
 
 
+@pytest.mark.parametrize('changes, words', [
+    (dict(scores=None), 'scores: None'), (dict(scores=[[1, 2], [1]]), 'not an array of numbers'), (dict(against=np.zeros((3, 61))), 'against 61'),
+    (dict(null=np.zeros(59)), 'null 59'), (dict(cluster=[float('nan')]*60), 'no NaN'), (dict(cluster=[None]*60), 'one number or name'), (dict(cluster=[[1], [2, 3]]*30), 'one number or name')], ids=str)
+def test_arms_and_clusters_that_cannot_be_used(protocol, changes, words):
+    arms = dict(scores=answers(0, .8), null=answers(1, .3), against=answers(2, .3), cluster=SCENE) | changes
+    with pytest.raises(BadInput, match=words): Findings(protocol).record('animal', **arms)
+
+def test_facts_that_json_cannot_hold_are_refused_before_anything_is_written(protocol, tmp_path):
+    for fact in (np.float32(1), '\ud800', float('nan')):
+        with pytest.raises(BadInput): Findings(protocol, models=dict(a=fact)).record('animal', answers(0, .8), null=answers(1, .3), against=answers(2, .3), cluster=SCENE)
+    assert [path.suffix for path in tmp_path.iterdir()] == ['.json'] and not (tmp_path/'findings').exists()   # the protocol alone
+
+def test_one_run_stays_one_where_only_the_null_arm_has_more(protocol):
+    record = Findings(protocol).record('animal', answers(0, .9)[0], null=answers(1, .3), against=answers(2, .3)[0], cluster=SCENE)
+    assert record['runs'] == dict(scores=1, against=1, null=3) and record['verdict'] != 'holds'
+
+def test_verify_names_a_folder_without_records(tmp_path, shell):
+    (tmp_path/'findings').mkdir()
+    said = shell('verify', 'limber', '--records', tmp_path)
+    assert said.status != 0 and 'no records in it' in said.err and said.err.count('\n') == 1
+    (tmp_path/'findings'/'limber.json').mkdir()
+    assert shell('verify', 'limber', '--records', tmp_path).status != 0
+
 def test_not_run_and_not_testable(protocol, tmp_path):
     by_id = {r['finding']: r for r in Findings(protocol, 'real').records()}
     assert by_id['animal']['verdict'] == 'not run' and by_id['colour']['verdict'] == 'not testable here' and by_id['colour']['why'] == 'no labels'

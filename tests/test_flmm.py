@@ -142,7 +142,8 @@ def test_boxes_hold_their_masks(K, H, W, seed):
         assert (m <= inside).all() and m[y0].any() and m[y1 - 1].any() and m[:, x0].any() and m[:, x1 - 1].any()
 
 @pytest.mark.parametrize('wrong, says', [
-    (lambda g: g.within(WIDE[0], 'the sky', ['the sea']), 'not in the text'), (lambda g: g.within(WIDE[0], 'the sky', ['']), 'not in the text'), (lambda g: g.ground(WIDE[0], ['  ']), 'empty phrase'),
+    (lambda g: g.within(WIDE[0], 'the sky', ['the sea']), 'not in the text'), (lambda g: g.within(WIDE[0], 'the sky', ['']), 'empty phrase'), (lambda g: g.within(WIDE[0], 'the sky', 'sky'), 'no list of texts'), (lambda g: g.within(WIDE[0], None, ['sky']), 'no text'),
+    (lambda g: g.spans(WIDE[0], 'the sky', []), 'no phrase'), (lambda g: g.ground(WIDE[0], ['\ud800']), 'UTF-8'), (lambda g: g.ground(WIDE[0], ['  ']), 'empty phrase'),
     (lambda g: g.ground(WIDE[0], []), 'empty phrase'), (lambda g: g.ground(WIDE[0], ['word '*600]), 'shorten'), (lambda g: g.spans(WIDE[0], 'the sky', [(4, 40)]), 'no phrase'), (lambda g: g.spans(WIDE[0], 'the sky', [(3, 4)]), 'no token')])
 def test_bad_phrases(llava, sam, wrong, says):
     with pytest.raises(BadInput, match=says) as e: wrong(Grounder(new_flmm(llava, sam, width=4), llava, sam))

@@ -1,6 +1,7 @@
 """Phrases of any wording: what they name is what the image shows, splits do not overlap, scores expose a head that ignores the phrase."""
 import numpy as np
 import pytest
+import torch
 
 from frozen_nb.benchmarks.wordings import *
 from frozen_nb.benchmarks.wordings import REGION_COLUMNS
@@ -86,3 +87,37 @@ def test_calibration():
     assert calibration_errors(curve(np.log(p/(1 - p))*5 + 1), present).mean() < .03
     assert abs(best_threshold(p, present) - .5) < .1
     with pytest.raises(BadInput, match='phrases that are not'): fit_logistic(p, np.ones(5000, bool))
+
+
+# Absence
+
+@pytest.mark.parametrize('scores, present', [(np.zeros(4), np.zeros((4, 1), bool)), (np.zeros(4), np.array([0., 1, 0, 1])), (np.zeros(4), np.array([True]*5)), (np.array([0, np.nan]), np.array([True, False]))], ids=str)
+def test_truths_that_are_no_truths_of_these_scores(scores, present):
+    for f in (fit_logistic, best_threshold, calibration_errors):
+        with pytest.raises(BadInput, match='one True or False'): f(scores, present)
+
+
+@pytest.mark.parametrize('offset', [0, 5, 1000])
+def test_a_layer_gives_what_its_steps_give(offset):
+    "On states of any size and spread: standardised, weighed, calibrated."
+    from frozen_nb.fits.flmm_grounder import presence_layer
+    rng = np.random.default_rng(0)
+    present = rng.random(400) < .5
+    states = offset + rng.normal(size=(400, 6))*np.array([.1, 1, 1, 3, 9, 0]) + .3*present[:, None]
+    layer = presence_layer(states[:300], present[:300], states[300:], present[300:]).double()
+    score = fit_probe(states[:300], present[:300])
+    wanted = fit_logistic(score(states[300:]), present[300:])(score(states[300:]))
+    given = layer(torch.from_numpy(states[300:]))[:, 0].sigmoid().detach().numpy()
+    assert np.allclose(given, wanted, atol=2e-3)
+
+
+def test_pairs_differ_in_their_image_alone():
+    pairs = paired_phrases(12, 'dev', size=64)
+    assert len(pairs) > 20 and not len(pairs) % 2
+    for there, absent in zip(pairs[::2], pairs[1::2]):
+        assert there.text == absent.text and there.masks.any() and not absent.masks.any() and there.name != absent.name
+        assert not {*_fields(absent.scene)} & {there.named.words}
+    for n in (0, -1, 2.5, None):
+        with pytest.raises(BadInput, match='scenes'): paired_phrases(n)
+
+def _fields(s): return [named.words for named in thing_phrases(s) + stuff_phrases(s)]

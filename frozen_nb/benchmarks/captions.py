@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ def _read_coco_captions(folder, split):
 _flickr_places = ('Images', 'images', 'Flicker8k_Dataset', 'flickr30k_images',
                   'flickr30k-images', '.')
 _karpathy_schema = dict(dataset=str, images=list[dict(
-    filename=str, split=str, sentences=list[dict(raw=str)])])
+    filename=str, filepath=NotRequired[str], split=str, sentences=list[dict(raw=str)])])
 
 def _read_karpathy(name, folder, split):
     path = folder/f'dataset_{name}.json'

@@ -203,6 +203,7 @@ def phrase_scenes(
     "Scenes of one to three animals."
     if split not in PHRASE_SPLITS: raise BadInput(
         f'no split {split!r} of phrases: choose from {", ".join(PHRASE_SPLITS)}')
+    if not isinstance(n, int) or n < 1: raise BadInput(f'{n!r} scenes: give a whole number above 0')
     part, seed = PHRASE_SPLITS[split]
     return [(scene(i, part, seed), f'{part}/{seed}/None/{i}') for i in range(first, first + n)]
 
@@ -371,24 +372,34 @@ def confusion_figure(
     return fig
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00081
+def _checked(scores, present):
+    "Scores as numbers, and a True or False for each. Raises `BadInput` for anything else."
+    scores, present = np.asarray(scores, float), np.asarray(present)
+    if present.dtype != bool or present.shape != (len(scores),) or not np.isfinite(scores).all():
+        raise BadInput(f'{present.shape} of {present.dtype} beside scores {scores.shape}: give '
+                       'a finite score and one True or False for each phrase')
+    return scores, present
+
 def fit_logistic(
     scores: np.ndarray,  # (n,) or (n, features)
     present: np.ndarray, # (n,) bool
 ) -> Callable:           # scores -> probabilities
     "A logistic curve from scores to probabilities (Platt scaling)."
     from sklearn.linear_model import LogisticRegression
-    present = np.asarray(present, bool)
+    scores, present = _checked(scores, present)
     if present.all() or not present.any(): raise BadInput(
         'calibration takes phrases that are there and phrases that are not')
     def columns(x): return np.asarray(x, float).reshape(len(x), -1)
     curve = LogisticRegression(max_iter=1000).fit(columns(scores), present)
     return lambda x: curve.predict_proba(columns(x))[:, 1]
 
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr0081b
 def best_threshold(
     probabilities: np.ndarray, # (n,)
     present: np.ndarray,       # (n,) bool
 ) -> float:                    # phrases above it count as present
     "The threshold with the highest accuracy; of several, the one in the middle."
+    probabilities, present = _checked(probabilities, present)
     edges = np.unique(np.concatenate([[0.], probabilities, [1.]]))
     levels = (edges[1:] + edges[:-1])/2
     accuracy = [((probabilities > level) == present).mean() for level in levels]
@@ -402,7 +413,8 @@ def calibration_errors(
     bins: int = 10,            # of equal size
 ) -> np.ndarray:               # (n,) distance of the bin of each; their mean is the ECE
     "Distance between mean probability and share of its bin, for each phrase."
-    out, present = np.empty(len(probabilities)), np.asarray(present, float)
+    probabilities, present = _checked(probabilities, present)
+    out = np.empty(len(probabilities))
     order = np.argsort(probabilities, kind='stable')
     for part in np.array_split(order, min(bins, len(order))):
         out[part] = abs(np.mean(probabilities[part]) - present[part].mean())

@@ -1302,6 +1302,10 @@ _FIRST = ('What follows are claims of the first edition: one number each, withou
           'rewritten; until then they stand as they were measured.')
 
 # %% ../../nbs/core/10_claims.ipynb #ed16f3b3
+def _mark_of(page):
+    "A comment with the hash of a page, so that one which somebody has edited is known."
+    return f'<!-- {hashlib.sha256(page.encode()).hexdigest()} -->'
+
 def claims_markdown(
     records: list | None = None, # of records; None: those that ship
     findings: str = '',          # sections about findings, which come first
@@ -1313,7 +1317,8 @@ def claims_markdown(
     parts = ['# Claims'] + [f'# Findings\n\n{findings}\n\n# First edition']*bool(findings)
     parts += [_PREFACE, _FIRST, _RULE.strip(), _overview(methods)]
     parts += [_section(*method) for method in methods.items()]
-    return '\n\n'.join(part.rstrip() for part in parts) + '\n'
+    page = '\n\n'.join(part.rstrip() for part in parts) + '\n'
+    return f'{page}\n{_mark_of(page)}\n'
 
 # %% ../../nbs/core/10_claims.ipynb #clmpage1
 def check_page(
@@ -1324,7 +1329,7 @@ def check_page(
     if path.is_symlink(): raise BadInput(f'{path}: this is a link, which stays; {other}')
     if not os.path.lexists(path): return path
     text = read_text(path, 'a file')
-    starts = '# Claims\n\n# Findings\n\n', f'# Claims\n\n{_PREFACE}'
-    if text.strip() and not text.startswith(starts):
-        raise BadInput(f'{path}: exists, and is no page of claims; {other}')
+    page = text[:text.rfind('\n<!-- ')]
+    if text.strip() and text != f'{page}\n{_mark_of(page)}\n': raise BadInput(
+        f'{path}: exists, and is no page of claims as it was written; {other}')
     return path

@@ -14,11 +14,13 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from numbers import Number
 from pathlib import Path
 from typing import NotRequired
 from zipfile import BadZipFile
@@ -86,7 +88,11 @@ STATISTICS: dict[str, Callable] = dict(
 # %% ../../nbs/core/13_findings.ipynb #fnd00015b
 def _as_numbers(x, name):
     "An array of real numbers (S, N) as float64."
-    x = np.asarray([] if x is None else x) if not np.ma.is_masked(x) else np.array('masked')
+    if hasattr(x, 'detach'): x = x.detach().float().cpu().numpy()      # a tensor, of any precision
+    try:
+        x = np.asarray([] if x is None else x) if not np.ma.is_masked(x) else np.array('masked')
+    except ValueError:
+        x = np.array('of several lengths')
     if x.dtype.kind not in 'biuf' or not x.size: raise BadInput(
         f'{name}: not an array of numbers; give (runs, items)')
     return np.atleast_2d(x.astype(np.float64))
@@ -559,7 +565,7 @@ def _check_facts(about, cluster, finding, null):
     if null is None: raise BadInput('a finding without its null arm: give its scores')
     _check_cluster(cluster, finding)
     try:
-        json.dumps(about, allow_nan=False)
+        json.dumps(about, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise BadInput(f'what is told beside the scores: {error}; give texts and plain '
                        'numbers') from None
@@ -568,12 +574,25 @@ def _check_cluster(cluster, finding):
     if cluster is None and finding['cluster'] != 'item': raise BadInput(
         f'its protocol says that items come in clusters ({finding["cluster"]}): give the cluster '
         'of each item')
+    names = cluster if cluster is not None else ()
+    if not all(isinstance(x, str | Number | np.number) and x == x for x in names): raise BadInput(
+        'clusters: give one number or name for each item, and no NaN')
 
 # %% ../../nbs/core/13_findings.ipynb #fnd0050cc
+def _same_items(arms):
+    "Arms as (S, N) each. Raises `BadInput` where their items are not the same number."
+    if arms['scores'] is None: raise BadInput('scores: None; give (runs, items)')
+    scores = {name: _scores(x, name) for name, x in arms.items() if x is not None}
+    sizes = {name: x.shape[1] for name, x in scores.items()}
+    if len({*sizes.values()}) > 1: raise BadInput(
+        f'arms of other items: {", ".join(f"{name} {n}" for name, n in sizes.items())}; give the '
+        'same items in the same order')
+    return scores
+
 def _as_items(arms, cluster):
     "Scores of all arms, and clusters, as they are kept."
-    scores = {name: _scores(x, name) for name, x in arms.items() if x is not None}
-    n_runs = max(map(len, scores.values()))
+    scores = _same_items(arms)
+    n_runs = max(len(scores[name]) for name in ('scores', 'against') if name in scores)
     once = [name for name in scores if np.ndim(arms[name]) == 1]
     scores |= {name: scores[name].repeat(n_runs, 0) for name in once}
     items = {name: _compact(x) for name, x in scores.items()}
@@ -597,7 +616,7 @@ def record(
     """Record what a run gave. An arm of (N,) is one in which nothing is trained: it stands beside
     each run."""
     finding = self._testable(id)
-    _check_facts(about, cluster, finding, null)
+    _check_facts(self.about | about, cluster, finding, null)
     arms = dict(scores=scores, against=against, null=null, null_against=null_against)
     items = _as_items(arms, cluster)
     summary = _summary(items, finding, self.protocol.terms(id))
@@ -826,7 +845,7 @@ def methods_with_findings(
     for path in sorted(protocols.glob('*.json')):
         protocol = read_protocol(path)
         kept = Path(folder)/'findings'/path.name
-        methods[protocol.method] = protocol, read_findings(kept) if kept.is_file() else []
+        methods[protocol.method] = protocol, read_findings(kept) if os.path.lexists(kept) else []
     return methods
 
 def _amendment_line(amendment):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUMS', 'DiskError', 'may_be_full', 'disk_errors', 'as_path', 'hidden_part', 'write_whole', 'check_place', 'file_hash',
            'finish_write', 'holds_result', 'verify_folder', 'sync_folder', 'whole_folder', 'schema_error', 'check_file',
-           'read_text', 'parse_json', 'read_json', 'write_folder', 'read_folder', 'read_weights']
+           'read_text', 'read_notebook', 'parse_json', 'read_json', 'write_folder', 'read_folder', 'read_weights']
 
 # %% ../../nbs/core/01_folders.ipynb #f6ea8e4f
 import errno
@@ -505,6 +505,24 @@ def read_text(
     if _is_binary(text): raise BadInput(no_text)
     return text
 
+# %% ../../nbs/core/01_folders.ipynb #flsnb001
+def read_notebook(
+    path: str | Path, # an `.ipynb` file
+) -> Any:             # nbformat's NotebookNode, of format 4
+    "A notebook with one cell or more. Raises `BadInput` for a file that is none."
+    import nbformat
+    text, cells = read_text(path, 'a notebook'), []
+    try:
+        notebook = nbformat.reads(text, as_version=4)
+        cells = notebook.cells
+    except Exception as error:   # nbformat's own, and those of JSON
+        problem = f'not a notebook ({type(error).__name__})'
+        raise BadInput(f'{path}: {problem}; restore it, or take it away') from None
+    schema = list[dict(cell_type=str, source=str)]
+    wrong = 'no cells' if not cells else schema_error([*map(dict, cells)], schema)
+    if wrong: raise BadInput(f'{path}: not a notebook ({wrong}); restore it, or take it away')
+    return notebook
+
 # %% ../../nbs/core/01_folders.ipynb #flsrd006
 def _no_number(token): raise ValueError(f'{token} is no number in JSON')
 
@@ -634,7 +652,8 @@ def read_folder(
     folder, retry = as_path(folder, f'a {what}'), 'train or download it again'
     finish_write(folder)
     if not (folder/'config.json').is_file(): raise BadInput(
-        f'no {what} in {folder}: a {what} is a folder with config.json and model.safetensors')
+        f'no {what} in {folder}: give a folder that holds one, with its config.json and '
+        'model.safetensors')
     config, tensors, digest = _read_settled(folder, what)
     error = schema_error(config, schema)
     if error: raise BadInput(f'{folder}/config.json is not of a {what} ({error}): {retry}')

@@ -798,17 +798,24 @@ def write_run(
     history: History,                 # its losses are kept
 ) -> Path:                            # the folder
     "Write the result of a training, rounded to bfloat16."
+    if not np.isfinite(history.losses).all(): raise BadInput(
+        f'{folder}: a training with a loss of NaN or infinity is none to keep')
     rounded = {name: t.bfloat16() for name, t in tensors.items()}
     config = dict(kind='training', losses=history.losses)
     return write_folder(folder, rounded, config, 'a training', read_run)
 
 def read_run(
-    folder: str | Path, # made by `write_run`
-) -> tuple:             # name -> tensor in fp32, and `History`
+    folder: str | Path,        # made by `write_run`
+    like: dict | None = None,  # name -> a tensor of the shape that it has to have
+) -> tuple:                    # name -> tensor in fp32, and `History`
     "Read the result of a training. Raises `BadInput` for a folder that is damaged or no training."
-    config, tensors = read_folder(folder, 'training', dict(kind=str, losses=list))
+    schema = dict(kind=str, losses=list[float])
+    config, tensors = read_folder(folder, 'training', schema)
     if config['kind'] != 'training': raise BadInput(
         f'{folder} holds {config["kind"]!r:.40}; give a folder that write_run made')
+    wanted = {name: t.shape for name, t in (like or tensors).items()}
+    if wanted != {name: t.shape for name, t in tensors.items()}: raise BadInput(
+        f'{folder}: weights of another module; delete it, and they are trained again')
     return {name: t.float() for name, t in tensors.items()}, History(config['losses'])
 
 # %% ../../nbs/core/08_training.ipynb #3089871f

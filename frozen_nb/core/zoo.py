@@ -1831,6 +1831,13 @@ def clip_vision_model(
     return freeze(model)
 
 # %% ../../nbs/core/03_zoo.ipynb #61b8903a
+def _check_unicode(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = text.encode('ascii', 'backslashreplace').decode()
+        raise BadInput(f'{shown[:60]}: no text in UTF-8; give it in UTF-8') from None
+
 def check_texts(
     texts: list, # of any things
 ) -> list:       # the same
@@ -1841,6 +1848,8 @@ def check_texts(
     if wrong: raise BadInput(
         f'{str(wrong[0])[:60]!r} is no text but {type(wrong[0]).__name__}: '
         'give one text for all examples, or a list with a text for each')
+    for text in texts:
+        _check_unicode(text)
     return texts
 
 # %% ../../nbs/core/03_zoo.ipynb #lmm00001

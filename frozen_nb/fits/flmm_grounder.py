@@ -33,15 +33,19 @@ def presence_layer(
 ) -> nn.Linear:            # features -> 1; its sigmoid is a probability
     "A calibrated probe as a linear layer."
     score = fit_probe(states, present)
-    probability = fit_logistic(score(on_states), on_present)
-    def logit(states):
-        p = probability(score(states))
-        return np.log(p/(1 - p))
-    layer, width = nn.Linear(states.shape[1], 1), states.shape[1]
-    bias = logit(np.zeros((1, width)))
+    scores = score(on_states)
+    two = scores.mean() + np.array([0, scores.std()])
+    p = fit_logistic(scores, on_present)(two)
+    low, high = np.log(p/(1 - p))
+    slope = (high - low)/scores.std()                            # of the logit, by the score
+    mean, std = states.mean(0, dtype=float), states.std(0, dtype=float)
+    std[std == 0] = 1
+    weight = (score(mean + np.diag(std)) - score(mean[None]))/std
+    bias = low + slope*(score(mean[None])[0] - scores.mean() - weight @ mean)
+    layer = nn.Linear(len(weight), 1)
     with torch.no_grad():
-        layer.bias.copy_(torch.from_numpy(bias))
-        layer.weight.copy_(torch.from_numpy(logit(np.eye(width)) - bias)[None])
+        layer.weight.copy_(torch.from_numpy(slope*weight)[None])
+        layer.bias.copy_(torch.tensor(bias))
     return layer
 
 # %% ../../nbs/fits/flmm_grounder.ipynb #fgr00021
@@ -55,6 +59,9 @@ def train_grounder(
     folder: Path | None = None, # for checkpoints
 ) -> tuple:                     # `FLMM`, `History`
     "F-LMM with keyword selector and presence, for phrases of any wording."
+    if min(scenes, described, steps) < 1: raise BadInput(
+        'the head takes scenes, descriptions and steps: give one of each or more')
+    if sam is None: raise BadInput('the head refines its masks: give a SAM, as in load_sam()')
     narratives = narrative_set(described, 'train', 24)
     examples = phrase_set(scenes, 'train', 2, 3) + narratives
     config = replace(FLMM_RECIPE, steps=steps, warmup=2, seed=seed, checkpoint_every=100)
