@@ -238,3 +238,15 @@ def test_encoders_of_something_else_are_named():
     one_line(lambda: load_encoder('llava', device='cpu'), 'multimodal model')
     ast = load_encoder('ast', device='cpu')
     one_line(lambda: ast.preprocess(random_images()), 'takes sounds')
+
+
+def test_images_without_pixels():
+    "Of no size, cut off, or closed: one line each."
+    import io
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole, 'PNG')
+    cut, closed = Image.open(io.BytesIO(whole.getvalue()[:400])), Image.open(io.BytesIO(whole.getvalue()))
+    closed.close()
+    for image in (Image.new('RGB', (0, 5)), cut, closed):
+        with pytest.raises(BadInput, match='an image') as error: to_rgb(image)
+        assert '\n' not in str(error.value)

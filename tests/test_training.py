@@ -356,3 +356,17 @@ def test_who_waits_for_a_turn_waits_for_no_other_failure():
     assert wait_for_turn(once, 0) == 'trained'
     def broken(): raise BadInput('another reason')
     with pytest.raises(BadInput, match='another reason'): wait_for_turn(broken, 0)
+
+
+def test_a_training_that_cannot_be_kept(tmp_path):
+    "A loss that is no number is none to ship; weights of another shape, and losses that are texts, are refused when they are read."
+    from frozen_nb.core.training import History, read_run, write_run
+    weights = dict(weight=torch.zeros(2, 3))
+    with pytest.raises(BadInput, match='NaN'): write_run(tmp_path/'a', weights, History([1., float('nan')]))
+    folder = write_run(tmp_path/'b', weights, History([2., 1.]))
+    assert read_run(folder, weights)[1].losses == [2., 1.]
+    with pytest.raises(BadInput, match='another module'): read_run(folder, dict(weight=torch.zeros(3, 3)))
+    (folder/'sha256.json').unlink()
+    for losses in (['a'], [None]):
+        (folder/'config.json').write_text(json.dumps(dict(kind='training', losses=losses)))
+        with pytest.raises(BadInput): read_run(folder)

@@ -58,7 +58,8 @@ def entries_by_id(
 
 # %% ../../nbs/benchmarks/01_captions.ipynb #bcp00011
 def _is_inside(root, name):
-    return '..' not in Path(name).parts and os.path.isfile(os.path.join(root, name))
+    below = '..' not in Path(name).parts and not os.path.isabs(name)
+    return below and os.path.isfile(os.path.join(root, name))
 
 def image_root(
     folder: Path,  # of the data set

@@ -798,7 +798,7 @@ def write_run(
     history: History,                 # its losses are kept
 ) -> Path:                            # the folder
     "Write the result of a training, rounded to bfloat16."
-    if not np.isfinite(history.losses).all(): raise BadInput(
+    if not all(map(math.isfinite, history.losses)): raise BadInput(
         f'{folder}: a training with a loss of NaN or infinity is none to keep')
     rounded = {name: t.bfloat16() for name, t in tensors.items()}
     config = dict(kind='training', losses=history.losses)

@@ -928,6 +928,11 @@ def to_rgb(
     if not isinstance(image, Image.Image):
         raise BadInput(f'{type(image).__name__} is not an image; '
                        'open a file with open_image, or make a PIL image')
+    try:
+        image.load()
+    except (OSError, ValueError) as error:   # closed, or cut off
+        raise BadInput(f'an image that cannot be read ({error}); open it again') from None
+    if 0 in image.size: raise BadInput('an image without a pixel; give another one')
     image = ImageOps.exif_transpose(image)
     if image.mode == 'F':
         raise BadInput('a floating-point image has no fixed range; save it with 8 or 16 bits')
