@@ -428,7 +428,7 @@ def test_a_scale_is_planned_without_weights(shell, monkeypatch):
     assert said.status == 0 and said.err == '' and all(f'{m}, scale paper' in said.out for m in ('limber', 'ima', 'flmm', 'lm4visual', 'generative_adapter', 'pinto'))
     counts = dict(limber='trained: map, 12,587,008', ima='trained: mapper, 7,362,048', flmm='trained: head, 7,77', lm4visual='trained: maps, 3,145,728', generative_adapter='trained: 32 layers, 537,001,984', pinto='trained: t5, 222,903,552')
     for words in counts.values(): assert words in said.out, words
-    assert 'missing here: ' in said.out and 'hours on one H100' in said.out and '2,936 GB' in said.out and not Path('_out').exists()
+    assert 'missing here: ' in said.out and 'hours on one H100' in said.out and said.out.count('operations: ') == 6 and 'optimizer state' in said.out and '2,936 GB' in said.out and not Path('_out').exists()
     real = shell('reproduce', 'limber', '--scale', 'real', '--dry-run').out
     assert 'smollm2-135m' in real and 'flickr8k' in real
 

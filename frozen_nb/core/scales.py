@@ -175,10 +175,20 @@ class ScalePlan:
     scale: Scale
     parts: pd.DataFrame # the frozen models, one row each
     trained: dict       # part -> parameters
-    hours: float        # on one GPU
-    memory_gb: float    # weights, what is trained with its optimizer, activations
+    operations: float   # of the whole training
+    memory: dict        # part of the memory of one GPU -> GB
     store_gb: float     # of features that are kept, in bf16
     missing: list       # weights and data that are not on this machine
+
+    @property
+    def hours(self) -> float: # on one GPU
+        "At the peak and the utilisation above."
+        return self.operations/PEAK/UTILISATION/3600
+
+    @property
+    def memory_gb(self) -> float: # of one GPU
+        "All parts together."
+        return sum(self.memory.values())
 
 # %% ../../nbs/core/14_scales.ipynb #scl00015
 def plan_scale(
@@ -195,11 +205,11 @@ def plan_scale(
     n_trained, recipe = sum(trained.values()), scale.recipe
     positions = recipe['steps']*recipe['batch']*recipe.get('positions', 1)
     operations = parts.operations.sum() + 6*n_trained*positions*recipe.get('sequences', 1)
-    memory = sum(parts.weights_gb) + sum(parts.activations_gb) + 16*n_trained/1e9
+    memory = {'frozen weights': sum(parts.weights_gb), 'activations': sum(parts.activations_gb),
+              'trained weights, gradient, optimizer state': 16*n_trained/1e9}
     store = math.prod((scale.store or dict(items=0)).values())*2/1e9
     missing = [*scale.missing, *_absent_data(scale), *_absent(scale)]
-    hours = operations/PEAK/UTILISATION/3600
-    return ScalePlan(scale, parts, trained, hours, memory, store, missing)
+    return ScalePlan(scale, parts, trained, operations, memory, store, missing)
 
 # %% ../../nbs/core/14_scales.ipynb #scl00015b
 def _absent(scale):
@@ -223,9 +233,11 @@ def plan_lines(
     lines = [f'{scale.method}, scale {scale.name}: {recipe["steps"]:,} steps of {recipe["batch"]}']
     lines += map(_part_line, plan.parts.itertuples())
     lines += [f'  trained: {name}, {n:,}' for name, n in plan.trained.items()]
-    lines.append(f'  memory of one GPU: about {plan.memory_gb:.0f} GB '
-                 f'({recipe.get("micro_batch", 1)} examples at once, with checkpoints), of which '
-                 f'{16*sum(plan.trained.values())/1e9:.1f} GB for what is trained')
+    by_part = ', '.join(f'{name} {gb:.1f}' for name, gb in plan.memory.items())
+    lines.append(f'  memory of one GPU: about {plan.memory_gb:.0f} GB ({by_part}; '
+                 f'{recipe.get("micro_batch", 1)} examples at once, with checkpoints)')
+    frozen = plan.parts.operations.sum()/plan.operations
+    lines.append(f'  operations: {plan.operations:.1e}, {frozen:.0%} of them in frozen models')
     lines.append(f'  time: about {plan.hours:,.1f} hours on one H100 or H200, '
                  f'{plan.hours/8:,.1f} on eight (at {UTILISATION:.0%} of the peak in bf16)')
     if plan.store_gb: lines.append(
