@@ -115,7 +115,7 @@ def test_labels_of_a_saved_classifier(classes, tmp_path, runs):
     fitted(classes, tmp_path/'out')
     paths = [classes/'dogs'/f'{i}.png' for i in range(5)]
     items = [SimpleNamespace(path=path, name='dogs') for path in paths]
-    evaluation = SimpleNamespace(head=tmp_path/'out', device='cpu', classes=dict(cats=7, dogs=3))
+    evaluation = SimpleNamespace(head=tmp_path/'out', device='cpu', lm=None, classes=dict(cats=7, dogs=3))
     images = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
     best = outputs(load_classifier(tmp_path/'out', 'cpu'), (pixels(images),)).argmax(1)
     labels = labels_by_lm4visual(evaluation, items)

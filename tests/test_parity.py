@@ -1098,8 +1098,11 @@ def test_an_encoder_of_the_authors_is_not_saved_without_its_block(tmp_path):
 
 # ---- what ships, and what was saved before, stays as it is
 
-def test_the_head_that_ships_divides_by_the_mean():
-    shipped = flmm.load_grounder(device='cpu').flmm
+def test_a_head_that_was_saved_with_the_mean_divides_by_the_mean(tmp_path):
+    from frozen_nb.core.zoo import load_lmm, load_sam
+    lmm, sam = load_lmm('llava', device='cpu'), load_sam('sam', device='cpu')
+    made = flmm.new_flmm(lmm, sam, divide='mean', boxes='longer')
+    shipped = flmm.load_grounder(flmm.save_flmm(made, tmp_path/'head'), lmm, sam).flmm
     assert shipped.head.config['divide'] == 'mean' and shipped.cut == 'fractions'
     assert (shipped.refiner.config['boxes'], shipped.refiner.config['beside']) == ('longer', 'own')
     maps = torch.rand(2, 36, 8, 8, generator=torch.Generator().manual_seed(0))

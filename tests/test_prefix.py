@@ -155,7 +155,7 @@ def test_a_damaged_map_is_refused_in_one_line(saved, case):
     damage(saved)
     with pytest.raises(BadInput) as e: load_map(saved)
     assert says in str(e.value) and str(saved) in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 700
-    assert any(way in str(e.value) for way in ('download it again', 'download the map again', 'a map is a folder with'))
+    assert any(way in str(e.value) for way in ('download it again', 'download the map again', 'give a folder that holds one'))
 
 @pytest.mark.parametrize('role', ['encoder', 'lm'])
 def test_a_map_for_other_models_is_refused_by_name(saved, role):
