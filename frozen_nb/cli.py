@@ -604,7 +604,7 @@ def _records_of(file):
 
 def _is_of_method(file):
     "Whether a file holds records of the method that it is named for, as a run writes them."
-    return {record['method'] for record in _records_of(file)} == {file.stem}
+    return {record['method'] for record in _records_of(file)} <= {file.stem}
 
 # %% ../nbs/90_cli.ipynb #d6e61a2d
 def _records_aside(out):
@@ -774,6 +774,9 @@ def _check_folders(out):
     for path in (out/'notebooks', out/'claims', out/'claims'/'findings'):
         if os.path.lexists(path) and not path.is_dir(): raise BadInput(
             f'{path}: a file where a folder of the run has to be; choose another one with --out')
+    for path in filter(_is_records, (out/'claims').glob('*.json')):
+        if not _is_of_method(path): raise BadInput(
+            f'{path}: records under another name than that of their method; move it elsewhere')
 
 # %% ../nbs/90_cli.ipynb #chkres01
 def _check_results(out, known):

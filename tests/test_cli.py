@@ -164,14 +164,17 @@ def record(value, required=True):
     return f'import os, json\nfolder = os.environ["FROZEN_NB_OUT"] + "/claims"\nos.makedirs(folder, exist_ok=True)\nwith open(folder + "/toy.json", "w") as f: json.dump({json.loads(json.dumps(ledger.records()))!r}, f)'.replace('true', 'True')
 
 def test_records_that_a_user_keeps_beside_those_of_a_run(shell, chapters):
-    "A copy of records under a name of one's own: neither deleted nor taken in by another run."
+    "A copy of records under a name of one's own, of a method of the run or of another: refused before the run, and both stay."
     chapters('10_toy', record(2))
     assert shell('reproduce', '--out', 'results').status == 0
-    mine = Path('results/claims/my-old-results.json')
-    mine.write_bytes(Path('results/claims/toy.json').read_bytes())
-    before = mine.read_bytes()
-    shell('reproduce', '--out', 'results')
-    assert mine.read_bytes() == before and Path('results/claims/toy.json').is_file()
+    theirs, mine = Path('results/claims/toy.json'), Path('results/claims/my-old-results.json')
+    before = theirs.read_bytes()
+    for move in (mine.write_bytes, lambda data: (theirs.rename(mine), None)):
+        move(before)
+        refused(shell('reproduce', '--out', 'results'), 'my-old-results.json', 'move it elsewhere')
+        assert mine.read_bytes() == before
+    mine.rename('kept.json')
+    assert shell('reproduce', '--out', 'results').status == 0 and Path('kept.json').read_bytes() == before
 
 @pytest.mark.parametrize('place', ['notebooks', 'claims', 'claims/findings'])
 def test_a_file_where_a_run_has_a_folder(shell, chapters, place):
