@@ -627,7 +627,7 @@ def _put_aside(out):
         old = merge(_records_in(aside, every=True), _records_in(claims, every=True))
         if old: write_records(old, aside/'all.json')
         for file in claims.glob('*.json'):
-            if _is_of_method(file): file.unlink()
+            if _records_of(file) and _is_of_method(file): file.unlink()
     return damaged
 
 # %% ../nbs/90_cli.ipynb #9d7b22b9
