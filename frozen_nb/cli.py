@@ -778,12 +778,28 @@ def _check_folders(out):
         if not _is_of_method(path): raise BadInput(
             f'{path}: records under another name than that of their method; move it elsewhere')
 
+# %% ../nbs/90_cli.ipynb #chkfnd01
+def _check_findings(claims):
+    "Refuse records that a chapter, at its end, could not add its own to."
+    from frozen_nb.core.findings import read_findings
+    from frozen_nb.core.frozen import BadInput
+    for path in [*claims.glob('*.json'), *(claims/'findings').glob('*.json')]:
+        if not path.is_file(): raise BadInput(
+            f'{path}: not a file, where records of a run have to be; move it elsewhere')
+    for path in (claims/'findings').glob('*.json'):
+        try:
+            read_findings(path)
+        except BadInput as error:
+            reason = str(error).rsplit(';', 1)[0]
+            raise BadInput(f'{reason}; move this file elsewhere, and run again') from None
+
 # %% ../nbs/90_cli.ipynb #chkres01
 def _check_results(out, known):
     "Refuse a folder in which a run would replace a report or records that are not of a run."
     from frozen_nb.core.frozen import BadInput
     checks = {out/'report.html': _is_report, out/'claims.json': _is_records}
     _check_folders(out)
+    _check_findings(out/'claims')
     strange = [path for path in sorted((out/'claims').glob('*.json')) if path.stem not in known]
     checks |= dict.fromkeys(strange, _is_records)
     for path, is_ours in checks.items():

@@ -50,9 +50,26 @@ class Evaluation:
 
 # %% ../nbs/80_evaluate.ipynb #eva00009
 def _in_batches(items, predict, n=32):
-    "Predictions of all items, some items at a time."
-    return [p for first in range(0, len(items), n) for p in predict(items[first:first + n])]
+    "Predictions of all items, some items at a time. Raises `BadInput` that names the item."
+    predictions = []
+    for first in range(0, len(items), n):
+        part = items[first:first + n]
+        try:
+            predictions += predict(part)
+        except BadInput as error:
+            raise _of_item(part, predict, error) from None
+    return predictions
 
+def _of_item(part, predict, error):
+    "The same error, with the item that it is about."
+    for item in part:
+        try:
+            predict([item])
+        except BadInput as alone:
+            return BadInput(f'item {item.key}: {alone}')
+    return error
+
+# %% ../nbs/80_evaluate.ipynb #eva00009b
 def _limber(evaluation):
     from frozen_nb.limber import Limber
     how = dict(device=evaluation.device, dtype=evaluation.dtype)
@@ -100,7 +117,8 @@ def regions_by_flmm(
     _check_no_lm(evaluation)
     grounder = load_grounder(evaluation.head, device=evaluation.device, dtype=evaluation.dtype)
     shape = _box_around if hasattr(items[0], 'box') else encode_mask
-    return [shape(grounder.ground(item.open(), [item.phrase])[0].mask) for item in items]
+    def region(item): return shape(grounder.ground(item.open(), [item.phrase])[0].mask)
+    return _in_batches(items, lambda part: list(map(region, part)), n=1)
 
 # %% ../nbs/80_evaluate.ipynb #eva00011
 def labels_by_lm4visual(
@@ -135,12 +153,12 @@ def answers_by_generative_adapter(
     from frozen_nb.generative_adapter import load_generator, Memory
     lm = load_lm(evaluation.lm or 'llama', evaluation.dtype, evaluation.device)
     generator = load_generator(evaluation.head or data_path('zoo', 'adapter'), lm)
-    adapters = {}
-    for item in items:
-        if item.context and item.context not in adapters:
+    adapters = {'': None}
+    def answer(item):
+        if item.context not in adapters:
             adapters[item.context] = Memory(lm, generator).add(item.context).adapter()
-    def answer(item): return answers(lm, [_with_options(item)], adapters.get(item.context))[0]
-    return [answer(item) for item in items]
+        return answers(lm, [_with_options(item)], adapters[item.context])[0]
+    return _in_batches(items, lambda part: list(map(answer, part)), n=1)
 
 def _with_options(item):
     "A question, and the answers to choose from, if it has some."
@@ -156,8 +174,10 @@ def choices_by_pinto(
     from frozen_nb.pinto import load_reasoner
     reasoner = load_reasoner(evaluation.head or data_path('zoo', 'pinto'), evaluation.device)
     lm = load_lm(evaluation.lm or reasoner.lm_name or 'llama', evaluation.dtype, evaluation.device)
-    rationales = reasoner.rationalize(lm, items)
-    return reasoner.probabilities(items, rationales).argmax(1).tolist()
+    def choices(part):
+        rationales = reasoner.rationalize(lm, part)
+        return reasoner.probabilities(part, rationales).argmax(1).tolist()
+    return _in_batches(items, choices)
 
 # %% ../nbs/80_evaluate.ipynb #eva00013
 PREDICTORS: dict[tuple, Callable] = {

@@ -99,3 +99,12 @@ def test_own_files_of_the_same_names_are_no_evaluation(tmp_path):
 def test_a_language_model_that_a_head_cannot_take(method, format):
     from frozen_nb.evaluate import _check_no_lm
     with pytest.raises(BadInput, match='leave --lm out'): _check_no_lm(Evaluation(method, Path('.'), format, lm='opt'))
+
+def test_the_item_that_cannot_be_read_is_named(data, tmp_path):
+    text = biography(0, 1, seed=3)
+    def question(key, words): return dict(id=key, question=words, answers=[dict(text='x', answer_start=0)])
+    paragraph = dict(context=text.text, qas=[question('short', 'who is it?'), question('long', 'word '*6000)])
+    (tmp_path/'dev-v1.1.json').write_text(json.dumps(dict(version='1.1', data=[dict(title='a', paragraphs=[paragraph])])))
+    with pytest.raises(BadInput, match='^item long: ') as error:
+        evaluate_head(Evaluation('generative_adapter', tmp_path, 'squad', 'dev', device='cpu'))
+    assert '\n' not in str(error.value)

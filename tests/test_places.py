@@ -150,6 +150,18 @@ def test_a_run_replaces_no_report_of_others(tmp_path, monkeypatch, shell, name, 
         assert said.status == 2 and said.err.count('\n') == 1 and name in said.err and 'not of a run' in said.err
     assert contents(tmp_path) == {path.relative_to(tmp_path): text.encode()}
 
+@pytest.mark.parametrize('name, text', [('limber.json', None), ('findings/limber.json', None), ('findings/limber.json', '[{"a": 1}]')])
+def test_records_that_a_run_could_not_add_to_are_named_before_it(tmp_path, monkeypatch, shell, name, text):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path/'o'/'claims'/name
+    path.parent.mkdir(parents=True)
+    if text is None: path.mkdir()
+    else: path.write_text(text)
+    for dry in (['--dry-run'], []):
+        said = shell('reproduce', 'limber', '--out', 'o', *dry)
+        assert said.status == 2 and said.err.count('\n') == 1 and name in said.err and 'move' in said.err
+    assert path.is_dir() if text is None else path.read_text() == text
+
 def test_an_empty_list_among_the_records_stays(tmp_path):
     from frozen_nb import cli
     (tmp_path/'claims').mkdir()
