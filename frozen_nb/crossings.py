@@ -35,7 +35,7 @@ def visual_maps(
     queries = [row.nonzero()[:, 0] for row in of_phrase]
     index = torch.nn.utils.rnn.pad_sequence(queries, True, -1)      # (B, Q)
     start = int(batch.visual[0].nonzero()[0])
-    with within(batch) if within else nullcontext(): pass           # may look into the model once
+    with within(batch) if within else nullcontext(): pass # looks at the model as it is
     with attention_rows(lm.model, index, slice(start, start + k)) as seen:
         with within(batch) if within else nullcontext(): lm.model(**batch.inputs, use_cache=False)
     rows = torch.stack(list(seen.rows.values()), 1)                 # (B, M, N, Q, k)
