@@ -527,7 +527,7 @@ def page_notebook(
 # %% ../nbs/81_book.ipynb #book0034
 def _parted(cell):
     "Verdict and result, from a cell of `findings_table`."
-    match = re.fullmatch(r'\*\*(.+?)\*\* (.*)', cell)
+    match = re.fullmatch(r'(\w+) ([−\d].*)', cell)
     if match: return match[1], match[2]
     verdict, _, why = re.sub(r' \((.*)\)$', r': \1', cell).partition(': ')
     return verdict, why

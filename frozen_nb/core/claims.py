@@ -1191,11 +1191,13 @@ def _headlines(records, figures, findings):
 
 # %% ../../nbs/core/10_claims.ipynb #fndhtml1
 def _as_html(tables):
-    "Tables as HTML; **verdicts** are bold."
+    "Tables as HTML, with verdicts in bold."
     how = dict(index=False, border=0, classes='claims')
     def title_of(method): return _METHODS[method][0] if method in _METHODS else method
-    return {title_of(method): re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', table.to_html(**how))
-            for method, table in tables.items()}
+    def page_of(table):
+        verdicts = r'<td>(holds|fails|inconclusive|equal|ceiling) (?=[−\d])'
+        return re.sub(verdicts, r'<td><strong>\1</strong> ', table.to_html(**how))
+    return {title_of(method): page_of(table) for method, table in tables.items()}
 
 # %% ../../nbs/core/10_claims.ipynb #a47e291b
 def report(

@@ -769,7 +769,7 @@ def _shown(record, protocol):
     interval = Interval(record['value'], *record['ci'])
     null = record.get('null')
     beside = f'; null {number(null["value"], interval.high - interval.low)}' if null else ''
-    return f'**{record["verdict"]}** {interval}{beside}'
+    return f'{record["verdict"]} {interval}{beside}'
 
 def findings_table(
     protocol: Protocol, # of a method
@@ -855,8 +855,10 @@ def _amendment_line(amendment):
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00071b
 def _markdown(table):
-    "A data frame as a table in Markdown."
+    "A data frame as a table in Markdown, with verdicts in bold."
+    def bold(cell): return re.sub(r'^(\w+) (?=[−\d])', r'**\1** ', cell)
     def line(cells): return f'| {" | ".join(str(cell).replace("|", "/") for cell in cells)} |'
+    table = table.assign(**{scale: table[scale].map(bold) for scale in SCALES[:2]})
     rows = [table.columns, ['---']*len(table.columns), *table.values]
     return '\n'.join(map(line, rows))
 
