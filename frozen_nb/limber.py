@@ -40,7 +40,7 @@ def new_map(
     if unknown: raise BadInput(f'{min(unknown)}: a map has out_tokens, dropout, feature_dropout')
     flat = features.float().flatten(0, 1)                              # (n k, e)
     about = about_models(encoder, lm) | dict(k=features.shape[1], prompt=prompt)
-    about |= dict(start=bool(start_ids(lm)))
+    about |= dict(start=bool(start_ids(lm)))                           # a token that begins a text
     std = flat.std(0) if encoder else torch.ones(flat.shape[1])
     ids = torch.arange(lm.embeddings.num_embeddings, device=lm.device)[:32_768]
     with torch.no_grad(): scale = lm.embeddings(ids).float().std().item()   # as Gemma scales them
