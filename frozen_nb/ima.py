@@ -20,7 +20,7 @@ from .core.activations import blocks
 from .core.frozen import *
 from .core.mappers import fit_mapper, QueryMapper
 from .core.prefix import image_features, sequence, target_log_likelihood
-from .core.skipping import count_flops, skipping
+from .core.skipping import count_flops, exchanged, skipping
 from .core.states import (
     change, multimodal_batch, point_states, token_norms, token_states, vocabulary)
 from .core.subnetworks import chance_iou, subnetwork, subnetwork_iou
