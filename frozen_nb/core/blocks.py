@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTROL_WEIGHTS', 'BLOCK_WEIGHTS', 'LMBlock', 'Reading', 'read_tensors', 'block_of_config', 'shuffled_entries',
-           'gaussian_like', 'spectrum_matched', 'load_block']
+           'gaussian_like', 'spectrum_matched', 'load_block', 'null_arm']
 
 # %% ../../nbs/core/29_blocks.ipynb #blk00002
 import inspect
@@ -380,3 +380,15 @@ def load_block(
     _check_order(block)
     block.read, device = read, pick_device(device)
     return freeze(block.to(device, pick_dtype(dtype, device)))
+
+# %% ../../nbs/core/29_blocks.ipynb #blk00043
+def null_arm(
+    scores: dict,       # arm -> scores, (runs, items)
+    name: str,          # of the arm that the pretrained block is compared with
+    lower: bool = False, # whether lower scores are better
+) -> tuple:             # of scores: what stands in place of the pretrained block; the arm itself
+    "Both sides of the null arm of the pretrained block minus another arm."
+    if name in ('base', 'MLP'): return scores['identity'], scores[name]
+    others = [kind for kind in CONTROL_WEIGHTS if kind not in ('random', name)]
+    best = (min if lower else max)(others, key=lambda kind: scores[kind].mean())
+    return scores[best], scores[name]
