@@ -414,3 +414,18 @@ def test_a_protocol_was_committed_before_the_run_that_it_is_about(path):
     for record in measured:
         then = protocol_at(record['about']['commit'].rstrip('+'), path.stem)
         assert then[record['finding']] == protocol.findings[record['finding']], record['finding']
+
+
+def test_nothing_holds_beside_a_null_arm_that_is_the_other_arm_again(tmp_path):
+    "Another seed minus this one is zero by arithmetic: it could reject nothing, so it shows nothing."
+    rng = np.random.default_rng(0)
+    ours, other, third = (rng.random((3, 200)) < p for p in (.8, .3, .3))
+    protocol = write_protocol(tmp_path/'toy.json', 'toy', 'here', dict(content=FINDING))
+    def verdict(null, against=None):
+        record = Findings(protocol).record('content', ours, null, other, np.arange(200)//2, against)
+        return record['verdict'], record['why']
+    assert verdict(third) == ('holds', '')
+    for turned in (other, np.roll(other, 1, 0), other[[2, 0, 1]]):
+        assert verdict(turned) == verdict(turned, other) == ('inconclusive', 'the null arm is the other arm again, and rejects nothing')
+    assert verdict(np.roll(other, 1, 1)) == ('holds', '')           # other items: a measure of its own
+    assert verdict(0*other, 0*other) == ('holds', '')               # both at the bottom: measured, not arranged

@@ -461,6 +461,13 @@ def _interval(items, statistic, null=False):
     if statistic == 'mean': second = None
     return hierarchical_bootstrap(first, second, items['cluster'], statistic)
 
+def _rejects_nothing(items, statistic):
+    "Whether the null arm is what it is compared with, its runs in another order."
+    if 'null' not in items or statistic == 'mean': return False
+    other = items.get('null_against', items.get('against'))
+    null, other = (sorted(map(tuple, x.tolist())) for x in (items['null'], other))
+    return null == other and items['null'].std() > 0
+
 def _listed(interval): return [float(f'{x:.6g}') for x in (interval.low, interval.high)]
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00045b
@@ -473,6 +480,8 @@ def _summary(items, finding, terms):
     trained = [n for arm, n in runs.items() if not arm.startswith('null')]
     against = float(items['against'].mean(dtype=float)) if 'against' in items else None
     verdict, why = judge(own, terms, min(trained), null, against)
+    if verdict == 'holds' and _rejects_nothing(items, statistic):
+        verdict, why = 'inconclusive', 'the null arm is the other arm again, and rejects nothing'
     about = dict(value=float(f'{own.value:.6g}'), ci=_listed(own), verdict=verdict, why=why)
     if null: about |= dict(null=dict(value=float(f'{null.value:.6g}'), ci=_listed(null)))
     n_clusters = len(np.unique(items['cluster']))
