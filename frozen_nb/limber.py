@@ -77,18 +77,19 @@ def fit_map(
     config: TrainConfig = LIMBER_RECIPE, # its seed starts the map and orders the batches
     prompt: str = 'A picture of',        # between image and caption
     batch_size: int = 32,                # images in a step
-    **options: object,                   # `folder` for checkpoints, `desc` of a progress bar, `end`
-                                         # of captions, and arguments of `LinearMap`
+    **options: object,                   # `folder`, `desc` of a progress bar, `end` of captions,
+                                         # `bias_rate` (a factor), and arguments of `LinearMap`
 ) -> tuple:                              # `LinearMap`, `History`
     "Train the one linear map. Both models are checked to be the same bytes before and after."
     folder, desc = options.pop('folder', None), options.pop('desc', '')
     end, texts = options.pop('end', True), caption_lists(captions)
+    rates = {'linear.bias': options.pop('bias_rate')} if 'bias_rate' in options else None
     untrained = new_map(encoder, lm, features, prompt, config.seed, **options)
     def loss(m, batch): return caption_loss(m, lm, batch['features'], batch['texts'], prompt, end)
     frozen = [lm.model] + ([encoder.model] if encoder else [])
     history = train(untrained, caption_batches(features, texts, batch_size, config.seed), loss,
                     config, frozen=frozen, folder=folder, desc=desc,
-                    inputs=(features, texts, prompt, batch_size, end))
+                    rates=rates, inputs=(features, texts, prompt, batch_size, end))
     return freeze(untrained), history
 
 # %% ../nbs/10_limber.ipynb #keptmap0
@@ -111,7 +112,8 @@ def kept_map(
     return wait_for_turn(partial(fit_map, *inputs, folder=folder, **options))
 
 def _read_map(shipped, encoder, lm, features, seed, options):
-    options = {name: x for name, x in options.items() if name not in ('batch_size', 'end')}
+    of_training = 'batch_size', 'end', 'bias_rate'
+    options = {name: x for name, x in options.items() if name not in of_training}
     linear_map = new_map(encoder, lm, features, seed=seed, **options)
     tensors, history = read_run(shipped, dict(linear_map.named_parameters()))
     linear_map.load_state_dict(tensors | dict(linear_map.named_buffers()))

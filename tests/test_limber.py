@@ -453,6 +453,20 @@ def test_an_option_that_a_map_has_not_is_refused_before_training(models):
     features = torch.randn(4, 2, encoder.width)
     refused(lambda: fit_map(encoder, lm, features, ['a cat']*4, FEW, feature_droput=.3), 'feature_droput', 'feature_dropout')
 
+def test_the_bias_of_a_map_can_learn_at_a_rate_of_its_own(models):
+    "What does not depend on the image, a bias learns first if it is let; Adam's first step is the rate."
+    encoder, lm = models
+    features, captions = torch.randn(6, 2, encoder.width), [f' a cat {i}' for i in range(6)]
+    config = replace(FEW, steps=1, lr=1e-4, warmup=0, optimizer='adamw', weight_decay=0.)
+    def moved(**options):
+        start = new_map(encoder, lm, features, seed=0)
+        trained, _ = fit_map(encoder, lm, features, captions, config, **options)
+        return [(trained.linear.bias - start.linear.bias).abs().max().item(), (trained.linear.weight - start.linear.weight).abs().max().item()]
+    assert moved() == pytest.approx([1e-4, 1e-4], rel=.05) and moved(bias_rate=100.) == pytest.approx([1e-2, 1e-4], rel=.05)
+    first, second = (kept_map(encoder, lm, features, captions, config, bias_rate=100.)[0] for _ in range(2))
+    assert torch.equal(first.linear.bias, second.linear.bias)
+
+
 def test_a_kept_map_is_trained_once(models, monkeypatch):
     encoder, lm = models
     features, captions = torch.randn(6, 2, encoder.width), [f'a cat {i}' for i in range(6)]
