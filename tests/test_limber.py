@@ -456,7 +456,7 @@ def test_an_option_that_a_map_has_not_is_refused_before_training(models):
 def test_the_bias_of_a_map_can_learn_at_a_rate_of_its_own(models):
     "What does not depend on the image, a bias learns first if it is let; Adam's first step is the rate."
     encoder, lm = models
-    features, captions = torch.randn(6, 2, encoder.width), [f' a cat {i}' for i in range(6)]
+    features, captions = torch.randn(6, 2, encoder.width), [f'a cat {i}' for i in range(6)]
     config = replace(FEW, steps=1, lr=1e-4, warmup=0, optimizer='adamw', weight_decay=0.)
     def moved(**options):
         start = new_map(encoder, lm, features, seed=0)
