@@ -8,7 +8,7 @@ __all__ = ['DESCRIBE', 'WORDINGS', 'NEW_WORDINGS', 'PHRASE_SPLITS', 'REGION_COLU
            'phrase_scenes', 'phrase_set', 'paired_phrases', 'text_phrases', 'region_ious', 'own_and_others',
            'confusion_matrix', 'confusion_figure', 'fit_logistic', 'best_threshold', 'calibration_errors', 'fit_probe',
            'decide', 'draw_calibration', 'region_scores', 'next_phrase', 'next_image', 'what_is_named',
-           'location_prior', 'head_aucs', 'draw_head_aucs']
+           'location_prior', 'refined_prior', 'head_aucs', 'draw_head_aucs']
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00002
 import random
@@ -20,10 +20,13 @@ from operator import attrgetter
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import rankdata
 
 from ..core.frozen import *
+from ..core.groundings import GroundingData
 from ..world.captions import phrase, side_phrase
 from ..world.drawing import render
 from ..world.scenes import COLOURS, POSITIONS, Scene, scene, SPECIES
@@ -476,7 +479,8 @@ def region_scores(
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr0091b
 def next_phrase(
     examples: list, # of `PhraseExample`
-) -> np.ndarray:    # (n,) numbers of examples; its own where there is no other
+    move: int = 1,  # 2: the one after it, which names a third region
+) -> np.ndarray:    # (n,) numbers of examples; the last that there is where there are fewer
     "For each phrase the next one of the same image that names another region."
     by_image, out = {}, np.arange(len(examples))
     for i, example in enumerate(examples):
@@ -484,9 +488,11 @@ def next_phrase(
     for i, example in enumerate(examples):
         same = by_image[example.name]
         place = same.index(i)
-        around = same[place + 1:] + same[:place]
-        own = {*example.named.regions}
-        out[i] = next((j for j in around if not own & {*examples[j].named.regions}), i)
+        around, seen = same[place + 1:] + same[:place], {*example.named.regions}
+        for _ in range(move):
+            new = (j for j in around if not seen & {*examples[j].named.regions})
+            out[i] = next(new, out[i])
+            seen |= {*examples[out[i]].named.regions}
     return out
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00092
@@ -515,6 +521,27 @@ def location_prior(
     every = [mask for what, mask in named if what]
     def mean_of(what): return np.mean([mask for name, mask in named if name == what] or every, 0)
     return {what: mean_of(what) for what in ('animal', 'ground', 'sky', 'water')}
+
+# %% ../../nbs/benchmarks/15_wordings.ipynb #phr0092c
+@torch.no_grad()
+def refined_prior(
+    refiner: torch.nn.Module, # of an F-LMM: (features, logits, phrases, size) -> logits
+    data: GroundingData,      # of the examples, with features of SAM
+    examples: list,           # of `PhraseExample`, each with a mask (H, W)
+    prior: dict,              # of `location_prior`
+    level: float = .5,        # where it is cut
+    batch_size: int = 128,    # phrases at once
+) -> np.ndarray:              # (n, H, W) bool
+    "Masks of a refiner that is prompted with the location prior in place of a head's mask."
+    of_each = torch.from_numpy(np.stack([prior[what_is_named(x)] for x in examples])).float()
+    small = F.interpolate(of_each[:, None], (32, 32), mode='area')[:, 0].clamp(.01, .99)
+    logits, size = small.logit() - torch.tensor(level).logit(), examples[0].masks[0].shape[::-1]
+    device, out = next(refiner.parameters()).device, []
+    for i in torch.arange(len(examples)).split(batch_size):
+        features = data.features[data.image[i]].float().to(device)
+        phrases = data.phrases[i].to(device)
+        out.append(refiner(features, logits[i].to(device), phrases, size).cpu() > 0)
+    return torch.cat(out).numpy()
 
 # %% ../../nbs/benchmarks/15_wordings.ipynb #phr00095
 def head_aucs(
