@@ -100,7 +100,9 @@ CLEAR, NOISE = Interval(.3, .2, .4), Interval(0, -.1, .1)
     (Interval(0, 0, 0), dict(runs=3), 3, NOISE, .5, 'fails'), (CLEAR, dict(runs=3, threshold=.35), 3, NOISE, .5, 'inconclusive'), (CLEAR, dict(runs=5), 1, NOISE, .5, 'inconclusive'),
     (Interval(-.3, -.4, -.2), dict(runs=3), 1, NOISE, .5, 'inconclusive'), (NOISE, dict(runs=3, margin=.1), 1, NOISE, .5, 'inconclusive'), (Interval(-.2, -.25, -.15), dict(runs=3, ceiling=.99), 3, NOISE, 1., 'fails'),
     (Interval(.03, .01, .055), dict(runs=3, margin=.05), 3, Interval(0, -.01, .01), .5, 'inconclusive'), (Interval(.08, .01, .15), dict(runs=3, margin=.05), 3, Interval(0, -.01, .01), .5, 'holds'),
-    (CLEAR, dict(runs=3), 3, Interval(.1, -.5, .7), .5, 'inconclusive'), (Interval(-.3, -.4, -.2), dict(runs=3, better='lower'), 3, Interval(-.1, -.7, .5), .5, 'inconclusive')])
+    (CLEAR, dict(runs=3), 3, Interval(.1, -.5, .7), .5, 'inconclusive'), (Interval(-.3, -.4, -.2), dict(runs=3, better='lower'), 3, Interval(-.1, -.7, .5), .5, 'inconclusive'),
+    (CLEAR, dict(runs=3, better='equal', margin=.1), 3, NOISE, .5, 'fails'), (Interval(-.3, -.4, -.2), dict(runs=3, better='equal', margin=.1), 3, NOISE, .5, 'fails'),
+    (NOISE, dict(runs=3, better='equal', margin=.1), 3, NOISE, .5, 'equal'), (Interval(.12, .05, .2), dict(runs=3, better='equal', margin=.1), 3, NOISE, .5, 'inconclusive')])
 def test_verdicts(interval, terms, runs, null, against, verdict): assert judge(interval, Terms(**terms), runs, null, against)[0] == verdict
 
 
@@ -414,6 +416,12 @@ def test_a_protocol_was_committed_before_the_run_that_it_is_about(path):
     for record in measured:
         then = protocol_at(record['about']['commit'].rstrip('+'), path.stem)
         assert then[record['finding']] == protocol.findings[record['finding']], record['finding']
+
+
+def test_a_claim_of_no_difference_needs_a_margin(tmp_path):
+    with pytest.raises(BadInput, match='equal needs a margin'):
+        write_protocol(tmp_path/'toy.json', 'toy', 'here', dict(content=FINDING | dict(better='equal', margin=0)))
+    assert write_protocol(tmp_path/'toy.json', 'toy', 'here', dict(content=FINDING | dict(better='equal'))).terms('content').better == 'equal'
 
 
 def test_nothing_holds_beside_a_null_arm_that_is_the_other_arm_again(tmp_path):

@@ -195,7 +195,7 @@ SEVEN_VERDICTS = ('holds', 'equal', 'fails', 'inconclusive', 'ceiling', 'not tes
 @dataclass(frozen=True)
 class Terms:
     "By what a measurement is judged; all of it is fixed before the run."
-    better: str = 'higher'         # or 'lower'
+    better: str = 'higher'         # or 'lower'; 'equal': the claim is that there is no difference
     threshold: float = 0.          # the finding holds beyond it
     margin: float = 0.             # closer to the threshold than this is as good as equal
     ceiling: float | None = None   # from here on the other arm is as good as can be
@@ -204,11 +204,16 @@ class Terms:
 # %% ../../nbs/core/13_findings.ipynb #fnd00024
 def _side(interval, terms):
     "Where an interval lies: 'beyond' the threshold, 'short' of it, 'within' the margin, 'across'."
-    sign = 1 if terms.better == 'higher' else -1
+    sign = -1 if terms.better == 'lower' else 1
     low, high = sorted(sign*(end - terms.threshold) for end in (interval.low, interval.high))
     if terms.margin > 0 and -terms.margin <= low and high <= terms.margin: return 'within'
+    if terms.better == 'equal': return _apart(low, high, terms.margin)
     if low > 0 and sign*(interval.value - terms.threshold) > terms.margin: return 'beyond'
     return 'short' if high <= 0 else 'across'
+
+def _apart(low, high, margin):
+    "For a claim of no difference: 'short' of it where there is one beyond the margin."
+    return 'short' if low > margin or high < -margin else 'across'
 
 def _passes(null, interval, terms):
     "Whether a null arm lies beyond the threshold too, or may get as far as the finding."
@@ -262,7 +267,8 @@ def content_hash(
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00032
-_CHOICES = dict(origin=('paper', 'ours'), statistic=tuple(STATISTICS), better=('higher', 'lower'))
+_CHOICES = dict(origin=('paper', 'ours'), statistic=tuple(STATISTICS),
+                better=('higher', 'lower', 'equal'))
 
 def _wrong_finding(finding):
     "What is wrong with a finding that matches the schema; '' if nothing is."
@@ -278,6 +284,7 @@ def _wrong_numbers(finding):
     unknown = set(finding.get('not_testable', {})) - set(SCALES)
     if unknown: return f'no scale {min(unknown)!r}'
     if finding.get('margin', 0) < 0: return 'its margin is below 0'
+    if finding.get('better') == 'equal' and not finding.get('margin'): return 'equal needs a margin'
     runs = finding.get('runs', 5)
     if runs < 0 or runs == 1: return 'runs: give 2 or more, or 0 where nothing is trained'
     return ''
