@@ -64,6 +64,11 @@ def test_scores_expose_a_head_that_ignores_the_phrase():
     assert matrix[rows.index('sky'), REGION_COLUMNS.index('other animals')] > .4
     j = next_phrase(examples)
     assert all(examples[k].name == x.name and not {*examples[k].named.regions} & {*x.named.regions} for x, k in zip(examples, j) if examples[k] is not x)
+    third = next_phrase(examples, 2)
+    regions = [{*x.named.regions} for x in examples]
+    moved = [i for i in range(len(examples)) if third[i] != j[i]]
+    assert len(moved) > len(examples)/2 and all(not regions[third[i]] & (regions[i] | regions[j[i]]) for i in moved)
+    assert all(examples[k].name == x.name for x, k in zip(examples, third))
     assert all(x.name != y.name for x, y in zip(examples, next_image(examples)))
 
 
