@@ -21,7 +21,7 @@ from frozen_nb.core.prefix import (
     first_line, generate, image_features, LinearMap, load_map, sequence, shipped_map, shot_prompt,
     starts, target_loss)
 from .core.stores import run_folder
-from .core.training import read_run, train, TrainConfig, wait_for_turn
+from .core.training import read_run, train, TrainConfig
 from .core.zoo import (
     check_images, check_texts, Encoder, LM, load_encoder, load_lm, pool_tokens, unit_pixels)
 
@@ -109,7 +109,7 @@ def kept_map(
     if shipped.is_dir(): return _read_map(shipped, encoder, lm, features, config.seed, options)
     folder = run_folder('limber', 'map', encoder, lm, features, captions, config, options)
     inputs, options = (encoder, lm, features, captions, config), options | dict(desc=desc)
-    return wait_for_turn(partial(fit_map, *inputs, folder=folder, **options))
+    return fit_map(*inputs, folder=folder, **options)
 
 def _read_map(shipped, encoder, lm, features, seed, options):
     of_training = 'batch_size', 'end', 'bias_rate'

@@ -11,7 +11,6 @@ __all__ = ['SPREADS', 'PINTO_RECIPE', 'rationalize', 'choice_scores', 'probabili
 import copy
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NotRequired
@@ -28,7 +27,7 @@ from .core.folders import (
 from .core.frozen import *
 from .core.prompts import Prompt, prompted_texts, rationale_store, read_prompt
 from .core.stores import run_folder
-from .core.training import train, TrainConfig, wait_for_turn
+from .core.training import train, TrainConfig
 from .core.zoo import (
     check_texts, has_weights, LM, load_lm, load_text_model, quiet_libraries, warn_of_settings)
 from .world.multiple_choice import MCQ
@@ -220,7 +219,7 @@ def kept_reasoner(
     on. If another process trains the same model now, it is waited for."""
     inputs = base, batch, replace(config, checkpoint_every=50), regularizer
     folder = run_folder('pinto', 'reasoner', *inputs, options)
-    return wait_for_turn(partial(train_reasoner, *inputs, folder=folder, **options))
+    return train_reasoner(*inputs, folder=folder, **options)
 
 # %% ../nbs/15_pinto.ipynb #pin00061
 @dataclass

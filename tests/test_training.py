@@ -1,5 +1,6 @@
 "What the notebook of `training` cannot show: several processes, kills, and damage at every place of a checkpoint."
-import json, os, random, signal, subprocess, sys
+import json, os, random, signal, subprocess, sys, threading, time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -346,17 +347,21 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     for value in (None, '2', [2]):
         with pytest.raises(BadInput, match='give a number'): TrainConfig(steps=value)
 
-def test_who_waits_for_a_turn_waits_for_no_other_failure():
-    from frozen_nb.core.training import BusyError, wait_for_turn
-    answers = iter([BusyError('busy'), BusyError('busy'), 'trained'])
-    def once():
-        answer = next(answers)
-        if isinstance(answer, Exception): raise answer
-        return answer
-    assert wait_for_turn(once, 0) == 'trained'
-    def broken(): raise BadInput('another reason')
-    with pytest.raises(BadInput, match='another reason'): wait_for_turn(broken, 0)
-
+def test_a_run_in_the_cache_is_waited_for(whole):
+    "What another process trains is the same run there: who comes second takes its result; and a refusal for another reason is not waited for."
+    from filelock import FileLock
+    from frozen_nb.core.stores import run_folder
+    folder = run_folder('limber', 'waiting', asdict(config))
+    folder.mkdir(parents=True)
+    lock = FileLock(folder/'.lock', mode=0o600, thread_local=False)
+    lock.acquire()
+    threading.Timer(1.5, lambda: lock.release(force=True)).start()
+    module, start = Tagger(), time.perf_counter()
+    train(module, batches, noisy_loss, config, folder=folder, inputs=0)
+    assert time.perf_counter() - start > 1 and same(module, whole[0])
+    with pytest.raises(BadInput, match='name another folder'): train(Tagger(), batches, noisy_loss, config, folder=folder, inputs=1)
+    remove_checkpoints(folder)
+    assert not folder.exists()
 
 def test_a_training_that_cannot_be_kept(tmp_path):
     "A loss that is no number is none to ship; weights of another shape, and losses that are texts, are refused when they are read."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'check_schedule', 'learning_rates', 'History', 'split_batch', 'remove_checkpoints', 'write_checkpoint',
-           'read_checkpoint', 'BusyError', 'wait_for_turn', 'recomputing', 'train', 'write_run', 'read_run', 'numeric',
-           'option', 'check_options']
+           'read_checkpoint', 'BusyError', 'recomputing', 'train', 'write_run', 'read_run', 'numeric', 'option',
+           'check_options']
 
 # %% ../../nbs/core/08_training.ipynb #5050d7d5
 import json, math, numbers, os, re, signal, threading, time, warnings
@@ -626,24 +626,25 @@ def is_due(self: _Checkpoints, step: int):
 
 # %% ../../nbs/core/08_training.ipynb #busyerr0
 class BusyError(BadInput):
-    "Another process trains the same run in the same folder."
+    "Another process trains in the same folder."
 
-def wait_for_turn(
-    train_once: Callable,    # trains in a folder, or takes what is there
-    seconds: float = 1.,     # between two tries
-) -> object:                 # what it gives
-    "Call what trains; while another process trains the same run, wait for it."
-    while True:
-        try:
-            return train_once()
-        except BusyError:
-            time.sleep(seconds)
+def _waiting(train):
+    "`train`, waiting for another process that trains the same run in the cache."
+    @wraps(train)
+    def run(*args, folder=None, **kwargs):
+        while True:
+            try:
+                return train(*args, folder=folder, **kwargs)
+            except BusyError:
+                if not _is_keyed(folder): raise
+                time.sleep(1)
+    return run
 
 # %% ../../nbs/core/08_training.ipynb #trn00006
 @patch
 @contextmanager
 def held(self: _Checkpoints):
-    "A block in which no other process trains in this folder. Raises `BadInput` if one does."
+    "A block in which no other process trains in this folder. Raises `BusyError` if one does."
     if self.folder is None or not self.run.accelerator.is_main_process:
         yield
         return
@@ -767,6 +768,7 @@ def _training_bar(
 
 # %% ../../nbs/core/08_training.ipynb #9624ddc2
 @delegates(_training_bar)
+@_waiting
 def train(
     module: nn.Module,                       # trained in place: parameters that require gradients
     batches: Callable[[int], object],        # step -> batch, as `split_batch` takes it
@@ -776,8 +778,7 @@ def train(
     frozen: object = (),                     # models that must not change, or one
     rates: dict | None = None,               # beginning of a parameter's name -> factor on its rate
     folder: str | os.PathLike | None = None, # for checkpoints, from which the same run resumes
-    **kwargs: object,                        # `progress=False`: no bar; `desc`: what it says;
-                                             # `inputs`, with `folder`: all else it depends on
+    **kwargs: object,                        # with a folder, `inputs`: all else it depends on
 ) -> History:                                # losses and metrics of every step
     "Train `module`."
     run, inputs = _Run(module, config, rates), kwargs.pop('inputs', None)
