@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NotRequired
 
@@ -81,7 +80,7 @@ class Generator(nn.Module):
         lm: LM,                  # its weights are no part of the generator
         width: int = 64,         # R
         rank: int = 64,          # r, at most R
-        scale: float = 1.,       # s, the strength of what is written
+        scale: float = 1.,       # alpha, the strength of what is written
         part: str = 'attention', # which map of each layer is added to, 'attention' or 'mlp'
         norm: str = 'svd',       # 'svd', 'frobenius' or 'none'
         floor: float = FLOOR,    # singular values below this share of the largest are dropped
@@ -96,19 +95,8 @@ class Generator(nn.Module):
         self.floor, self.chunk = floor, chunk
         self.base, self.base_settings = lm.fingerprint, lm.settings
         self.names, d = adapted_maps(lm.model, part), lm.model.config.hidden_size
-        shapes = [matrix_of(m).shape[::-1] for m in map(lm.model.get_submodule, self.names)]
-        self.layers = nn.ModuleList(_Layer(d, *shape, width) for shape in shapes)
-
-# %% ../nbs/14_generative_adapter.ipynb #c3964903
-@patch
-def reads_start(
-    self: Generator,
-    lm: LM,            # that it was made for
-    start: bool | str, # 'auto': as the tokenizer does it, see `start_ids`; what a new one does
-) -> Generator:        # this one
-    "Whether a start token is read before each chunk; nothing of it is written."
-    self.made_of['start'] = bool(start_ids(lm, start))
-    return self
+        shapes = [matrix_of(lm.model.get_submodule(name)).shape for name in self.names]
+        self.layers = nn.ModuleList(_Layer(d, d_in, d_out, width) for d_out, d_in in shapes)
 
 # %% ../nbs/14_generative_adapter.ipynb #1ba69df3
 @patch
@@ -126,11 +114,14 @@ def states(
 def _factors(self: Generator, states, thin):
     "U and V, of which U Vᵀ is the normalised state."
     if self.kind == 'svd' and thin: return polar_factors(states, self.rank, self.floor)
-    U = states
-    if self.kind == 'svd': U = polar(states, self.rank, self.floor)
-    if self.kind == 'frobenius':
+    if self.kind == 'svd':
+        U = polar(states, self.rank, self.floor)
+    elif self.kind == 'frobenius':
         U = states/torch.linalg.matrix_norm(states, keepdim=True).clamp_min(1e-12)
-    return U, torch.eye(self.width, dtype=U.dtype, device=U.device).expand_as(U)
+    else:
+        U = states
+    V = torch.eye(self.width, dtype=U.dtype, device=U.device).expand_as(U)
+    return U, V
 
 # %% ../nbs/14_generative_adapter.ipynb #1a92df1d
 @patch
@@ -190,12 +181,13 @@ def read_context(
     there = existing_chunks(lm, context, int(generator.made_of['start'])) # (B, C)
     if states is None: states = _no_states(lm, generator, len(context))
     for chosen in _turns(there, mode):
-        of = chosen.nonzero()[:, 0].to(lm.device) # which context each chunk is of
-        with torch.no_grad():
-            before = generator.write(states, thin=True)[of] if mode == 'sequential' else None
-        with adapted(lm, before) if before else nullcontext():
+        context_of = chosen.nonzero()[:, 0].to(lm.device) # of each chunk
+        if mode == 'sequential':
+            with torch.no_grad(): so_far = generator.write(states, thin=True)[context_of]
+            with adapted(lm, so_far): new = _read_chunks(lm, generator, context, chosen)
+        else:
             new = _read_chunks(lm, generator, context, chosen)
-        states = states.index_add(0, of, new.to(states.dtype))
+        states = states.index_add(0, context_of, new.to(states.dtype))
     return states
 
 # %% ../nbs/14_generative_adapter.ipynb #7ea1e4ff
@@ -327,6 +319,16 @@ def fit_generator(
     return train(generator, batches, loss, config, frozen=[lm.model], **options)
 
 # %% ../nbs/14_generative_adapter.ipynb #gad00061
+@patch
+def reads_start(
+    self: Generator,
+    lm: LM,            # that it was made for
+    start: bool | str, # 'auto': as the tokenizer does it, see `start_ids`; what a new one does
+) -> Generator:        # this one
+    "Whether a start token is read before each chunk; nothing of it is written."
+    self.made_of['start'] = bool(start_ids(lm, start))
+    return self
+
 _GENERATOR_SCHEMA = dict(
     base=str, width=NotRequired[int], rank=NotRequired[int], scale=NotRequired[float],
     part=NotRequired[str], norm=NotRequired[str], floor=NotRequired[float],
@@ -371,7 +373,8 @@ def load_generator(
         raise BadInput(f'{folder}: this generator was made for {another_model(lm, base)}')
     warn_of_settings(settings, lm, f'the generator in {folder}')
     try:
-        start, dtype = config.pop('start', False), next(iter(tensors.values())).dtype
+        start = config.pop('start', False)
+        dtype = next(iter(tensors.values())).dtype
         generator = Generator(lm, **config).reads_start(lm, start).to(dtype)
         generator.load_state_dict(tensors)
     except (TypeError, RuntimeError) as error:
