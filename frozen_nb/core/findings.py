@@ -253,7 +253,7 @@ _finding_schema = dict(
     statistic=NotRequired[str], null=str, cluster=str, better=NotRequired[str],
     threshold=NotRequired[int | float], margin=NotRequired[int | float],
     ceiling=NotRequired[int | float | None], runs=NotRequired[int],
-    not_testable=NotRequired[dict[str, str]])
+    not_testable=NotRequired[dict[str, str]], null_apart=NotRequired[bool])
 _amendment_schema = dict(finding=str, field=str, why=str, results_seen=bool, date=str)
 _protocol_schema = dict(
     method=str, paper=str, written=str, sha256=str, findings=dict[str, _finding_schema],
@@ -468,9 +468,10 @@ def _interval(items, statistic, null=False):
     if statistic == 'mean': second = None
     return hierarchical_bootstrap(first, second, items['cluster'], statistic)
 
-def _rejects_nothing(items, statistic):
+def _rejects_nothing(items, finding):
     "Whether the null arm is what it is compared with, its runs in another order."
-    if 'null' not in items or statistic == 'mean': return False
+    apart, statistic = finding.get('null_apart'), finding.get('statistic', 'mean')
+    if apart or 'null' not in items or statistic == 'mean': return False
     other = items.get('null_against', items.get('against'))
     null, other = (sorted(map(tuple, x.tolist())) for x in (items['null'], other))
     return null == other and items['null'].std() > 0
@@ -487,7 +488,7 @@ def _summary(items, finding, terms):
     trained = [n for arm, n in runs.items() if not arm.startswith('null')]
     against = float(items['against'].mean(dtype=float)) if 'against' in items else None
     verdict, why = judge(own, terms, min(trained), null, against)
-    if verdict == 'holds' and _rejects_nothing(items, statistic):
+    if verdict == 'holds' and _rejects_nothing(items, finding):
         verdict, why = 'inconclusive', 'the null arm is the other arm again, and rejects nothing'
     about = dict(value=float(f'{own.value:.6g}'), ci=_listed(own), verdict=verdict, why=why)
     if null: about |= dict(null=dict(value=float(f'{null.value:.6g}'), ci=_listed(null)))
