@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from .folders import (
@@ -635,8 +635,9 @@ def _waiting(train):
         while True:
             try:
                 return train(*args, folder=folder, **kwargs)
-            except BusyError:
-                if not _is_keyed(folder): raise
+            except BusyError:    # the other processes of a group would not wait
+                in_group = distributed.is_available() and distributed.is_initialized()
+                if in_group or not _is_keyed(folder): raise
                 time.sleep(1)
     return run
 
