@@ -817,7 +817,8 @@ def _draw_finding(ax, y, record, finding):
     ax.vlines([threshold - margin, threshold + margin], y - .42, y + .42, **dashes)
     fill = PALETTE[0] if holds else 'white'
     _interval_line(ax, y - .12, record, PALETTE[0], marker='o', markerfacecolor=fill)
-    if 'null' in record: _interval_line(ax, y + .22, record['null'], '.6', marker='.')
+    of_null = dict(marker='.', markerfacecolor='.6')
+    if 'null' in record: _interval_line(ax, y + .22, record['null'], '.6', **of_null)
     ax.annotate(record['verdict'], (1, y), (6, 0), xycoords=('axes fraction', 'data'),
                 textcoords='offset points', va='center', fontsize=8, annotation_clip=False,
                 fontweight='bold' if holds else 'normal')
@@ -844,12 +845,14 @@ def findings_figure(
             by_unit.setdefault(finding['unit'], []).append((record, finding))
     if not by_unit: raise BadInput(f'{protocol.method}: nothing was measured at scale {scale}')
     sizes = [len(rows) for rows in by_unit.values()]
-    height = .46*sum(sizes) + .6*len(sizes)
+    height = .46*sum(sizes) + .6*len(sizes) + .3
     fig, axes = plt.subplots(
         len(sizes), 1, figsize=(10, height), height_ratios=[size + .3 for size in sizes],
         squeeze=False, layout='constrained')
     for ax, (unit, rows) in zip(axes[:, 0], by_unit.items()):
         _draw_unit(ax, unit, rows)
+    legend = 'blue: measured, filled where it holds · grey: null arm · dashed: threshold'
+    fig.supxlabel(legend, fontsize=8)
     return fig
 
 # %% ../../nbs/core/13_findings.ipynb #fnd00071
