@@ -347,17 +347,22 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     for value in (None, '2', [2]):
         with pytest.raises(BadInput, match='give a number'): TrainConfig(steps=value)
 
-def test_a_run_in_the_cache_is_waited_for(whole):
-    "What another process trains is the same run there: who comes second takes its result; and a refusal for another reason is not waited for."
+def test_a_run_in_the_cache_is_waited_for(whole, monkeypatch):
+    "What another process trains is the same run there: who comes second takes its result. Another refusal is not waited for, nor does one of a group wait."
     from filelock import FileLock
+    from frozen_nb.core import training
     from frozen_nb.core.stores import run_folder
     folder = run_folder('limber', 'waiting', asdict(config))
-    folder.mkdir(parents=True)
+    train(Tagger(), batches, noisy_loss, config, folder=folder, inputs=0)
     lock = FileLock(folder/'.lock', mode=0o600, thread_local=False)
     lock.acquire()
+    monkeypatch.setattr(training.distributed, 'is_initialized', lambda: True)
+    with pytest.raises(training.BusyError, match='another process is training here'): train(Tagger(), batches, noisy_loss, config, folder=folder, inputs=0)
+    monkeypatch.undo()
     threading.Timer(1.5, lambda: lock.release(force=True)).start()
     module, start = Tagger(), time.perf_counter()
-    train(module, batches, noisy_loss, config, folder=folder, inputs=0)
+    with pytest.warns(UserWarning, match='another process trains this; waiting'):
+        assert train(module, batches, noisy_loss, config, folder=folder, inputs=0).resumed_at == config.steps
     assert time.perf_counter() - start > 1 and same(module, whole[0])
     with pytest.raises(BadInput, match='name another folder'): train(Tagger(), batches, noisy_loss, config, folder=folder, inputs=1)
     remove_checkpoints(folder)

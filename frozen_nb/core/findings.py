@@ -470,9 +470,9 @@ def _interval(items, statistic, null=False):
 
 def _rejects_nothing(items, finding):
     "Whether the null arm is what it is compared with, its runs in another order."
-    apart, statistic = finding.get('null_apart'), finding.get('statistic', 'mean')
-    if apart or 'null' not in items or statistic == 'mean': return False
+    if 'null' not in items or finding.get('statistic', 'mean') == 'mean': return False
     other = items.get('null_against', items.get('against'))
+    if finding.get('null_apart') and np.array_equal(items['null'], other): return False
     null, other = (sorted(map(tuple, x.tolist())) for x in (items['null'], other))
     return null == other and items['null'].std() > 0
 
@@ -781,8 +781,8 @@ def fresh_value(
 def _shown(record, protocol):
     "A record in a cell of a table."
     if record is None: return 'not run'
-    if record['protocol'] != protocol: return 'stale: the protocol was amended'
     if 'value' not in record: return record['verdict'] + f' ({record["why"]})'*bool(record['why'])
+    if record['protocol'] != protocol: return 'stale: the protocol was amended'
     interval = Interval(record['value'], *record['ci'])
     null = record.get('null')
     beside = f'; null {number(null["value"], interval.high - interval.low)}' if null else ''

@@ -613,7 +613,9 @@ def check(self: _Checkpoints):
     for path in _named_steps(self.folder):
         step = int(path.name[5:])
         if _is_intact(path):
-            theirs = _info(path).get('identity', {})
+            info = _info(path)
+            if not info: continue    # removed by another process meanwhile
+            theirs = info.get('identity', {})
             _check_identity(self.identity, theirs, self.folder, ['muon'])    # see `resume`
         elif self.is_due(step): _check_free(path, self.identity)
 
@@ -628,6 +630,13 @@ def is_due(self: _Checkpoints, step: int):
 class BusyError(BadInput):
     "Another process trains in the same folder."
 
+def _wait_for_lock(path):
+    while True:
+        try:
+            with FileLock(path, timeout=0, mode=0o600): return
+        except Timeout:
+            time.sleep(.5)
+
 def _waiting(train):
     "`train`, waiting for another process that trains the same run in the cache."
     @wraps(train)
@@ -638,7 +647,8 @@ def _waiting(train):
             except BusyError:    # the other processes of a group would not wait
                 in_group = distributed.is_available() and distributed.is_initialized()
                 if in_group or not _is_keyed(folder): raise
-                time.sleep(1)
+                warnings.warn(f'{folder}: another process trains this; waiting for its end')
+                _wait_for_lock(Path(folder)/'.lock')
     return run
 
 # %% ../../nbs/core/08_training.ipynb #trn00006
