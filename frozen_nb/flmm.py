@@ -42,8 +42,8 @@ class FLMM(nn.Module):
         selector: nn.Module | None = None, # a linear layer, d -> 1
         padded: bool = True,               # whether maps are of the image padded to a square
         merge: str = 'mean',               # how the rows of a phrase's tokens were merged
-        cut: str = 'fractions',            # of `unpad`
-        pixels: int | None = None,         # of `lmm_images`
+        cut: str = 'fractions',            # of a cell, or 'whole' cells, where padding is cut off
+        pixels: int | None = None,         # of the longer side, if images are resized before
         **made_for: str, # what it belongs to: lmm, lmm_fingerprint, sam, sam_fingerprint
     ):
         super().__init__()
@@ -237,7 +237,8 @@ def ground(
     self: Grounder,
     image: Image.Image,        # that the phrases are about
     phrases: list,             # of texts
-    question: str | None = '', # the prompt before each; '': as in the head's training
+    question: str | None = '', # the prompt before each; None: the phrase is the prompt; '':
+                               # whichever of these the head was trained with
 ) -> list:                     # of `GroundedPhrase`
     "A mask for each phrase, given alone. Raises `BadInput` for an empty phrase."
     words = _words(phrases)
