@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'HATCHES', 'MARKERS', 'DASHES', 'INK', 'FAINT', 'style', 'looks', 'greyscale', 'save_figure', 'finish_axes',
-           'bars_with_intervals', 'curves', 'provenance', 'gallery', 'statement_axis', 'claims_figure']
+           'bars_with_intervals', 'curves', 'shared_legend', 'provenance', 'gallery', 'statement_axis', 'claims_figure']
 
 # %% ../../nbs/core/12_figures.ipynb #69352f62
 import io, os, sys, textwrap, warnings
@@ -18,6 +18,7 @@ from fastcore.meta import delegates
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from PIL import Image
@@ -348,6 +349,21 @@ def curves(
     ax.set(xlabel=xlabel, ylabel=ylabel)
     one_seed = any(len(ys) == 1 for ys in runs.values())
     return finish_axes(ax, len(runs) > 1 or one_seed, **kwargs)
+
+# %% ../../nbs/core/12_figures.ipynb #shl00002
+def shared_legend(
+    fig: Figure, # with axes that have legends of their own; a series has one look in all of them
+    ncols: int,  # columns
+) -> Legend:     # the legend
+    "One legend above a figure, in place of those of its axes."
+    entries = {}
+    for ax in fig.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles))
+        if ax.get_legend(): ax.get_legend().remove()
+        ax.set_title(ax.get_title(loc='left'), pad=6)
+    where = dict(loc='outside upper center', ncols=ncols)
+    return fig.legend(list(entries.values()), list(entries), **where)
 
 # %% ../../nbs/core/12_figures.ipynb #78eb0348
 def provenance(
