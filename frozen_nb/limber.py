@@ -42,8 +42,8 @@ def new_map(
     about = about_models(encoder, lm) | dict(k=features.shape[1], prompt=prompt)
     about |= dict(start=bool(start_ids(lm)))                           # a token that begins a text
     std = flat.std(0) if encoder else torch.ones(flat.shape[1])
-    ids = torch.arange(lm.embeddings.num_embeddings, device=lm.device)[:32_768]
-    with torch.no_grad(): scale = lm.embeddings(ids).float().std().item()   # as Gemma scales them
+    ids = torch.arange(lm.embeddings.num_embeddings, device=lm.device)[:32_768]   # enough of them
+    with torch.no_grad(): scale = lm.embeddings(ids).float().std().item()   # called: Gemma scales
     with seeded(seed):
         untrained = kind(features.shape[-1], lm.width, mean=flat.mean(0), std=std, scale=scale,
                          **about, **kwargs)
@@ -84,13 +84,14 @@ def fit_map(
     folder, desc = options.pop('folder', None), options.pop('desc', '')
     end, texts = options.pop('end', True), caption_lists(captions)
     rates = {'linear.bias': options.pop('bias_rate')} if 'bias_rate' in options else None
-    untrained = new_map(encoder, lm, features, prompt, config.seed, **options)
-    def loss(m, batch): return caption_loss(m, lm, batch['features'], batch['texts'], prompt, end)
+    linear_map = new_map(encoder, lm, features, prompt, config.seed, **options)
+    def loss(model, batch):
+        return caption_loss(model, lm, batch['features'], batch['texts'], prompt, end)
     frozen = [lm.model] + ([encoder.model] if encoder else [])
-    history = train(untrained, caption_batches(features, texts, batch_size, config.seed), loss,
+    history = train(linear_map, caption_batches(features, texts, batch_size, config.seed), loss,
                     config, frozen=frozen, folder=folder, desc=desc,
                     rates=rates, inputs=(features, texts, prompt, batch_size, end))
-    return freeze(untrained), history
+    return freeze(linear_map), history
 
 # %% ../nbs/10_limber.ipynb #keptmap0
 def kept_map(

@@ -1300,8 +1300,8 @@ def _overview(methods):
 _PREFACE = ('Every claim that is measured in this library, made from the records in `data/claims`. '
             'A *required* claim is one without which the method does not work.')
 _FIRST = ('What follows are claims of the first edition: one number each, without scores item by '
-          'item and without a null arm. The findings of a chapter take their place when it is '
-          'rewritten; until then they stand as they were measured.')
+          'item and without a null arm, and their intervals mostly leave out that trainings vary. '
+          'Where a finding above has the same subject, the finding counts.')
 
 # %% ../../nbs/core/10_claims.ipynb #ed16f3b3
 def _mark_of(page):

@@ -791,7 +791,7 @@ def _shown(record, protocol):
 def findings_table(
     protocol: Protocol, # of a method
     records: list,      # of this method, of any scale
-) -> pd.DataFrame:      # finding, source, unit, paper's number, miniature, real
+) -> pd.DataFrame:      # id, finding, source, unit, paper's number, miniature, real
     "Findings of a method side by side with what the paper says."
     by_key = {(r['finding'], r['scale']): r for r in records}
     rows = []
@@ -799,8 +799,9 @@ def findings_table(
         kept = {scale: by_key.get((id, scale)) for scale in SCALES[:2]}
         cells = {scale: _shown(record, protocol.hash(id)) for scale, record in kept.items()}
         origin = finding['source'] if finding['origin'] == 'paper' else 'ours'
-        rows.append(dict(finding=finding['statement'], source=origin, unit=finding['unit'],
-                         paper=finding.get('paper_value', '–')) | cells)
+        about = dict(id=id, finding=finding['statement'], source=origin, unit=finding['unit'],
+                     paper=finding.get('paper_value', '–'))
+        rows.append(about | cells)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/core/13_findings.ipynb #fndfig01
