@@ -822,7 +822,7 @@ def _check_scale(scale, chosen):
     "Refuse a scale that a chapter does not know, and one whose models and data are not here."
     from frozen_nb.core.findings import SCALES
     from frozen_nb.core.frozen import BadInput, data_path
-    from frozen_nb.core.scales import plan_scale
+    from frozen_nb.core.scales import missing_here, read_scale
     if scale not in SCALES:
         raise BadInput(f"no scale is called '{scale}'; choose one of {', '.join(SCALES)}")
     for method, path in chosen.items() if scale != 'miniature' else []:
@@ -830,8 +830,9 @@ def _check_scale(scale, chosen):
         way_out = f'; --scale {scale} --dry-run says what it is going to run on'*planned
         if not notebooks_of(method, path, scale): raise BadInput(
             f'{method}: this chapter runs at the scale miniature so far{way_out}')
-        missing = plan_scale(method).missing if scale == 'paper' else []
-        if missing: raise BadInput(f'{method}, scale paper: missing: {", ".join(missing)}')
+        missing = missing_here(read_scale(method, scale)) if planned else []
+        if missing: raise BadInput(
+            f'{method}, scale {scale}: missing: {", ".join(missing)}')
 
 # %% ../nbs/90_cli.ipynb #86611d75
 def reproduce(

@@ -16,10 +16,10 @@ from fastcore.basics import patch
 from .core.findings import FRESH
 from .core.frozen import *
 from .core.generation import start_ids
-from frozen_nb.core.prefix import (
-    about_models, caption_batches, caption_lists, model_for_map, check_examples, first_answer,
-    first_line, generate, image_features, LinearMap, load_map, sequence, shipped_map, shot_prompt,
-    starts, target_loss)
+from .core.prefix import (
+    about_models, caption_batches, caption_lists, check_examples, check_features, check_models,
+    check_settings, first_answer, first_line, generate, image_features, LinearMap, load_map,
+    model_for_map, sequence, shipped_map, shot_prompt, starts, target_loss)
 from .core.stores import run_folder
 from .core.training import read_run, train, TrainConfig
 from .core.zoo import (
@@ -38,10 +38,11 @@ def new_map(
     "An untrained map between two frozen models, started at the scale of the token embeddings."
     unknown = kwargs.keys() - {'out_tokens', 'dropout', 'feature_dropout'}
     if unknown: raise BadInput(f'{min(unknown)}: a map has out_tokens, dropout, feature_dropout')
-    flat = features.float().flatten(0, 1)                              # (n k, e)
+    check_features(features, encoder)
+    flat = features.detach().float().flatten(0, 1)                              # (n k, e)
     about = about_models(encoder, lm) | dict(k=features.shape[1], prompt=prompt)
     about |= dict(start=bool(start_ids(lm)))                           # a token that begins a text
-    std = flat.std(0) if encoder else torch.ones(flat.shape[1])
+    std = flat.std(0) if encoder and len(flat) > 1 else torch.ones(flat.shape[1])
     ids = torch.arange(lm.embeddings.num_embeddings, device=lm.device)[:32_768]   # enough of them
     with torch.no_grad(): scale = lm.embeddings(ids).float().std().item()   # called: Gemma scales
     with seeded(seed):
@@ -68,6 +69,12 @@ def caption_loss(
     n = (seq.labels[:, 1:] != -100).sum()
     return target_loss(lm, seq) * n, n
 
+def _dropouts(folder, options):
+    "Dropouts, where a run is told from another by its inputs: in the cache its name holds them."
+    given = {name: p for name, p in options.items() if 'dropout' in name and p}
+    in_cache = folder and Path(folder).absolute().is_relative_to(cache_path('runs').absolute())
+    return [given] if given and not in_cache else []
+
 # %% ../nbs/10_limber.ipynb #f1tmap00
 def fit_map(
     encoder: Encoder | None,             # None for a blind map
@@ -81,16 +88,17 @@ def fit_map(
                                          # `bias_rate` (a factor), and arguments of `LinearMap`
 ) -> tuple:                              # `LinearMap`, `History`
     "Train the one linear map. Both models are checked to be the same bytes before and after."
+    check_settings(batch_size, **options)
     folder, desc = options.pop('folder', None), options.pop('desc', '')
     end, texts = options.pop('end', True), caption_lists(captions)
     rates = {'linear.bias': options.pop('bias_rate')} if 'bias_rate' in options else None
     linear_map = new_map(encoder, lm, features, prompt, config.seed, **options)
-    def loss(model, batch):
-        return caption_loss(model, lm, batch['features'], batch['texts'], prompt, end)
+    def loss(m, batch): return caption_loss(m, lm, batch['features'], batch['texts'], prompt, end)
     frozen = [lm.model] + ([encoder.model] if encoder else [])
-    history = train(linear_map, caption_batches(features, texts, batch_size, config.seed), loss,
-                    config, frozen=frozen, folder=folder, desc=desc,
-                    rates=rates, inputs=(features, texts, prompt, batch_size, end))
+    inputs = features, texts, prompt, batch_size, end, *_dropouts(folder, options)
+    batches = caption_batches(features, texts, batch_size, config.seed)
+    history = train(linear_map, batches, loss, config, frozen=frozen, folder=folder, desc=desc,
+                    rates=rates, inputs=inputs)
     return freeze(linear_map), history
 
 # %% ../nbs/10_limber.ipynb #keptmap0
@@ -130,6 +138,7 @@ class Limber:
 
     def __post_init__(self):
         unit = self.map.made_for.get('pixels') == 'unit'   # the authors' maps for NF-ResNet
+        check_models(self.map, self.encoder, self.lm)
         if unit: self.encoder = unit_pixels(self.encoder)
 
     @classmethod

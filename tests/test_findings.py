@@ -299,7 +299,7 @@ def test_fresh_items(protocol, tmp_path):
 def test_the_table_has_a_column_for_each_scale(protocol, tmp_path):
     findings = measured(protocol, tmp_path)
     table = findings_table(protocol, findings.records() + Findings(protocol, 'real').records())
-    assert list(table.columns) == ['finding', 'source', 'unit', 'paper', 'miniature', 'real']
+    assert list(table.columns) == ['id', 'finding', 'source', 'unit', 'paper', 'miniature', 'real']
     assert table.miniature[0].startswith('holds 0.') and 'null' in table.miniature[0] and table.real[1] == 'not testable here (no labels)'
 
 

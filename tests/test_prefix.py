@@ -159,7 +159,7 @@ def test_a_damaged_map_is_refused_in_one_line(saved, case):
 
 @pytest.mark.parametrize('role', ['encoder', 'lm'])
 def test_a_map_for_other_models_is_refused_by_name(saved, role):
-    right, wrong = (SimpleNamespace(name='mine', fingerprint=c*64) for c in (dict(encoder='a', lm='b')[role], 'c'))
+    right, wrong = (SimpleNamespace(name='mine', fingerprint=c*64, width=dict(encoder=5, lm=4)[role]) for c in (dict(encoder='a', lm='b')[role], 'c'))
     load_map(saved, **{role: right})
     with pytest.raises(BadInput, match=f"made for the {role} '{dict(encoder='clip', lm='llama')[role]}'.*not for 'mine'"): load_map(saved, **{role: wrong})
 

@@ -345,7 +345,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     for value in (True, '2', 2.5, [2]):
         with pytest.raises(BadInput, match='whole number'): LimberFit(data=Path('a'), out=Path('b'), steps=value)
     for value in (None, '2', [2]):
-        with pytest.raises(BadInput, match='give a number'): TrainConfig(steps=value)
+        with pytest.raises(BadInput, match='give a whole number'): TrainConfig(steps=value)
 
 def test_a_run_in_the_cache_is_waited_for(whole, monkeypatch):
     "What another process trains is the same run there: who comes second takes its result. Another refusal is not waited for, nor does one of a group wait."

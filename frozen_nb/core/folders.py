@@ -25,7 +25,7 @@ from uuid import uuid4
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors, load_file, save_file
 
 from .frozen import *
 
@@ -227,9 +227,12 @@ def _read_sums(folder):
     return sums if isinstance(sums, dict) and sums and all(map(_is_below, sums)) else None
 
 def _write_sums(folder):
+    "Write the list of hashes, and give all files its mode: safetensors' are for the owner alone."
     paths = [path for path in _files(folder) if path != folder/SUMS]
     sums = {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
     (folder/SUMS).write_text(json.dumps(sums, indent=1) + '\n', encoding='utf-8')
+    for path in paths:
+        if not path.is_symlink(): shutil.copymode(folder/SUMS, path)
 
 # %% ../../nbs/core/01_folders.ipynb #4e11d727
 def _kind_of_path(path):
@@ -286,6 +289,12 @@ def finish_write(
 # %% ../../nbs/core/01_folders.ipynb #fld00017
 def _in_the_way(target): return target.is_dir() or target.parent.is_file()
 
+def _is_foreign(folder, new, name):
+    "Whether the file of that name is neither of the result that stands there nor of the new one."
+    old, coming = _read_sums(folder), _read_sums(new) or {}
+    if not old or name in (*old, SUMS) or not os.path.lexists(folder/name): return False
+    return not _is_intact(folder/name, coming.get(name))
+
 def _check_targets(new, folder, holds):
     "Refuse to replace what appeared meanwhile, and to put a file where a folder is."
     targets = [folder/p.relative_to(new) for p in _files(new)]
@@ -294,6 +303,10 @@ def _check_targets(new, folder, holds):
     there = next(filter(os.path.lexists, targets), None)
     if there and not _may_be_replaced(folder, holds): raise BadInput(
         f'{there}: this was written meanwhile; choose another folder')
+    names = (path.relative_to(folder).as_posix() for path in targets)
+    foreign = next((name for name in names if _is_foreign(folder, new, name)), None)
+    if foreign: raise BadInput(f'{folder/foreign}: this file is not of the result that stands here '
+                               'and would be replaced; move it, or choose another folder')
 
 # %% ../../nbs/core/01_folders.ipynb #fld00006
 def holds_result(
@@ -614,6 +627,14 @@ def write_folder(
     return Path(folder)
 
 # %% ../../nbs/core/01_folders.ipynb #4a9067a3
+def _load_tensors(path):
+    "The tensors of a file. The library takes no path that is not UTF-8."
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return load_tensors(path.read_bytes())
+    return load_file(path)
+
 def _read_files(folder, what):
     "Configuration and tensors of a folder, and the SHA-256 of the file with the tensors."
     retry, name = 'train or download it again', 'config.json'
@@ -621,7 +642,7 @@ def _read_files(folder, what):
         config = parse_json(read_text(folder/name))
         name = 'model.safetensors'
         check_file(folder/name)
-        return config, load_file(folder/name), file_hash(folder/name)
+        return config, _load_tensors(folder/name), file_hash(folder/name)
     except Exception as error:
         problem = f'{name}: {type(error).__name__}'
         raise BadInput(f'the {what} in {folder} cannot be read ({problem}): {retry}') from error
@@ -692,7 +713,7 @@ def read_weights(
     path = check_file(path, what)
     if path.suffix == '.safetensors':
         try:
-            return load_file(path)
+            return _load_tensors(path)
         except Exception as error:
             raise BadInput(f'{path}: damaged ({type(error).__name__}); copy it again') from None
     state = _of_a_run(_unpickled(path))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PEAK', 'UTILISATION', 'scale_name', 'Scale', 'read_scale', 'trained_parameters', 'forward_operations', 'ScalePlan',
-           'plan_scale', 'plan_lines', 'scale_lines']
+           'plan_scale', 'missing_here', 'plan_lines', 'scale_lines']
 
 # %% ../../nbs/core/14_scales.ipynb #scl00003
 import importlib
@@ -208,7 +208,7 @@ def plan_scale(
     memory = {'frozen weights': sum(parts.weights_gb), 'activations': sum(parts.activations_gb),
               'trained weights, gradient, optimizer state': 16*n_trained/1e9}
     store = math.prod((scale.store or dict(items=0)).values())*2/1e9
-    missing = [*scale.missing, *_absent_data(scale), *_absent(scale)]
+    missing = missing_here(scale)
     return ScalePlan(scale, parts, trained, operations, memory, store, missing)
 
 # %% ../../nbs/core/14_scales.ipynb #scl00015b
@@ -223,6 +223,13 @@ def _absent_data(scale):
     "Published data that FROZEN_NB_REAL has no folder for."
     return [f'the data {name} (a folder of FROZEN_NB_REAL)' for name in scale.folders
             if real_path(name) is None]
+
+def missing_here(
+    scale: Scale, # of `read_scale`
+) -> list:        # of texts
+    "What a scale takes that is not on this machine: models, data, and what cannot be had at all."
+    not_to_be_had = scale.missing if scale.build else ()    # else it runs without that
+    return [*not_to_be_had, *_absent_data(scale), *_absent(scale)]
 
 # %% ../../nbs/core/14_scales.ipynb #scl00016
 def plan_lines(
@@ -261,4 +268,5 @@ def scale_lines(
     roles = [f'  {role}: {name}' for role, name in scale.models.items()]
     data = [f'  data ({part}): {name}' for part, name in scale.data.items()]
     missing = [f'  not to be had: {what}' for what in scale.missing]
+    missing += [f'  missing here: {what}' for what in missing_here(scale)]
     return [f'{scale.method}, scale {scale.name}: {recipe}', *roles, *data, *missing]

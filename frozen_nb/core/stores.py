@@ -178,6 +178,11 @@ def readable_bytes(
     return f'{n/1000**power:.{min(power, 1)}f}{units[power]}'
 
 # %% ../../nbs/core/02_stores.ipynb #room0004
+def _elsewhere(folder):
+    "How features get another place than this folder."
+    below_cache = Path(folder).absolute().is_relative_to(cache_path().absolute())
+    return 'name another cache with FROZEN_NB_CACHE' if below_cache else 'choose another folder'
+
 def _check_room(folder, rows, n_rows):
     "Raises `BadInput` if the disk has no room for `n_rows` like these."
     needed = n_rows*rows[:1].numel()*rows.dtype.itemsize
@@ -185,7 +190,7 @@ def _check_room(folder, rows, n_rows):
     if needed > free: raise BadInput(
         f'No space left in {folder}: the features of {n_rows:,} more items take '
         f'{readable_bytes(needed)}, and {readable_bytes(free)} are free; keep fewer tokens of each '
-        '(one, pooled, is least), make room, or choose another folder')
+        f'(one, pooled, is least), make room, or {_elsewhere(folder)}')
 
 # %% ../../nbs/core/02_stores.ipynb #e22a7f0f
 def _check_rows(items, rows, like):
@@ -210,9 +215,9 @@ def _add_shard(shards, items, rows, n_rows):
         path = shards.folder/f'{uuid4().hex}.safetensors'
         _write_shard(path, items, rows.detach().cpu().contiguous())
     except OSError as error:
-        raise BadInput(f'cannot write to {shards.folder}: {error.strerror}; make room or choose '
-                       'another folder. The shards written so far are kept, and a new call goes '
-                       'on from there') from error
+        raise BadInput(f'cannot write to {shards.folder}: {error.strerror}; make room or '
+                       f'{_elsewhere(shards.folder)}. The shards written so far are kept, and a '
+                       'new call goes on from there') from error
     shards.refresh()
 
 # %% ../../nbs/core/02_stores.ipynb #d6d19422
@@ -303,7 +308,7 @@ def _prepare(folder, key):
         if not (folder/'key.json').exists(): write_whole(folder/'key.json', key)
     except OSError as error:
         raise BadInput(f'cannot write to {folder}: {error.strerror}; '
-                       'choose another folder for the features') from error
+                       f'{_elsewhere(folder)}') from error
     with suppress(OSError):
         for part in folder.glob('.*.part'):
             if time.time() - part.stat().st_mtime > 3600: part.unlink()

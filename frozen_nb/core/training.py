@@ -56,17 +56,32 @@ class TrainConfig:
 
     def __post_init__(self): _check_config(self)
 
+# %% ../../nbs/core/08_training.ipynb #chknum01
+_WHOLE = dict(steps=0, accumulate=1, warmup=0, checkpoint_every=0, seed=0)   # name -> the least
+_AMOUNTS = 'lr', 'weight_decay', 'clip', 'min_lr'
+
+def _check_numbers(config):
+    "Refuse counts that are not whole, and amounts that are negative, infinite or no number."
+    for name, least in _WHOLE.items():
+        n = getattr(config, name)
+        if not isinstance(n, numbers.Integral) or not least <= n < 2**32: raise BadInput(
+            f'{name}={n!r:.40}: give a whole number from {least} on')
+    for name in _AMOUNTS:
+        x = getattr(config, name)
+        if not isinstance(x, numbers.Real) or not 0 <= x < math.inf: raise BadInput(
+            f'{name}={x!r:.40}: give a number, 0 or more')
+    _check_betas(config.betas)
+
+def _check_betas(betas):
+    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+    if not pair or not all(isinstance(b, numbers.Real) and 0 <= b < 1 for b in betas):
+        raise BadInput(f'betas={betas!r:.40}: give two numbers from 0 to below 1')
+
 # %% ../../nbs/core/08_training.ipynb #82147974
 def _check_config(config):
     if config.precision not in ('fp32', 'bf16', 'auto'):
         raise BadInput(f"precision {config.precision!r} is unknown; use 'fp32', 'bf16' or 'auto'")
-    for name in ('steps', 'accumulate', 'lr'):
-        value = getattr(config, name)
-        if not isinstance(value, numbers.Real):
-            raise BadInput(f'{name}={value!r}: give a number')
-    if config.steps < 0: raise BadInput(f'steps={config.steps} is negative')
-    if config.accumulate < 1:
-        raise BadInput(f'accumulate={config.accumulate}: a batch has one part or more')
+    _check_numbers(config)
     if not isinstance(config.schedule, str):
         raise BadInput(f'schedule={config.schedule!r:.40}: give the name of a schedule')
     if config.optimizer not in ('adamw', 'muon'):
@@ -492,7 +507,8 @@ def _check_free(path, identity):
     if not os.path.lexists(path): return
     is_ours = path.is_dir() and not path.is_symlink() and _is_checkpoint(path, identity)
     if not is_ours: raise BadInput(
-        f'{path} is no checkpoint of this run; name another folder for the checkpoints')
+        f'{path} is no checkpoint of this run; '
+        + ('delete it' if _is_keyed(path.parent) else 'name another folder for the checkpoints'))
 
 def _write_files(folder, tensors, state, info):
     weights = {}

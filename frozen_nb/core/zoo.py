@@ -13,9 +13,9 @@ __all__ = ['OWNERLESS', 'PACKAGED', 'RANDOM', 'IMAGE_FORMATS', 'IMAGE_SUFFIXES',
            'load_sam', 'Card', 'card', 'zoo']
 
 # %% ../../nbs/core/03_zoo.ipynb #021933e7
-import difflib, hashlib, importlib.util, inspect, json, logging, math, os, re, sys, warnings
+import difflib, hashlib, importlib.util, inspect, io, json, logging, math, os, re, sys, warnings
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -432,7 +432,7 @@ def _write_gguf(path, folder):
     where = dict(gguf_file=path.name, local_files_only=True)
     try:
         if not reader(path).tensors: raise ValueError('it holds no weights')
-        with quiet_libraries():
+        with quiet_libraries(), redirect_stderr(io.StringIO()):   # a bar that cannot be turned off
             model = AutoModelForCausalLM.from_pretrained(path.parent, **where)
             _without_quantizer(model).save_pretrained(folder)
             AutoTokenizer.from_pretrained(path.parent, **where).save_pretrained(folder)
