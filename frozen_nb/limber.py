@@ -20,7 +20,7 @@ from .core.prefix import (
     about_models, caption_batches, caption_lists, check_examples, check_features, check_models,
     check_settings, first_answer, first_line, generate, image_features, LinearMap, load_map,
     model_for_map, sequence, shipped_map, shot_prompt, starts, target_loss)
-from .core.stores import run_folder
+from .core.stores import in_cache, run_folder
 from .core.training import read_run, train, TrainConfig
 from .core.zoo import (
     check_images, check_texts, Encoder, LM, load_encoder, load_lm, pool_tokens, unit_pixels)
@@ -72,8 +72,8 @@ def caption_loss(
 def _dropouts(folder, options):
     "Dropouts, where a run is told from another by its inputs: in the cache its name holds them."
     given = {name: p for name, p in options.items() if 'dropout' in name and p}
-    in_cache = folder and Path(folder).absolute().is_relative_to(cache_path('runs').absolute())
-    return [given] if given and not in_cache else []
+    named_by_them = folder and in_cache(folder, 'runs')
+    return [given] if given and not named_by_them else []
 
 # %% ../nbs/10_limber.ipynb #f1tmap00
 def fit_map(

@@ -148,7 +148,7 @@ def test_what_a_scale_lacks_is_said_before_anything_runs(tmp_path, monkeypatch, 
     assert said.status == 2 and said.err.count('\n') == 1 and 'flickr8k' in said.err and not (tmp_path/'_out').exists()
     assert 'missing here: the data flickr8k' in shell('reproduce', 'limber', '--scale', 'real', '--dry-run').out
 
-def test_a_device_that_is_not_here_is_not_the_map_s_fault(shell, tmp_path):
+def test_a_number_format_that_is_unknown_is_not_the_map_s_fault(shell, tmp_path):
     from PIL import Image
     Image.new('RGB', (32, 32)).save(tmp_path/'a.png')
     said = shell('caption', str(tmp_path/'a.png'), '--dtype', 'int8')

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from .folders import (
     check_place, disk_errors, file_hash, hidden_part, read_folder, sync_folder, write_folder)
 from .frozen import *
-from .stores import hash_inputs
+from .stores import hash_inputs, in_cache
 from accelerate import Accelerator
 from accelerate.state import is_initialized
 from accelerate.utils import broadcast, gather_object, send_to_device
@@ -506,9 +506,10 @@ def _check_free(path, identity):
     "Refuse to replace what is no checkpoint of this run."
     if not os.path.lexists(path): return
     is_ours = path.is_dir() and not path.is_symlink() and _is_checkpoint(path, identity)
+    elsewhere = 'name another folder for the checkpoints'
+    way_out = 'delete it' if in_cache(path.parent, 'runs') else elsewhere
     if not is_ours: raise BadInput(
-        f'{path} is no checkpoint of this run; '
-        + ('delete it' if _is_keyed(path.parent) else 'name another folder for the checkpoints'))
+        f'{path} is no checkpoint of this run; {way_out}')
 
 def _write_files(folder, tensors, state, info):
     weights = {}
@@ -572,13 +573,9 @@ def _identity(run, fingerprints, inputs):
     return json.loads(json.dumps(identity))
 
 # %% ../../nbs/core/08_training.ipynb #idn00000
-def _is_keyed(folder):
-    "Whether a folder is called by all that its run depends on, see `run_folder`."
-    return Path(folder).absolute().is_relative_to(cache_path('runs').absolute())
-
 def _check_identity(ours, theirs, folder, ignored=()):
     "Refuse the checkpoint of another run."
-    earlier_version = 'inputs' not in theirs and _is_keyed(folder)
+    earlier_version = 'inputs' not in theirs and in_cache(folder, 'runs')
     if earlier_version: theirs = {name: ours[name] for name in ('inputs', 'start')} | theirs
     names = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n) and n not in ignored]
     different = '; '.join(f'{n}={theirs.get(n)}, not {ours.get(n)}' for n in names[:3])
@@ -616,7 +613,7 @@ def _check_checkpoint_place(folder):
     try:
         check_place(folder, 'the checkpoints')
     except BadInput as error:
-        if not _is_keyed(folder): raise
+        if not in_cache(folder, 'runs'): raise
         what = str(error).rpartition(';')[0]
         raise BadInput(f'{what}; name a folder for the cache with FROZEN_NB_CACHE') from None
 
@@ -662,7 +659,7 @@ def _waiting(train):
                 return train(*args, folder=folder, **kwargs)
             except BusyError:    # the other processes of a group would not wait
                 in_group = distributed.is_available() and distributed.is_initialized()
-                if in_group or not _is_keyed(folder): raise
+                if in_group or not in_cache(folder, 'runs'): raise
                 warnings.warn(f'{folder}: another process trains this; waiting for its end')
                 _wait_for_lock(Path(folder)/'.lock')
     return run
