@@ -1776,10 +1776,20 @@ def _measure_line(row):
     return f'{row.measure}:{number}{mean}'
 
 # %% ../nbs/90_cli.ipynb #evc00003
+def _check_evaluation(method, data, data_format):
+    "Method, folder, data set and split; refuses what does not fit, before all else."
+    from frozen_nb.benchmarks.readers import split_of
+    from frozen_nb.core.frozen import BadInput
+    from frozen_nb.evaluate import predictor
+    name, colon, split = data_format.partition(':')
+    predictor(method, name)
+    split = split_of(name, split if colon else None)
+    if data is None: raise BadInput('--data is missing: give the folder of the data set')
+    return method, data, name, split
+
 def _run_evaluation(evaluation, out):
     from frozen_nb.core.folders import check_place
-    from frozen_nb.evaluate import evaluate_head, holds_evaluation, predictor, save_evaluation
-    predictor(evaluation.method, evaluation.format)   # refuses what does not fit, before all else
+    from frozen_nb.evaluate import evaluate_head, holds_evaluation, save_evaluation
     if out is not None: check_place(out, 'an evaluation', holds_evaluation)
     evaluated = evaluate_head(evaluation)
     _say(f'{evaluation.method} on {len(evaluated.items)} items of {evaluation.format}')
@@ -1801,12 +1811,10 @@ def _evaluate(
 ) -> int:
     "Measure a head on a published data set."
     if data_format == 'list': return _list_formats(_plain_name(method))
-    from frozen_nb.core.frozen import BadInput
     from frozen_nb.evaluate import Evaluation
-    if data is None: raise BadInput('--data is missing: give the folder of the data set')
-    name, _, split = data_format.partition(':')
+    about = _check_evaluation(_plain_name(method), data, data_format)
     how = dict(head=head, lm=lm, limit=limit, device=device)
-    return _run_evaluation(Evaluation(_plain_name(method), data, name, split or None, **how), out)
+    return _run_evaluation(Evaluation(*about, **how), out)
 
 # %% ../nbs/90_cli.ipynb #ea70dad4
 ModelName = Annotated[str, typer.Argument(

@@ -108,3 +108,11 @@ def test_the_item_that_cannot_be_read_is_named(data, tmp_path):
     with pytest.raises(BadInput, match='^item long: ') as error:
         evaluate_head(Evaluation('generative_adapter', tmp_path, 'squad', 'dev', device='cpu'))
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('data_format, error', [
+    ('nothing', 'names them'), ('DAQUAR', 'take daquar'), ('daquar:moon', 'no split'),
+    ('daquar:', 'no split'), ('commonsenseqa', 'of the task choice'), ('daquar', '--data is missing')])
+def test_what_does_not_fit_is_refused_before_a_missing_folder(data_format, error):
+    from frozen_nb.cli import _check_evaluation
+    with pytest.raises(BadInput, match=error): _check_evaluation('limber', None, data_format)

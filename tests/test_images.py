@@ -250,3 +250,13 @@ def test_images_without_pixels():
     for image in (Image.new('RGB', (0, 5)), cut, closed):
         with pytest.raises(BadInput, match='an image') as error: to_rgb(image)
         assert '\n' not in str(error.value)
+
+
+def test_premultiplied_grey_is_drawn_over_white():
+    "A mode of few programs, which PIL does not turn into RGBA."
+    from PIL import Image
+
+    from frozen_nb.core.zoo import to_rgb
+    clear, black = Image.new('La', (2, 2), (0, 0)), Image.new('La', (2, 2), (0, 255))
+    assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(black).getpixel((0, 0)) == (0, 0, 0)

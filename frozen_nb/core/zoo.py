@@ -940,7 +940,7 @@ def to_rgb(
         values = np.asarray(image).astype(np.float64).clip(0, 65535)   # (H, W)
         image = Image.fromarray((values/257).round().astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert('RGBA')
+        image = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image.convert('RGB')
 
