@@ -54,27 +54,6 @@ class FLMM(nn.Module):
         self.prompt = None   # the words around a phrase that is given alone, as in 'the {}'
         self.presence = None # a linear layer, M d -> 1, on `last_states`
 
-# %% ../nbs/12_flmm.ipynb #flm0047c
-@patch
-@torch.no_grad()
-def masks(
-    self: FLMM,
-    phrases: Phrases,              # on images of one size
-    features: torch.Tensor | None, # (K, c, g, g) of SAM; None: there is no refiner
-    size: tuple,                   # (width, height) of the images
-    batch_size: int = 128,         # phrases at once
-) -> tuple:                        # two tensors (K, height, width) on the CPU; the second or None
-    "Logits at the size of the image, from the head alone and from the refiner."
-    device, coarse, fine = next(self.parameters()).device, [], []
-    for lo in range(0, len(phrases), batch_size):
-        part = slice(lo, lo + batch_size)
-        of_sam = None if features is None else features[part].to(device)
-        low, high = self(phrases[part].to(device), of_sam, size)
-        low = nn.functional.interpolate(low[:, None], size[::-1], mode='bilinear')[:, 0]
-        coarse.append(low.cpu())
-        if high is not None: fine.append(high.cpu())
-    return torch.cat(coarse), torch.cat(fine) if fine else None
-
 # %% ../nbs/12_flmm.ipynb #flm00a47
 @patch
 def forward(
@@ -101,6 +80,27 @@ def flmm_loss(
         cross, dice = mask_losses(logits, true)
         losses |= {f'{name} cross-entropy': cross, f'{name} dice': dice}
     return sum(losses.values()), losses
+
+# %% ../nbs/12_flmm.ipynb #flm0047c
+@patch
+@torch.no_grad()
+def masks(
+    self: FLMM,
+    phrases: Phrases,              # on images of one size
+    features: torch.Tensor | None, # (K, c, g, g) of SAM; None: there is no refiner
+    size: tuple,                   # (width, height) of the images
+    batch_size: int = 128,         # phrases at once
+) -> tuple:                        # two tensors (K, height, width) on the CPU; the second or None
+    "Logits at the size of the image, from the head alone and from the refiner."
+    device, coarse, fine = next(self.parameters()).device, [], []
+    for lo in range(0, len(phrases), batch_size):
+        part = slice(lo, lo + batch_size)
+        of_sam = None if features is None else features[part].to(device)
+        low, high = self(phrases[part].to(device), of_sam, size)
+        low = nn.functional.interpolate(low[:, None], size[::-1], mode='bilinear')[:, 0]
+        coarse.append(low.cpu())
+        if high is not None: fine.append(high.cpu())
+    return torch.cat(coarse), torch.cat(fine) if fine else None
 
 # %% ../nbs/12_flmm.ipynb #flm00a56
 def new_flmm(
