@@ -262,7 +262,7 @@ def forget(
     self: Memory,
     text: str | list, # a text, or tokens, as it was added
 ) -> Memory:          # this one
-    """Take a document out again that was added before. Exact in parallel mode. Raises `BadInput`
+    """Take a document out again that was added before. Exact up to rounding. Raises `BadInput`
     for one that was not added, and in sequential mode, in which later ones were read with it."""
     if self.mode != 'parallel': raise BadInput(
         'a document can only be forgotten in parallel mode: in sequential mode all later ones were '
@@ -274,6 +274,7 @@ def forget(
     self.state = self.state - self._with(ids, torch.zeros_like(self.state))
     self.tokens -= len(ids)
     self.read[self._mark(ids)] -= 1
+    if not any(self.read.values()): self.state = torch.zeros_like(self.state)
     return self
 
 # %% ../nbs/14_generative_adapter.ipynb #ff624488
