@@ -272,6 +272,10 @@ def _set_bar_limits(ax, places, ylim):
     if lowest < 0: ax.axhline(0, color=INK, linewidth=.8, zorder=1)
     ax.set_xlim(-.7, max(places.values()) + .6)
     if ax.texts and not ylim: ax.margins(y=.12)
+    if ax.texts and ylim:
+        ends = [text.xy[1] for text in ax.texts if hasattr(text, 'xy')]
+        top = max(ends, default=ylim[1]) + .1*(ylim[1] - ylim[0])
+        ax.set_ylim(ylim[0], max(ylim[1], top))
 
 # %% ../../nbs/core/12_figures.ipynb #3e04e348
 @delegates(finish_axes)
