@@ -273,9 +273,9 @@ def _set_bar_limits(ax, places, ylim):
     ax.set_xlim(-.7, max(places.values()) + .6)
     if ax.texts and not ylim: ax.margins(y=.12)
     if ax.texts and ylim:
+        bottom, top = ax.get_ylim()
         ends = [text.xy[1] for text in ax.texts if hasattr(text, 'xy')]
-        top = max(ends, default=ylim[1]) + .1*(ylim[1] - ylim[0])
-        ax.set_ylim(ylim[0], max(ylim[1], top))
+        ax.set_ylim(bottom, max(top, max(ends, default=bottom) + .1*(top - bottom)))
 
 # %% ../../nbs/core/12_figures.ipynb #3e04e348
 @delegates(finish_axes)
